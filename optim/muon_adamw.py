@@ -1,0 +1,295 @@
+"""One optimizer for a whole model: Muon for its hidden matrices, AdamW for the rest."""
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+from torch.utils.hooks import RemovableHandle
+
+from lightning_muon.optim.matrix_layout import MatrixLayout
+from lightning_muon.optim.orthogonalize import Orthogonalizer, orthogonalize
+from lightning_muon.optim.parameter_group import (
+    ALGORITHMS,
+    check_options,
+    check_parameters,
+    first_difference,
+    group_label,
+    matrix_layouts,
+    named,
+)
+from lightning_muon.optim.update_scale import UpdateScale, scale_factor
+
+HALF = (torch.float16, torch.bfloat16)
+
+OrthogonalizeHook = Callable[[list[str], Tensor], None]
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    r"""Muon for the groups with ``algorithm="muon"``, AdamW for those with ``algorithm="adamw"``.
+
+    With gradient :math:`G_t`, momentum :math:`\mu`, learning rate :math:`\eta` and weight decay :math:`\lambda`, each
+    matrix :math:`W` of a muon group follows
+
+    .. math::
+        M_t &= \mu M_{t-1} + (1 - \mu) G_t \\
+        O_t &= \operatorname{polar}\bigl((1 - \mu) G_t + \mu M_t\bigr) \quad\text{(nesterov; otherwise } M_t) \\
+        W_t &= (1 - \eta\lambda) W_{t-1} - \eta s O_t
+
+    where the scale :math:`s` depends on ``update_scale`` and the layer's fan-out and fan-in. Matrices of the same shape
+    are orthogonalized as one batch. The adamw groups go through torch's own functional AdamW.
+
+    :func:`~lightning_muon.optim.route_parameters` makes the groups. Each has its ``algorithm``, and every
+    hyperparameter below may be set per group; it is read at each step, so a scheduler or a callback may change it.
+    Gradients are never modified. The momentum has the dtype of its parameter; AdamW's moments have at least float32.
+
+    Args:
+        params: Parameter groups, each with an ``"algorithm"``: usually ``route_parameters(module)``.
+        lr: Learning rate of all groups that do not bring their own.
+        weight_decay: Decoupled weight decay, per unit of ``lr`` (not of the scaled lr, and the same for all scales).
+        momentum: Decay of the average of the gradients, μ.
+        nesterov: Look one step ahead along the momentum.
+        orthogonalizer: How the polar factor is computed, see :func:`~lightning_muon.optim.orthogonalize`.
+        orthogonalizer_options: What the orthogonalizer takes, such as ``{"steps": 5}``.
+        update_scale: How large the update is, see :func:`~lightning_muon.optim.scale_factor`. With ``"moonlight"`` it
+            has the RMS of an AdamW update, so both algorithms share ``lr``; the other scales want an ``lr`` of their
+            own, of about 0.02.
+        adamw_lr: Learning rate of the adamw groups that do not bring their own. Default: ``lr``.
+        betas: AdamW's decay of the averages of the gradient and of its square.
+        eps: AdamW's term in the denominator.
+
+    Raises:
+        ValueError: If a group has an unknown algorithm, option or value, or holds a parameter that its algorithm
+            cannot update. The message names the group.
+
+    Example::
+
+        >>> optimizer = MuonAdamW(route_parameters(model), lr=1e-3, weight_decay=0.1)
+
+    Sources: Jordan, "Muon" (2024), https://kellerjordan.github.io/posts/muon/; Liu et al., "Muon is Scalable for LLM
+    Training" (2025), arXiv:2502.16982; Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019),
+    arXiv:1711.05101. The momentum is an average, as in ``torch.optim.Muon``; a sum would give the same polar factor.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        orthogonalizer: Orthogonalizer = "newton_schulz",
+        orthogonalizer_options: dict[str, Any] | None = None,
+        update_scale: UpdateScale = "moonlight",
+        adamw_lr: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+    ) -> None:
+        self._adamw_lr = adamw_lr
+        self._orthogonalize_hooks: OrderedDict[int, OrthogonalizeHook] = OrderedDict()
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "weight_decay": weight_decay,
+                "momentum": momentum,
+                "nesterov": nesterov,
+                "orthogonalizer": orthogonalizer,
+                "orthogonalizer_options": orthogonalizer_options or {},
+                "update_scale": update_scale,
+                "betas": betas,
+                "eps": eps,
+            },
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Check a group and add it; see the class for what a group holds."""
+        label = group_label(param_group, len(self.param_groups))
+        algorithm = param_group.get("algorithm") if isinstance(param_group, dict) else None
+        if algorithm not in ALGORITHMS:
+            raise ValueError(
+                f"{label}: algorithm is {algorithm!r}, choose one of {', '.join(ALGORITHMS)}."
+                " route_parameters(module) makes groups that say for each parameter which one fits."
+            )
+        param_group = named(param_group, label)
+        if algorithm == "adamw" and self._adamw_lr is not None:
+            param_group.setdefault("lr", self._adamw_lr)
+        check_options(label, {**self.defaults, **param_group}, hyperparameters=self.defaults)
+
+        super().add_param_group(param_group)
+        try:
+            check_parameters(label, self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update the parameters that have a gradient.
+
+        Args:
+            closure: Computes the loss again and returns it.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if group["algorithm"] == "muon":
+                self._muon(group)
+            else:
+                self._adamw(group)
+        return loss
+
+    def register_orthogonalize_hook(self, hook: OrthogonalizeHook) -> RemovableHandle:
+        """Hand out what the coming steps orthogonalize, until the handle is removed.
+
+        Args:
+            hook: Called as ``hook(names, factors)`` once for each batch of matrices of one shape: ``factors`` has the
+                shape (b, m, n), holds the polar factors before scaling, and is only valid during the call;
+                ``names[i]`` is the parameter that ``factors[i]`` belongs to (a fused or stacked one occurs repeatedly).
+
+        Returns:
+            A handle; its ``remove()`` ends the calls. A step without hooks does no work for them.
+        """
+        handle = RemovableHandle(self._orthogonalize_hooks)
+        self._orthogonalize_hooks[handle.id] = hook
+        return handle
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict, whose hyperparameters then hold.
+
+        Raises:
+            ValueError: If its groups hold other parameters, or send them to another algorithm, than this optimizer's:
+                torch matches state to parameters by position, so it would end up at the wrong ones.
+        """
+        for index, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=False)):
+            for key in ("algorithm", "param_names"):
+                if key in saved and saved[key] != group[key]:
+                    raise ValueError(
+                        f"{group_label(group, index)}: {key} of the state dict differs:"
+                        f" {first_difference(saved[key], group[key])}."
+                        " Route the parameters as in the run that saved it."
+                    )
+        layouts = [group.get("layouts") for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, layout, saved in zip(self.param_groups, layouts, state_dict["param_groups"], strict=True):
+            if layout is not None:
+                group["layouts"] = layout
+            for param, key in zip(group["params"], saved["params"], strict=True):
+                self._restore_moments(param, state_dict["state"].get(key, {}))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled or copied optimizer; hooks belong to the original."""
+        super().__setstate__(state)
+        self.__dict__.setdefault("_adamw_lr", None)
+        self.__dict__.setdefault("_orthogonalize_hooks", OrderedDict())
+
+    def _muon(self, group: dict[str, Any]) -> None:
+        names, params, layouts = _with_gradient(group)
+        if not params:
+            return
+        gradients = [p.grad for p in params]
+        momenta = [self._state(p, "momentum_buffer") for p in params]
+
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        updates = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
+        factors = self._orthogonalize(group, names, updates, layouts)
+        for param, factor, layout in zip(params, factors, layouts, strict=True):
+            scale = scale_factor(group["update_scale"], *layout.fans(param.shape))
+            _apply(param, layout.restore(factor, param.shape), group["lr"], group["weight_decay"], scale)
+
+    def _orthogonalize(
+        self, group: dict[str, Any], names: list[str], updates: Iterable[Tensor], layouts: list[MatrixLayout]
+    ) -> list[Tensor]:
+        """Return the polar factors (b, m, n) of the matrices in each update, computed in batches of one shape."""
+        matrices = [layout.matrices(update) for layout, update in zip(layouts, updates, strict=True)]
+        batches: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for index, matrix in enumerate(matrices):
+            batches[matrix.device, matrix.dtype, matrix.shape[1:]].append(index)
+
+        factors = matrices.copy()
+        for members in batches.values():
+            batch = torch.cat([matrices[i] for i in members]) if len(members) > 1 else matrices[members[0]]
+            factor = orthogonalize(batch, group["orthogonalizer"], **group["orthogonalizer_options"])
+            if self._orthogonalize_hooks:
+                owners = [names[i] for i in members for _ in range(len(matrices[i]))]
+                for hook in tuple(self._orthogonalize_hooks.values()):
+                    hook(owners, factor)
+            for index, piece in zip(members, factor.split([len(matrices[i]) for i in members]), strict=True):
+                factors[index] = piece
+        return factors
+
+    def _adamw(self, group: dict[str, Any]) -> None:
+        _, params, _ = _with_gradient(group)
+        if not params:
+            return
+        beta1, beta2 = group["betas"]
+        # float32, where the parameters are less: float16 rounds eps to zero, and bfloat16 never sees β₂ close to one.
+        weights = [p if p.dtype not in HALF else p.float() for p in params]
+        adamw(
+            weights,
+            [p.grad if p.dtype not in HALF else p.grad.float() for p in params],
+            [self._state(p, "exp_avg", widest=True) for p in params],
+            [self._state(p, "exp_avg_sq", widest=True) for p in params],
+            [],
+            [self._step_count(p) for p in params],
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+        for param, weight in zip(params, weights, strict=True):
+            if weight is not param:
+                param.copy_(weight)
+
+    def _state(self, param: Tensor, key: str, *, widest: bool = False) -> Tensor:
+        """Return a state tensor of ``param``, zero at first, always in the layout of its parameter."""
+        state = self.state[param]
+        if key not in state:
+            dtype = torch.float32 if widest and param.dtype in HALF else param.dtype
+            state[key] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+        return state[key]
+
+    def _step_count(self, param: Tensor) -> Tensor:
+        state = self.state[param]
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+        return state["step"]
+
+    def _restore_moments(self, param: Tensor, saved: Mapping[str, Any]) -> None:
+        """Take AdamW's moments as they were saved: torch has cast them to the dtype of the parameter."""
+        for key in ("exp_avg", "exp_avg_sq"):
+            if param.dtype in HALF and key in saved:
+                self.state[param][key] = saved[key].to(device=param.device, copy=True)
+
+
+def _apply(param: Tensor, factor: Tensor, lr: float, weight_decay: float, scale: float) -> None:
+    """W ← (1 − lr·wd)·W − lr·scale·O; rounded once, since 1.0·(1 − 1e-4) is 1.0 in bf16."""
+    if param.dtype in HALF:
+        param.copy_(param.float().mul_(1 - lr * weight_decay).add_(factor, alpha=-lr * scale))
+    else:
+        param.mul_(1 - lr * weight_decay).add_(factor, alpha=-lr * scale)
+
+
+def _with_gradient(group: Mapping[str, Any]) -> tuple[list[str], list[Tensor], list[MatrixLayout]]:
+    """Return names, parameters and layouts of those parameters in the group that have a gradient."""
+    names, params, layouts = [], [], []
+    for name, param, layout in zip(group["param_names"], group["params"], matrix_layouts(group), strict=True):
+        if param.grad is None or param.numel() == 0:
+            continue
+        if param.grad.is_sparse:
+            raise ValueError(f"{name} has a sparse gradient, which MuonAdamW cannot use; make its module sparse=False")
+        names.append(name)
+        params.append(param)
+        layouts.append(layout)
+    return names, params, layouts

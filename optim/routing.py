@@ -1,0 +1,242 @@
+"""Which algorithm updates which parameter, and why."""
+
+import difflib
+import itertools
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from lightning_muon.optim.matrix_layout import MatrixLayout
+from lightning_muon.optim.output_head import output_heads
+from lightning_muon.optim.parameter_group import ALGORITHMS, Algorithm
+from lightning_muon.optim.roles import Role, role_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ORDER = ("muon", "adamw", "frozen")
+
+# What torch.compile, activation checkpointing and FSDP add to the names of what they wrap.
+_WRAPPER_PREFIX = re.compile(r"(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Route the parameters whose name matches a pattern, whatever their role.
+
+    Args:
+        pattern: Shell-style pattern for the full name, such as ``"*.head.weight"``.
+        algorithm: ``"muon"`` or ``"adamw"``.
+        options: Hyperparameters for these parameters alone, such as ``{"lr": 1e-4}``; they get a group of their own.
+        layout: Where the matrices are, if the role does not tell it: see :class:`MatrixLayout`.
+    """
+
+    pattern: str
+    algorithm: Algorithm
+    options: dict[str, Any] = field(default_factory=dict)
+    layout: MatrixLayout | None = None
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where one parameter goes.
+
+    Args:
+        name: As ``named_parameters()`` gives it, without the prefixes of wrappers.
+        parameter: The parameter.
+        algorithm: ``"muon"``, ``"adamw"``, or ``"frozen"`` if it takes no gradient.
+        reason: Why, in one line.
+        layout: Where the matrices of a muon parameter are.
+        options: Hyperparameters that differ from the optimizer's.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    algorithm: Literal["muon", "adamw", "frozen"]
+    reason: str
+    layout: MatrixLayout = field(default_factory=MatrixLayout)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def route_parameters(module: nn.Module, rules: Iterable[Rule] = ()) -> list[dict[str, Any]]:
+    """Sort the parameters of a model into groups for :class:`~lightning_muon.optim.MuonAdamW`.
+
+    Hidden matrices go to Muon: of linear layers, convolutions (as out × in·kernel), recurrent layers, stacks of experts
+    and fused projections (each block by itself). Embeddings, output heads and what is tied to them, norms, biases and
+    other vectors go to AdamW; vectors without weight decay. Frozen parameters are left out.
+
+    Args:
+        module: The model, before or after wrapping with ``torch.compile``.
+        rules: Exceptions. The first rule that matches a parameter wins over its role.
+
+    Returns:
+        One group per algorithm and set of options: ``params``, and beside it ``param_names``, ``reasons`` and, for
+        Muon, ``layouts``, in the same order; ``algorithm``; ``name``, which Lightning's ``LearningRateMonitor`` shows.
+        Any ``torch.optim`` optimizer takes them.
+
+    Raises:
+        ValueError: If a rule matches nothing, contradicts a shape, or names an unknown algorithm, or if nothing is
+            left to train.
+    """
+    trained = [route for route in find_routes(module, rules) if route.algorithm != "frozen"]
+    if not trained:
+        raise ValueError(
+            f"{type(module).__name__} has no parameter that requires a gradient: there is nothing to train"
+        )
+    members: defaultdict[tuple[str, str], list[Route]] = defaultdict(list)
+    for route in trained:
+        members[route.algorithm, repr(sorted(route.options.items()))].append(route)
+    groups = [_group(routes) for _, routes in sorted(members.items(), key=lambda item: item[0][0] == "adamw")]
+    _name(groups)
+    return groups
+
+
+def routing_table(routes: Iterable[Route], *, every_parameter: bool = False) -> "Table":
+    """Draw routes as a table for ``rich.print``.
+
+    Args:
+        routes: From :func:`find_routes`.
+        every_parameter: One row a parameter, instead of one a reason.
+    """
+    from rich.table import Table  # noqa: PLC0415 - the optimizer works without rich
+
+    rows: defaultdict[tuple[int, str, str], list[Route]] = defaultdict(list)
+    for route in routes:
+        rows[ORDER.index(route.algorithm), route.reason, route.name if every_parameter else ""].append(route)
+    table = Table(title="Who updates what", title_justify="left")
+    for title in ("algorithm", "reason", "parameter" if every_parameter else "parameters"):
+        table.add_column(title)
+    table.add_column("shape" if every_parameter else "elements", justify="right")
+    for (algorithm, reason, _), members in sorted(rows.items(), key=lambda row: row[0][0]):
+        first = members[0]
+        what = first.name if len(members) == 1 else f"{len(members)}, such as {first.name}"
+        elements = f"{sum(route.parameter.numel() for route in members):,}"
+        size = "×".join(map(str, first.parameter.shape)) if every_parameter else elements
+        table.add_row(ORDER[algorithm], reason, what, size)
+    return table
+
+
+def find_routes(module: nn.Module, rules: Iterable[Rule] = ()) -> list[Route]:
+    """Decide for each parameter of a model, in the order of ``named_parameters()``.
+
+    Args:
+        module: The model.
+        rules: Exceptions, see :func:`route_parameters`.
+
+    Raises:
+        ValueError: See :func:`route_parameters`.
+    """
+    rules = list(rules)
+    routes: list[Route] = []
+    used: set[int] = set()
+    unknown = []
+    for names, parameter, role in _parameters_with_roles(module):
+        matching = (i for i, rule in enumerate(rules) if any(fnmatchcase(name, rule.pattern) for name in names))
+        if (first := next(matching, None)) is not None:
+            used.add(first)
+            routes.append(_route_by_rule(names[0], parameter, role, rules[first]))
+            continue
+        routes.append(_route_by_role(names[0], parameter, role))
+        if not role.known and parameter.requires_grad:
+            unknown.append(f"{names[0]} {tuple(parameter.shape)}")
+    for index, rule in enumerate(rules):
+        if index not in used:
+            _raise_unused(rule, [route.name for route in routes])
+    if unknown:
+        warnings.warn(
+            f"adamw updates {', '.join(unknown)}: nothing tells what part they play. If they hold matrices, say so with"
+            " a rule, such as Rule('*.weight', 'muon', layout=MatrixLayout(stacked=True)).",
+            stacklevel=3,
+        )
+    return routes
+
+
+def _parameters_with_roles(module: nn.Module) -> list[tuple[list[str], nn.Parameter, Role]]:
+    """Return each parameter once, with all its names (several where it is tied) and its role."""
+    owners: defaultdict[int, list[tuple[str, str, nn.Module, nn.Parameter]]] = defaultdict(list)
+    for path, owner in module.named_modules(remove_duplicate=False):
+        for name, parameter in owner.named_parameters(recurse=False):
+            if isinstance(parameter, UninitializedParameter):
+                raise ValueError(f"{path}.{name} has no shape yet: run a batch through the lazy module first")
+            owners[id(parameter)].append((path, name, owner, parameter))
+
+    roles = {key: [role_of(owner, path, name, p) for path, name, owner, p in uses] for key, uses in owners.items()}
+    layers: list[str] = []
+    tied: list[str] = []
+    for key, uses in owners.items():
+        paths = [path for (path, *_), role in zip(uses, roles[key], strict=True) if role.is_layer]
+        layers += paths
+        tied += paths if any(role.is_embedding for role in roles[key]) else []
+    heads = output_heads(module, layers, tied)
+
+    result = []
+    for key, uses in owners.items():
+        role = next((role for role in roles[key] if role.algorithm == "adamw"), roles[key][0])
+        for (path, *_), own in zip(uses, roles[key], strict=True):
+            if path in heads and own.is_layer:
+                role = Role("adamw", heads[path])
+        names = [_WRAPPER_PREFIX.sub("", f"{path}.{name}" if path else name) for path, name, *_ in uses]
+        result.append((names, uses[0][3], role))
+    return result
+
+
+def _route_by_role(name: str, parameter: nn.Parameter, role: Role) -> Route:
+    if not parameter.requires_grad:
+        return Route(name, parameter, "frozen", "takes no gradient")
+    return Route(name, parameter, role.algorithm, role.reason, role.layout, {} if role.decay else {"weight_decay": 0.0})
+
+
+def _route_by_rule(name: str, parameter: nn.Parameter, role: Role, rule: Rule) -> Route:
+    if rule.algorithm not in ALGORITHMS:
+        raise ValueError(
+            f"rule {rule.pattern!r}: algorithm is {rule.algorithm!r}, choose one of {', '.join(ALGORITHMS)}"
+        )
+    layout = rule.layout or role.layout
+    if rule.algorithm == "muon":
+        try:
+            layout.check(parameter.shape)
+        except ValueError as error:
+            raise ValueError(f"rule {rule.pattern!r} sends {name} to muon: {error}") from None
+    route = _route_by_role(name, parameter, replace(role, algorithm=rule.algorithm, layout=layout))
+    if route.algorithm == "frozen":
+        return route
+    options = {**(route.options if rule.algorithm == "adamw" else {}), **rule.options}
+    return replace(route, reason=f"rule {rule.pattern!r}", options=options)
+
+
+def _raise_unused(rule: Rule, names: Sequence[str]) -> None:
+    if any(fnmatchcase(name, rule.pattern) for name in names):
+        raise ValueError(f"rule {rule.pattern!r} has no effect: earlier rules take all the parameters that it matches")
+    near = difflib.get_close_matches(rule.pattern.replace("*", ""), names, n=3, cutoff=0.3) or list(names[:3])
+    raise ValueError(f"rule {rule.pattern!r} matches no parameter; there are, for instance, {', '.join(near)}")
+
+
+def _group(routes: Sequence[Route]) -> dict[str, Any]:
+    group: dict[str, Any] = {
+        "params": [route.parameter for route in routes],
+        "param_names": [route.name for route in routes],
+        "reasons": [route.reason for route in routes],
+        "algorithm": routes[0].algorithm,
+        **routes[0].options,
+    }
+    if routes[0].algorithm == "muon":
+        group["layouts"] = [asdict(route.layout) for route in routes]
+    return group
+
+
+def _name(groups: Sequence[dict[str, Any]]) -> None:
+    """Name the groups for people: by algorithm, and numbered where that is not enough."""
+    taken: set[str] = set()
+    for group in groups:
+        vectors = group["algorithm"] == "adamw" and group.get("weight_decay") == 0.0
+        name = str(group.get("name", "adamw_vectors" if vectors else group["algorithm"]))
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        group["name"] = name if name not in taken else next(n for n in numbered if n not in taken)
+        taken.add(group["name"])

@@ -1,0 +1,302 @@
+"""Which parameter goes where, on models as people write them."""
+
+import io
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from lightning_muon.optim import MatrixLayout, MuonAdamW, Rule, find_routes, route_parameters, routing_table
+
+
+def algorithms(model: nn.Module, rules: list[Rule] | None = None) -> dict[str, str]:
+    return {route.name: route.algorithm for route in find_routes(model, rules or [])}
+
+
+def muon(model: nn.Module, rules: list[Rule] | None = None) -> set[str]:
+    return {name for name, algorithm in algorithms(model, rules).items() if algorithm == "muon"}
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int = 8) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.up = nn.Linear(dim, 4 * dim)
+        self.down = nn.Linear(4 * dim, dim)
+
+
+class Transformer(nn.Module):
+    def __init__(self, *, tied: bool = False, head: bool = True) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(16, 8)
+        self.position = nn.Parameter(torch.zeros(10, 8))
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.norm = nn.LayerNorm(8)
+        if head:
+            self.output = nn.Linear(8, 16, bias=False)
+        if tied:
+            self.output.weight = self.embedding.weight
+
+
+HIDDEN = {f"blocks.{i}.{name}.weight" for i in range(2) for name in ("qkv", "up", "down")}
+
+
+class ResidualNetwork(nn.Module):
+    """The anatomy of torchvision's ResNet."""
+
+    class Basic(nn.Module):
+        def __init__(self, channels: int, downsample: bool) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(channels, channels, 3, bias=False)
+            self.bn1 = nn.BatchNorm2d(channels)
+            self.conv2 = nn.Conv2d(channels, channels, 3, bias=False)
+            self.downsample = nn.Sequential(nn.Conv2d(channels, channels, 1)) if downsample else None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 7, bias=False)
+        self.layer1 = nn.Sequential(self.Basic(8, downsample=True), self.Basic(8, downsample=False))
+        self.fc = nn.Linear(8, 10)
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(8, 4)
+        self.gate_up_proj = nn.Parameter(torch.randn(4, 32, 8))
+        self.down_proj = nn.Parameter(torch.randn(4, 8, 16))
+
+
+class Conv1D(nn.Module):
+    """Like transformers.pytorch_utils.Conv1D: a linear layer stored (in, out)."""
+
+    def __init__(self, fan_out: int, fan_in: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(fan_in, fan_out))
+        self.bias = nn.Parameter(torch.zeros(fan_out))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_transformer(tied: bool) -> None:
+    model = Transformer(tied=tied)
+    assert muon(model) == HIDDEN
+    reasons = {route.name: route.reason for route in find_routes(model)}
+    if tied:
+        assert reasons["embedding.weight"] == "output head, tied to an embedding"
+        assert "output.weight" not in reasons
+    else:
+        assert reasons["embedding.weight"] == "embedding"
+        assert reasons["output.weight"] == "output head, the last layer of the model"
+    assert reasons["position"] == "embedding, by its name"
+    assert reasons["norm.weight"] == "vector"
+
+
+def test_without_a_head_no_block_is_taken_for_one() -> None:
+    """As where the head is functional, F.linear(x, embedding.weight)."""
+    assert muon(Transformer(head=False)) == HIDDEN
+
+
+def test_fused_projections_are_orthogonalized_block_by_block() -> None:
+    model = Transformer()
+    layouts = {route.name: route.layout for route in find_routes(model)}
+    assert layouts["blocks.0.qkv.weight"] == MatrixLayout(blocks=3)
+    attention = nn.MultiheadAttention(8, 2)
+    assert {r.name: r.layout for r in find_routes(attention)}["in_proj_weight"] == MatrixLayout(blocks=3)
+
+
+def test_grouped_queries_make_unequal_blocks_and_stay_whole() -> None:
+    model = nn.ModuleDict({"qkv": nn.Linear(8, 12), "head": nn.Linear(8, 2)})
+    assert find_routes(model)[0].layout == MatrixLayout()
+
+
+def test_multihead_attention() -> None:
+    assert muon(nn.MultiheadAttention(8, 2)) == {"in_proj_weight", "out_proj.weight"}
+    separate = nn.MultiheadAttention(8, 2, kdim=4, vdim=4, add_bias_kv=True)
+    assert muon(separate) == {"q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"}
+
+
+def test_transformer_encoder_of_torch() -> None:
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+    names = ("self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight")
+    assert muon(model) == {f"layers.{i}.{name}" for i in range(2) for name in names}
+
+
+def test_small_resnet() -> None:
+    model = ResidualNetwork()
+    convolutions = {name for name, p in model.named_parameters() if p.ndim == 4}
+    assert muon(model) == convolutions
+    assert all(route.layout == MatrixLayout() for route in find_routes(model) if route.algorithm == "muon")
+
+
+def test_frozen_trunk() -> None:
+    model = Transformer()
+    model.embedding.requires_grad_(False)
+    model.blocks.requires_grad_(False)
+    routes = algorithms(model)
+    assert {routes[name] for name in HIDDEN} == {"frozen"}
+    assert routes["output.weight"] == "adamw"
+    names = {name for group in route_parameters(model) for name in group["param_names"]}
+    assert names == {"position", "norm.weight", "norm.bias", "output.weight"}
+
+
+def test_mlp_whose_last_linear_is_the_head() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    assert muon(model) == {"1.weight", "3.weight"}
+
+
+def test_several_heads_by_name() -> None:
+    model = nn.ModuleDict({"trunk": nn.Linear(8, 8), "heads": nn.ModuleList([nn.Linear(8, 2), nn.Linear(8, 3)])})
+    assert muon(model) == {"trunk.weight"}
+
+
+def test_experts_are_a_stack_of_matrices() -> None:
+    model = nn.ModuleDict({"experts": Experts(), "head": nn.Linear(8, 2)})
+    layouts = {route.name: route.layout for route in find_routes(model) if route.algorithm == "muon"}
+    assert layouts == {
+        "experts.router.weight": MatrixLayout(),
+        "experts.gate_up_proj": MatrixLayout(stacked=True, blocks=2),
+        "experts.down_proj": MatrixLayout(stacked=True),
+    }
+
+
+def test_weights_stored_in_out() -> None:
+    model = nn.ModuleDict({"c_attn": Conv1D(24, 8), "c_proj": Conv1D(8, 8), "lm_head": nn.Linear(8, 16)})
+    layouts = {route.name: route.layout for route in find_routes(model) if route.algorithm == "muon"}
+    assert layouts == {
+        "c_attn.weight": MatrixLayout(transposed=True, blocks=3),
+        "c_proj.weight": MatrixLayout(transposed=True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("convolution", "layout"),
+    [
+        (nn.Conv1d(4, 8, 3), MatrixLayout()),
+        (nn.Conv3d(4, 8, 3), MatrixLayout()),
+        (nn.Conv2d(4, 8, 3, groups=2), MatrixLayout(blocks=2)),
+        (nn.ConvTranspose2d(4, 8, 3), MatrixLayout(transposed=True)),
+        (nn.Conv2d(4, 4, 3, groups=4), None),
+        (nn.ConvTranspose2d(4, 8, 3, groups=2), None),
+    ],
+)
+def test_convolutions(convolution: nn.Module, layout: MatrixLayout | None) -> None:
+    route = find_routes(nn.ModuleDict({"conv": convolution, "head": nn.Linear(2, 2)}))[0]
+    assert (route.layout if route.algorithm == "muon" else None) == layout
+
+
+@pytest.mark.parametrize(
+    ("kind", "blocks"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1), (nn.LSTMCell, 4), (nn.GRUCell, 3)]
+)
+def test_gates_are_blocks(kind: type[nn.Module], blocks: int) -> None:
+    model = nn.ModuleDict({"recurrent": kind(6, 8), "head": nn.Linear(8, 2)})
+    matrices = [route for route in find_routes(model) if route.algorithm == "muon"]
+    assert [route.layout.blocks for route in matrices] == [blocks, blocks]
+
+
+def test_a_parameter_of_unknown_role_is_announced() -> None:
+    class StateSpace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.A_log = nn.Parameter(torch.zeros(8, 4))
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
+
+    with pytest.warns(UserWarning, match=r"adamw updates A_log \(8, 4\): nothing tells"):
+        assert muon(StateSpace()) == set()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_rule_settles_an_unknown_role() -> None:
+    model = nn.ParameterDict({"table": torch.zeros(3, 4, 4)})
+    assert muon(model, [Rule("table", "muon", layout=MatrixLayout(stacked=True))]) == {"table"}
+
+
+def test_every_parameter_is_in_exactly_one_group() -> None:
+    model = Transformer(tied=True)
+    groups = route_parameters(model, [Rule("*.up.weight", "muon", {"lr": 0.1})])
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    assert all(len(group["params"]) == len(group["param_names"]) == len(group["reasons"]) for group in groups)
+
+
+def test_vectors_do_not_decay() -> None:
+    groups = {group["name"]: group for group in route_parameters(Transformer())}
+    assert sorted(groups) == ["adamw", "adamw_vectors", "muon"]
+    assert groups["adamw_vectors"]["weight_decay"] == 0.0
+    assert all(p.ndim == 1 for p in groups["adamw_vectors"]["params"])
+    assert "weight_decay" not in groups["adamw"]
+
+
+def test_rules_override_and_the_first_match_wins() -> None:
+    rules = [Rule("blocks.0.up.*", "adamw", {"lr": 1e-4}), Rule("*.up.weight", "muon", {"lr": 0.1, "name": "wide"})]
+    model = Transformer()
+    groups = {group["name"]: group for group in route_parameters(model, rules)}
+    assert muon(model, rules) == HIDDEN - {"blocks.0.up.weight"}
+    assert groups["wide"]["param_names"] == ["blocks.1.up.weight"]
+    assert groups["wide"]["lr"] == 0.1
+    optimizer = MuonAdamW(route_parameters(model, rules), lr=0.01)
+    assert {group["name"]: group["lr"] for group in optimizer.param_groups}["wide"] == 0.1
+    assert any(g["param_names"][0] == "blocks.0.up.weight" and g["lr"] == 1e-4 for g in groups.values())
+
+
+def test_a_rule_sees_all_names_of_a_tied_weight() -> None:
+    routes = algorithms(Transformer(tied=True), [Rule("output.*", "muon")])
+    assert routes["embedding.weight"] == "muon"
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (Rule("*.upp.weight", "adamw"), r"rule '\*.upp.weight' matches no parameter; there are, .*up.weight"),
+        (Rule("norm.weight", "muon"), r"sends norm.weight to muon: shape \(8,\) holds no matrix"),
+        (Rule("*.up.weight", "sgd"), "algorithm is 'sgd', choose one of muon, adamw"),
+    ],
+)
+def test_a_wrong_rule_raises(rule: Rule, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        route_parameters(Transformer(), [rule])
+
+
+def test_a_rule_behind_another_that_takes_all_raises() -> None:
+    with pytest.raises(ValueError, match="has no effect: earlier rules take all"):
+        route_parameters(Transformer(), [Rule("*.weight", "adamw"), Rule("*.up.weight", "adamw")])
+
+
+def test_nothing_to_train_raises() -> None:
+    with pytest.raises(ValueError, match="nothing to train"):
+        route_parameters(Transformer().requires_grad_(False))
+
+
+def test_lazy_modules_are_named() -> None:
+    with pytest.raises(ValueError, match=r"0\.weight has no shape yet"):
+        route_parameters(nn.Sequential(nn.LazyLinear(3)))
+
+
+def test_names_carry_no_wrapper() -> None:
+    wrapped = nn.ModuleDict({"net": torch.compile(Transformer())})
+    assert muon(wrapped) == {f"net.{name}" for name in HIDDEN}
+
+
+def test_any_optimizer_of_torch_takes_the_groups() -> None:
+    groups = route_parameters(Transformer())
+    optimizer = torch.optim.AdamW(groups, lr=0.1, weight_decay=0.3)
+    assert {group["name"]: group["weight_decay"] for group in optimizer.param_groups} == {
+        "muon": 0.3,
+        "adamw": 0.3,
+        "adamw_vectors": 0.0,
+    }
+
+
+def test_table_shows_every_reason_once_or_every_parameter() -> None:
+    model = Transformer()
+    model.blocks[0].norm.requires_grad_(False)
+    routes = find_routes(model)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(routing_table(routes))
+    short = console.export_text()
+    assert all(short.count(f" {reason} ") == 1 for reason in {route.reason for route in routes})
+    console.print(routing_table(routes, every_parameter=True))
+    long = console.export_text()
+    assert all(route.name in long for route in routes)
+    assert "32×8" in long
