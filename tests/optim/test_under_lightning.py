@@ -44,7 +44,9 @@ def test_clipping_by_norm_reaches_both_algorithms(regression: Module, fit: Fit) 
     optimizer = trainer.optimizers[0]
     state = optimizer.state
     squares = [
-        (state[p]["momentum_buffer"] / 0.05 if "momentum_buffer" in state[p] else state[p]["exp_avg"] / 0.1).square().sum()
+        (state[p]["momentum_buffer"] / 0.05 if "momentum_buffer" in state[p] else state[p]["exp_avg"] / 0.1)
+        .square()
+        .sum()
         for group in optimizer.param_groups
         for p in group["params"]
     ]
@@ -78,7 +80,7 @@ def test_float16_loss_scaling_skips_a_step_that_overflowed() -> None:
 
 SCHEDULERS = {
     "LambdaLR": partial(lr_scheduler.LambdaLR, lr_lambda=lambda step: 0.9**step),
-    "MultiplicativeLR": partial(lr_scheduler.MultiplicativeLR, lr_lambda=lambda step: 0.9),
+    "MultiplicativeLR": partial(lr_scheduler.MultiplicativeLR, lr_lambda=lambda _step: 0.9),
     "StepLR": partial(lr_scheduler.StepLR, step_size=2),
     "MultiStepLR": partial(lr_scheduler.MultiStepLR, milestones=[2, 4]),
     "ConstantLR": partial(lr_scheduler.ConstantLR, total_iters=3),
