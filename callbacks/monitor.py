@@ -51,7 +51,7 @@ class StepMonitor(Callback):
             self.after_step(trainer, pl_module, optimizer)
 
     def _is_due(self, trainer: Trainer) -> bool:
-        every = self.every_n_steps or trainer.log_every_n_steps
+        every: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and (logged_step(trainer) + 1) % every == 0
 
 

@@ -91,4 +91,5 @@ def orthogonality_error(factors: Tensor) -> Tensor:
     rank = factors.shape[-2]
     gram = factors @ factors.mT
     gram.diagonal(dim1=-2, dim2=-1).sub_(1.0)
-    return torch.linalg.matrix_norm(gram) / rank**0.5
+    errors: Tensor = torch.linalg.matrix_norm(gram) / rank**0.5
+    return errors

@@ -192,10 +192,9 @@ class MuonAdamW(torch.optim.Optimizer):
         self.__dict__.setdefault("_orthogonalize_hooks", OrderedDict())
 
     def _muon(self, group: dict[str, Any]) -> None:
-        names, params, layouts = _with_gradient(group)
+        names, params, gradients, layouts = _with_gradient(group)
         if not params:
             return
-        gradients = [p.grad for p in params]
         momenta = [self._state(p, "momentum_buffer") for p in params]
 
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
@@ -227,7 +226,7 @@ class MuonAdamW(torch.optim.Optimizer):
         return factors
 
     def _adamw(self, group: dict[str, Any]) -> None:
-        _, params, _ = _with_gradient(group)
+        _, params, gradients, _ = _with_gradient(group)
         if not params:
             return
         beta1, beta2 = group["betas"]
@@ -235,7 +234,7 @@ class MuonAdamW(torch.optim.Optimizer):
         weights = [p if p.dtype not in HALF else p.float() for p in params]
         adamw(
             weights,
-            [p.grad if p.dtype not in HALF else p.grad.float() for p in params],
+            [g if g.dtype not in HALF else g.float() for g in gradients],
             [self._state(p, "exp_avg", widest=True) for p in params],
             [self._state(p, "exp_avg_sq", widest=True) for p in params],
             [],
@@ -258,13 +257,15 @@ class MuonAdamW(torch.optim.Optimizer):
         if key not in state:
             dtype = torch.float32 if widest and param.dtype in HALF else param.dtype
             state[key] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-        return state[key]
+        tensor: Tensor = state[key]
+        return tensor
 
     def _step_count(self, param: Tensor) -> Tensor:
         state = self.state[param]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32)
-        return state["step"]
+        count: Tensor = state["step"]
+        return count
 
     def _restore_moments(self, param: Tensor, saved: Mapping[str, Any]) -> None:
         """Take AdamW's moments as they were saved: torch has cast them to the dtype of the parameter."""
@@ -281,15 +282,16 @@ def _apply(param: Tensor, factor: Tensor, lr: float, weight_decay: float, scale:
         param.mul_(1 - lr * weight_decay).add_(factor, alpha=-lr * scale)
 
 
-def _with_gradient(group: Mapping[str, Any]) -> tuple[list[str], list[Tensor], list[MatrixLayout]]:
-    """Return names, parameters and layouts of those parameters in the group that have a gradient."""
-    names, params, layouts = [], [], []
+def _with_gradient(group: Mapping[str, Any]) -> tuple[list[str], list[Tensor], list[Tensor], list[MatrixLayout]]:
+    """Return names, parameters, gradients and layouts of those parameters in the group that have a gradient."""
+    names, params, gradients, layouts = [], [], [], []
     for name, param, layout in zip(group["param_names"], group["params"], matrix_layouts(group), strict=True):
         if param.grad is None or param.numel() == 0:
             continue
         if param.grad.is_sparse:
-            raise ValueError(f"{name} has a sparse gradient, which MuonAdamW cannot use; make its module sparse=False")
+            raise ValueError(f"{name} has a sparse gradient, which MuonAdamW cannot use: make its module sparse=False")
         names.append(name)
         params.append(param)
+        gradients.append(param.grad)
         layouts.append(layout)
-    return names, params, layouts
+    return names, params, gradients, layouts

@@ -27,7 +27,8 @@ def svd(matrix: Tensor) -> Tensor:
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     rounding = torch.finfo(matrix.dtype).eps * max(matrix.shape[-2:])
     in_range = (s > rounding * s.amax(dim=-1, keepdim=True)).to(matrix.dtype)
-    return (u * in_range.unsqueeze(-2)) @ vh
+    factor: Tensor = (u * in_range.unsqueeze(-2)) @ vh
+    return factor
 
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -111,4 +112,5 @@ def _normalize(batch: Tensor, dtype: torch.dtype) -> Tensor:
     largest = batch.abs().amax(dim=(-2, -1), keepdim=True)
     batch = batch / largest.clamp_min(torch.finfo(batch.dtype).tiny)
     norm = torch.linalg.matrix_norm(batch, keepdim=True)
-    return (batch / norm.clamp_min(1.0)).to(dtype)
+    normalized: Tensor = batch / norm.clamp_min(1.0)
+    return normalized.to(dtype)
