@@ -1,0 +1,46 @@
+# Every path here is relative, so that the checkout may lie in a folder with spaces in its name.
+
+PYTHON ?= python3
+
+BIN := .venv/bin
+# The default answers give the project this name.
+DEMO := build/demo/my-muon-project
+LINT := build/lint/my-muon-project
+BAKE := $(BIN)/python -m cookiecutter . --no-input --default-config
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint clean
+
+help: ## Show what make can do here
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: .venv/.installed ## Make .venv with everything needed to work here
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install ## Generate a project, train it on real text, let it write
+	rm -rf build/demo
+	$(BAKE) --output-dir build/demo > /dev/null
+	cd $(DEMO) && PYTHONPATH=src ../../../$(BIN)/python -m my_muon_project fit
+	@cd $(DEMO) && checkpoint=$$(find logs -name '*.ckpt' | sort | tail -n 1) && \
+	PYTHONPATH=src ../../../$(BIN)/python -m my_muon_project predict --ckpt_path "$$checkpoint" --trainer.logger false && \
+	printf '\nCheckpoint:   %s\nTensorBoard:  %s\n' "$(DEMO)/$$checkpoint" "$(BIN)/tensorboard --logdir $(DEMO)/logs"
+
+test: install ## Run the tests, those of generated projects included
+	$(BIN)/python -m pytest
+
+lint: install ## Check style and types, here and in a generated project
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	rm -rf build/lint
+	$(BAKE) --output-dir build/lint > /dev/null
+	cd $(LINT) && ../../../$(BIN)/python -m ruff check . && ../../../$(BIN)/python -m ruff format --check .
+	cd $(LINT) && ../../../$(BIN)/python -m mypy --cache-dir ../../.mypy_cache
+	$(BIN)/python -m mypy --cache-dir build/.mypy_cache
+
+clean: ## Remove .venv, build and what tools left behind
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	find . -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,216 @@
+"""The command line of a project: LightningCLI, with interpolation, resuming and errors that say what happens."""
+
+import json
+import sys
+from argparse import ArgumentError
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from omegaconf.errors import OmegaConfBaseException
+from typing_extensions import override
+
+# Imported for its effect: afterwards `--model.optimizer MuonAdamW` is found by its short name.
+import lightning_muon.optim  # noqa: F401
+from lightning_muon.cli.closing import print_closing, program_name
+from lightning_muon.cli.errors import debugging, exit_with, explain, message_for_the_user
+from lightning_muon.cli.optimizer_resume import KeepCommandLineOnResume
+from lightning_muon.cli.resume import CheckpointHyperparameters, ModuleArguments
+from lightning_muon.cli.saved_config import SaveRunConfig
+from lightning_muon.cli.sources import INTERPOLATION, Given, read_given
+
+# Without it `${model.dim}` could not be told from a key of the parser's root, which lies above the subcommand.
+jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+
+
+class MuonCLI(LightningCLI):
+    """LightningCLI with what training with Muon needs; :func:`main` is the usual way in.
+
+    It has the subcommands ``fit``, ``validate``, ``test`` and ``predict``, and differs from its parent in this:
+
+    - ``default_config`` lies below every ``--config``; several ``--config`` are laid over one another, and
+      ``callbacks+:`` in a file appends to the list below it.
+    - ``${model.dim}`` and ``${trainer.max_steps}`` follow whatever overrides these keys, in a later file or on the
+      command line. The ``config.yaml`` that is saved with a run holds plain values: it repeats that run, and changing
+      ``trainer.max_steps`` on top of it changes ``trainer.max_steps`` only.
+    - The module's own ``optimizer`` argument makes the optimizer (``auto_configure_optimizers`` is off), so
+      ``--model.optimizer AdamW`` and ``--model.optimizer.lr 0.01`` do what they say.
+    - With ``--ckpt_path``, what was asked for, on the command line or in a ``--config``, wins over the checkpoint;
+      the rest of the module's arguments comes from the checkpoint; each difference is printed.
+    - An error of the user is one line on stderr and exit code 2. ``LIGHTNING_MUON_DEBUG=1`` shows the traceback.
+
+    Args:
+        model_class: The module to train, or ``None`` to choose one by ``--model``.
+        datamodule_class: Its data, or ``None`` to choose it by ``--data``, or to have none.
+        default_config: A YAML file with the defaults of all subcommands.
+        args: The command line, by default that of the program.
+    """
+
+    def __init__(
+        self,
+        model_class: type[LightningModule] | Callable[..., LightningModule] | None = None,
+        datamodule_class: type[LightningDataModule] | Callable[..., LightningDataModule] | None = None,
+        *,
+        default_config: str | Path | None = None,
+        args: Sequence[str] | None = None,
+    ) -> None:
+        self.default_config = None if default_config is None else str(default_config)
+        self.checkpoint: CheckpointHyperparameters | None = None
+        self.given: list[Given] = []
+        self._args = list(sys.argv[1:] if args is None else args)
+        with _errors_in_one_line(self):
+            super().__init__(
+                model_class,
+                datamodule_class,
+                save_config_callback=SaveRunConfig,
+                parser_kwargs={
+                    "parser_mode": "omegaconf+",
+                    "prog": program_name(),
+                    # Errors come to us as exceptions, and `--trainer.max_step` is a mistake, not an abbreviation.
+                    "exit_on_error": False,
+                    "allow_abbrev": False,
+                },
+                args=self._args,
+                auto_configure_optimizers=False,
+            )
+
+    def parser_in_use(self) -> LightningArgumentParser:
+        """The parser of the subcommand on the command line, or the main one when there is none."""
+        head, _ = self._args_of_subcommand()
+        parser: LightningArgumentParser = self._subcommand_parsers.get(head[-1] if head else "", self.parser)
+        return parser
+
+    @override
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        if subcommand in self._args_of_subcommand()[0]:
+            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        # Its arguments will not be asked for: half a second of start-up is saved.
+        self._subcommand_method_arguments[subcommand] = []
+        return self.init_parser(**kwargs)
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        head, tail = self._args_of_subcommand()
+        if len(head) > 1 and head[-1] in self.subcommands() and head[0].startswith("--"):
+            raise ValueError(f"'{head[0]}' stands before the subcommand; write '{head[-1]} {head[0]} …'")
+        self.given = read_given(self.default_config, tail)
+        ckpt_path = self._given_value("ckpt_path")
+        self.checkpoint = None if ckpt_path is None else CheckpointHyperparameters.of(str(ckpt_path))
+        if self.checkpoint is None:
+            self._parse(parser, tail)
+            return
+        try:
+            self._parse(parser, tail)
+        except ArgumentError:
+            # An option may suit only a class that the checkpoint brings, such as the momentum of its optimizer.
+            module_class = self._given_value("model", "model.class_path")
+            self._parse(parser, [f"--model={module_class}"] if module_class else [])
+        without = self._module_arguments()
+        layer = self.checkpoint.as_layer(without, self.given)
+        self._parse(parser, tail, *([layer] if layer else []))
+        self.checkpoint.report(without, self._module_arguments())
+
+    def _given_value(self, *keys: str) -> object:
+        return next((entry.value for entry in reversed(self.given) if entry.key in keys), None)
+
+    def _args_of_subcommand(self) -> tuple[list[str], list[str]]:
+        """The arguments up to the subcommand, and those behind it."""
+        position = next((at for at, arg in enumerate(self._args) if arg in self.subcommands()), len(self._args))
+        return self._args[: position + 1], self._args[position + 1 :]
+
+    def _parse(self, parser: LightningArgumentParser, tail: Sequence[str], *layers: str) -> None:
+        """Parses arguments of the subcommand on top of the default config and of further layers, each in YAML.
+
+        The default config goes in as the first ``--config``. jsonargparse's ``default_config_files`` are not used: they
+        lose the ``class_path`` of an argument whose default is itself a class, as an optimizer's is.
+        """
+        head, _ = self._args_of_subcommand()
+        if head and head[-1] in self.subcommands():
+            defaults = [self.default_config] if self.default_config else []
+            head += [f"--config={layer}" for layer in [*defaults, *layers]]
+        # The parser's root lies above the subcommand; on the command line a key is meant from the subcommand on.
+        tail = [INTERPOLATION.sub(rf"${{{head[0]}.\1}}", arg) for arg in tail]
+        self.config = parser.parse_args([*head, *tail])
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Nothing is left to do: the checkpoint's hyperparameters were laid below what was asked for."""
+
+    def _module_arguments(self) -> ModuleArguments:
+        """The module's arguments as plain values, those that are not set being ``None``."""
+        subcommand = self.config["subcommand"]
+        dumped = json.loads(self.parser.dump(self.config, skip_link_targets=False, format="json"))
+        # A module that takes no arguments has no keys either.
+        module, values = self.config[subcommand].get("model"), dumped[subcommand].get("model", {})
+        class_path = None
+        if module and self.subclass_mode_model:
+            class_path = module["class_path"]
+            module, values = module.get("init_args"), values.get("init_args", {})
+        return ModuleArguments(class_path, {name: values.get(name) for name in (vars(module) if module else ())})
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        resume = KeepCommandLineOnResume(
+            self._module_arguments(),
+            seed=self.config[self.config["subcommand"]].get("seed_everything"),
+            compared=self.checkpoint is not None,
+        )
+        self.trainer_defaults = {"callbacks": [resume]}
+
+    def after_fit(self) -> None:
+        """Prints the final metrics, and what to do with the run."""
+        print_closing(self.trainer, self.model, program_name())
+
+    def user_packages(self) -> set[str]:
+        """The top-level packages in which errors of the user are raised: ours, and those of the module and the data."""
+        modules = [cls.__module__ for cls in (self.model_class, self.datamodule_class) if cls is not None]
+        modules += [str(entry.value) for entry in self.given if entry.key in _CLASS_KEYS]
+        return {"lightning_muon", *(module.split(".")[0] for module in modules)} - {"lightning", "torch"}
+
+
+_CLASS_KEYS = {"model", "data", "model.class_path", "data.class_path"}
+
+
+@contextmanager
+def _errors_in_one_line(cli: MuonCLI) -> Iterator[None]:
+    """Shows what the user did wrong as one line; genuine bugs keep their traceback."""
+    try:
+        yield
+    except (ArgumentError, OmegaConfBaseException) as error:
+        if debugging():
+            raise
+        exit_with(explain(str(error), cli.parser_in_use(), cli.given))
+    except Exception as error:
+        message = message_for_the_user(error, cli.user_packages())
+        if debugging() or message is None:
+            raise
+        exit_with(message)
+
+
+def main(
+    model_class: type[LightningModule] | Callable[..., LightningModule] | None = None,
+    datamodule_class: type[LightningDataModule] | Callable[..., LightningDataModule] | None = None,
+    *,
+    default_config: str | Path | None = None,
+    args: Sequence[str] | None = None,
+) -> MuonCLI:
+    """Runs the command line of a project; what its ``__main__`` calls.
+
+    Example::
+
+        main(TextModule, TextData, default_config=Path(__file__).parent / "configs" / "default.yaml")
+
+    Args:
+        model_class: The module to train, or ``None`` to choose one by ``--model``.
+        datamodule_class: Its data, or ``None`` to choose it by ``--data``, or to have none.
+        default_config: A YAML file with the defaults of all subcommands, below every ``--config``.
+        args: The command line, by default that of the program.
+
+    Returns:
+        What ran: its ``trainer``, ``model``, ``datamodule`` and ``config``.
+    """
+    return MuonCLI(model_class, datamodule_class, default_config=default_config, args=args)

@@ -1,0 +1,96 @@
+"""Settle what rendering alone can not decide, then say what to do next.
+
+cookiecutter renders this file and runs it inside the new project; a non-zero exit removes that project.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+# JSON is ASCII and escapes every quote and backslash, so that no answer can break out of the raw string.
+ANSWERS: dict[str, str] = json.loads(r"""{{ cookiecutter | tojson }}""")
+
+PROJECT = Path.cwd()
+VENDORED = Path("src", "lightning_muon")
+
+# What running and checking code leaves behind; copied along where the template's own checkout was used.
+DROPPINGS = ("__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints", ".DS_Store")
+
+
+def require_real_folders() -> None:
+    """Stop where a symbolic link of the template arrived as a text file that holds its target."""
+    folders = [Path("configs"), *(path for path in VENDORED.iterdir() if path.name != "LICENSE")]
+    files = [path for path in folders if not path.is_dir()]
+    if files:
+        sys.exit(
+            f"{files[0].as_posix()} should be a folder and is a file: this copy of the template has lost its "
+            "symbolic links. Run 'git config --global core.symlinks true' and clone it again; a zip archive has none."
+        )
+
+
+def remove_droppings() -> None:
+    """Remove caches that came along with copied folders."""
+    for folder in ("configs", "src", "tests"):
+        for name in DROPPINGS:
+            for dropping in list(Path(folder).rglob(name)):
+                if dropping.is_dir():
+                    shutil.rmtree(dropping)
+                else:
+                    dropping.unlink()
+
+
+def settle_license() -> None:
+    """Keep the one licence that was chosen."""
+    Path("licenses", ANSWERS["license"]).replace("LICENSE")
+    shutil.rmtree("licenses")
+
+
+def place_of_lightning_muon() -> str:
+    """Where pip finds the repository that this template came from: its folder, or `git+URL`."""
+    template = ANSWERS["_template"]
+    if Path(template).is_dir():
+        folder = Path(template).resolve()
+        return str(folder if (folder / "pyproject.toml").is_file() else folder.parent)
+    url = template.removeprefix("git+")
+    if "_repo_dir" in ANSWERS:
+        # An abbreviation such as gh:owner/name was resolved when it was cloned; the clone knows to what.
+        command = ["git", "-C", ANSWERS["_repo_dir"], "remote", "get-url", "origin"]
+        cloned = subprocess.run(command, capture_output=True, text=True, check=False)
+        url = cloned.stdout.strip() or url
+    # pip does not know git's short form of ssh, user@host:path.
+    url = re.sub(r"^([\w.-]+@[\w.-]+):", r"ssh://\1/", url)
+    revision = ANSWERS.get("_checkout")
+    return f"git+{url}@{revision}" if revision else f"git+{url}"
+
+
+def from_where_the_user_stands(path: Path) -> Path:
+    """`path` relative to the user's folder where it lies inside, else as it is."""
+    # The shell's own idea of where that is: cookiecutter has changed directory since.
+    stands = os.environ.get("PWD")
+    if stands and path.is_relative_to(Path(stands).resolve()):
+        return path.relative_to(Path(stands).resolve())
+    return path
+
+
+def next_commands() -> list[str]:
+    """The three commands from here to a trained model."""
+    install = "make install"
+    if ANSWERS["lightning_muon"] == "dependency":
+        install += f" LIGHTNING_MUON={shlex.quote(place_of_lightning_muon())}"
+    return [f"cd {shlex.quote(str(from_where_the_user_stands(PROJECT)))}", install, "make train"]
+
+
+if __name__ == "__main__":
+    require_real_folders()
+    remove_droppings()
+    settle_license()
+    if ANSWERS["lightning_muon"] == "dependency":
+        shutil.rmtree(VENDORED)
+    print("Your project is ready. Next:\n")
+    for command in next_commands():
+        print(f"    {command}")

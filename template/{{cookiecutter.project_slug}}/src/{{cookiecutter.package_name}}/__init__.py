@@ -1,0 +1,1 @@
+"""{{ cookiecutter.project_name | replace('\\', '') | replace('"', "'") }}: a byte-level language model, trained with Muon."""

@@ -1,0 +1,103 @@
+"""The LightningModule: what a step computes, and who updates the weights."""
+
+import lightning as L  # noqa: N812 - the name that everyone knows
+import torch.nn.functional as F  # noqa: N812 - the name that everyone knows
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torchmetrics.aggregation import MeanMetric
+from torchmetrics.text import Perplexity
+
+from lightning_muon.optim import MuonAdamW, Rule, route_parameters
+from {{ cookiecutter.package_name }}.model import GPT
+
+
+class TextModule(L.LightningModule):
+    """Train a GPT to predict the next byte.
+
+    Args:
+        dim: Width of the model.
+        depth: Number of blocks.
+        heads: Attention heads in a block.
+        context: The most bytes that the model looks back on.
+        tied_embeddings: Whether input and output share one table.
+        optimizer: Any optimizer of torch, or ours: ``--model.optimizer AdamW`` for comparison.
+        lr_scheduler: Any scheduler of torch, stepped after each optimizer step.
+        rules: Exceptions to which parameter goes to Muon and which to AdamW.
+        compile: Compile the model with ``torch.compile``.
+        sample_bytes: Length of the text that ``predict`` writes.
+        temperature: Below one: safer text; above one: wilder text.
+    """
+
+    def __init__(
+        self,
+        dim: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+        context: int = 256,
+        tied_embeddings: bool = False,
+        optimizer: OptimizerCallable = MuonAdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        rules: list[Rule] | None = None,
+        compile: bool = False,
+        sample_bytes: int = 400,
+        temperature: float = 0.8,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = GPT(dim, depth, heads, context, tied_embeddings)
+        if compile:
+            self.net.compile()  # in place: the names in checkpoints stay as they are
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.rules = rules or []
+        self.sample_bytes = sample_bytes
+        self.temperature = temperature
+        self.val_loss, self.val_perplexity = MeanMetric(), Perplexity()
+        self.test_loss, self.test_perplexity = MeanMetric(), Perplexity()
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """Return the loss, in nats per byte, of a batch of bytes (batch, context + 1)."""
+        _, _, loss = self._next_bytes(batch)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Log loss and perplexity of the validation text."""
+        self._evaluate(batch, "val", self.val_loss, self.val_perplexity)
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Log loss and perplexity of the test text."""
+        self._evaluate(batch, "test", self.test_loss, self.test_perplexity)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what a model reaches that knows only how frequent each byte is: the least to be better than."""
+        unigram_loss = getattr(self.trainer.datamodule, "unigram_loss", None)  # type: ignore[attr-defined]
+        if unigram_loss is not None:
+            self.log("val/unigram_loss", unigram_loss, rank_zero_only=True)
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> list[str]:
+        """Continue each text of a batch (batch, bytes), print it and return it."""
+        written = self.net.generate(batch.long(), self.sample_bytes, self.temperature)
+        texts = [bytes(row).decode(errors="replace") for row in written.tolist()]
+        self.print("\n\n".join(texts))
+        return texts
+
+    def _next_bytes(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits (batch, context, 256), targets (batch, context) and loss."""
+        tokens = batch.long()
+        logits, targets = self.net(tokens[:, :-1]), tokens[:, 1:]
+        return logits, targets, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    def _evaluate(self, batch: Tensor, stage: str, mean_loss: MeanMetric, perplexity: Perplexity) -> None:
+        logits, targets, loss = self._next_bytes(batch)
+        mean_loss.update(loss)
+        perplexity.update(logits.float(), targets)
+        self.log_dict({f"{stage}/loss": mean_loss, f"{stage}/perplexity": perplexity}, prog_bar=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Send each parameter to its algorithm: hidden matrices to Muon, the rest to AdamW."""
+        optimizer = self.optimizer(route_parameters(self, self.rules))
+        if self.lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}

@@ -1,0 +1,46 @@
+"""What the tests share: a small text, and the command line on it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_muon.cli import MuonCLI, main
+from {{ cookiecutter.package_name }}.data import TextData
+from {{ cookiecutter.package_name }}.module import TextModule
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+Run = Callable[..., MuonCLI]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Small tensors are faster on one thread."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A folder with twenty small text files."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for number in range(20):
+        (folder / f"{number}.txt").write_text(f"file {number}: the quick brown fox jumps over the lazy dog.\n" * 40)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Call the program on a small model and the small text, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(subcommand: str, *arguments: str) -> MuonCLI:
+        small = ["--model.dim=16", "--model.depth=2", "--model.heads=2", "--model.context=32", "--data.batch_size=4"]
+        quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", f"--data.files={corpus}/*.txt"]
+        return main(
+            TextModule, TextData, default_config=CONFIGS / "default.yaml", args=[subcommand, *small, *quiet, *arguments]
+        )
+
+    return call

@@ -1,0 +1,50 @@
+"""The program as its user calls it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_muon.cli import MuonCLI
+
+Run = Callable[..., MuonCLI]
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+PRESETS = sorted(CONFIGS.rglob("*.yaml"))
+
+
+def test_it_learns_and_writes(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fitted = run("fit", "--trainer.max_steps=60", "--model.optimizer.lr=0.02")
+    metrics = fitted.trainer.callback_metrics
+    assert metrics["val/loss"] < 0.8 * metrics["val/unigram_loss"]
+    assert metrics["val/perplexity"] == pytest.approx(float(metrics["val/loss"].exp()), rel=1e-3)
+    assert {"weight_rms/max", "orthogonality_error/mean", "weight_decay/muon"} <= set(metrics)
+
+    capsys.readouterr()
+    checkpoint = next(tmp_path.rglob("last.ckpt"))
+    run("predict", f"--ckpt_path={checkpoint}", "--data.prompt=the ", "--model.sample_bytes=30")
+    written = capsys.readouterr().out
+    assert "the " in written
+
+
+def test_a_run_continues_exactly_where_its_checkpoint_was_written(run: Run, tmp_path: Path) -> None:
+    arguments = ["--trainer.max_steps=7", "--trainer.val_check_interval=4", "--trainer.limit_val_batches=1"]
+    straight = run("fit", *arguments)
+    checkpoint = next(tmp_path.rglob("step=4*.ckpt"))
+    resumed = run("fit", *arguments, f"--ckpt_path={checkpoint}")
+    for a, b in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert straight.trainer.callback_metrics["train/loss"] == resumed.trainer.callback_metrics["train/loss"]
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_preset_trains(run: Run, preset: Path) -> None:
+    cli = run("fit", f"--config={preset}", "--trainer.max_steps=2", "--trainer.limit_val_batches=1")
+    assert cli.trainer.global_step == 2
+    assert all(p.isfinite().all() for p in cli.model.parameters())
+
+
+@pytest.mark.parametrize("options", [["--model.tied_embeddings=true"], ["--model.optimizer=AdamW"]])
+def test_variants_train(run: Run, options: list[str]) -> None:
+    assert run("fit", *options, "--trainer.max_steps=2", "--trainer.limit_val_batches=1").trainer.global_step == 2

@@ -1,0 +1,171 @@
+"""What a value is in the end: defaults, presets, interpolation, the command line; and what is saved of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, ModelSummary
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from lightning_muon.cli import MuonCLI, main
+from lightning_muon.optim import MuonAdamW
+
+Run = Callable[..., MuonCLI]
+pytestmark = pytest.mark.timeout(60)
+
+
+def schedule_length(cli: MuonCLI) -> int:
+    scheduler = cli.trainer.lr_scheduler_configs[0].scheduler
+    assert isinstance(scheduler, CosineAnnealingLR)
+    return scheduler.T_max
+
+
+def callbacks_of(cli: MuonCLI) -> list[Callback]:
+    return list(vars(cli.trainer)["callbacks"])
+
+
+def test_interpolation_in_the_default_config_follows_the_command_line(run: Run) -> None:
+    cli = run("fit", "--trainer.max_steps", "3", "--model.dim", "2")
+    assert cli.model.hidden_layer.weight.shape == (2, 2)
+    assert cli.datamodule.dim == 2
+    assert schedule_length(cli) == 3
+
+
+def test_interpolation_in_the_default_config_follows_a_later_preset(run: Run) -> None:
+    Path("wide.yaml").write_text("model: {dim: 6}\ntrainer: {max_steps: 2}")
+    cli = run("fit", "--config", "wide.yaml")
+    assert cli.model.hidden_layer.weight.shape == (6, 6)
+    assert schedule_length(cli) == 2
+
+
+def test_interpolation_in_a_preset_follows_what_is_laid_over_it(run: Run) -> None:
+    Path("follow.yaml").write_text("model: {hidden: '${data.batch_size}'}\ndata: {batch_size: 5}")
+    Path("batch.yaml").write_text("data: {batch_size: 3}")
+    assert run("fit", "--config", "follow.yaml").model.hidden_layer.out_features == 5
+    assert run("fit", "--config=follow.yaml", "--config=batch.yaml").model.hidden_layer.out_features == 3
+    assert run("fit", "-c", "follow.yaml", "--data.batch_size=2").model.hidden_layer.out_features == 2
+
+
+def test_interpolation_on_the_command_line(run: Run) -> None:
+    cli = run("fit", "--trainer.max_steps", "2", "--model.hidden", "${trainer.max_steps}")
+    assert cli.model.hidden_layer.out_features == 2
+
+
+def test_later_presets_win_and_callbacks_append(run: Run) -> None:
+    Path("one.yaml").write_text(
+        "model: {scale: 2.0}\ntrainer: {callbacks+: [{class_path: EarlyStopping, init_args: {monitor: val/loss}}]}"
+    )
+    Path("two.yaml").write_text("model: {scale: 3.0}\ntrainer: {callbacks+: [{class_path: ModelSummary}]}")
+    cli = run("fit", "--config", "one.yaml", "--config", "two.yaml", "--trainer.fast_dev_run", "1")
+    assert cli.model.scale == 3.0
+    kinds = [type(callback) for callback in callbacks_of(cli)]
+    assert EarlyStopping in kinds
+    assert ModelSummary in kinds
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "validate", "predict"])
+def test_default_config_serves_all_subcommands(run: Run, subcommand: str) -> None:
+    Path("default.yaml").write_text(Path("default.yaml").read_text() + "  batch_size: 7\n")
+    cli = run(subcommand, "--trainer.fast_dev_run", "true")
+    assert cli.datamodule.batch_size == 7
+
+
+def test_a_torch_optimizer_by_its_short_name_keeps_what_it_knows_and_drops_the_rest(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli = run("fit", "--model.optimizer", "AdamW", "--model.optimizer.lr", "0.01")
+    optimizer = cli.trainer.optimizers[0]
+    assert type(optimizer) is torch.optim.AdamW
+    assert optimizer.defaults["lr"] == 0.01
+    assert optimizer.defaults["weight_decay"] == 0.25
+    assert "momentum" not in optimizer.defaults
+    assert "discard" not in capsys.readouterr().err
+
+
+def test_muon_by_its_short_name(run: Run) -> None:
+    args = ["--model.optimizer", "MuonAdamW", "--model.optimizer.lr", "0.01", "--model.optimizer.update_scale", "mup"]
+    optimizer = run("fit", *args).trainer.optimizers[0]
+    assert type(optimizer) is MuonAdamW
+    assert optimizer.defaults["update_scale"] == "mup"
+
+
+def test_adamw_over_a_muon_preset(run: Run) -> None:
+    Path("muon.yaml").write_text(
+        "model: {optimizer: {class_path: MuonAdamW, init_args: {update_scale: mup, weight_decay: 0.5}}}"
+    )
+    optimizer = run("fit", "--config", "muon.yaml", "--model.optimizer", "AdamW").trainer.optimizers[0]
+    assert type(optimizer) is torch.optim.AdamW
+    assert optimizer.defaults["weight_decay"] == 0.5
+
+
+def test_the_saved_config_repeats_the_run_exactly(run: Run) -> None:
+    Path("logs.yaml").write_text(
+        "trainer: {logger: {class_path: CSVLogger, init_args: {save_dir: logs}}, log_every_n_steps: 1}"
+    )
+    first = run("fit", "--config", "logs.yaml", "--trainer.max_steps", "3", "--model.optimizer", "AdamW")
+    saved = Path(str(first.trainer.log_dir)) / "config.yaml"
+    # As on another day: with other defaults.
+    Path("default.yaml").write_text("seed_everything: 2\ntrainer: {max_steps: 9}\nmodel: {optimizer: Adagrad}")
+    second = run("fit", "--config", str(saved))
+    assert second.trainer.global_step == 3
+    assert second.model.losses == first.model.losses
+    assert torch.equal(second.model.head.weight, first.model.head.weight)
+    repeated = yaml.safe_load((Path(str(second.trainer.log_dir)) / "config.yaml").read_text())
+    assert repeated == yaml.safe_load(saved.read_text())
+
+
+def test_the_saved_config_holds_plain_values(run: Run) -> None:
+    cli = run("fit", "--trainer.default_root_dir", "here")
+    saved = yaml.safe_load(Path("here/config.yaml").read_text())
+    assert saved["model"]["lr_scheduler"]["init_args"]["T_max"] == 4
+    again = run("fit", "--config", "here/config.yaml", "--trainer.max_steps", "2")
+    assert cli.trainer.global_step == 4
+    assert again.trainer.global_step == 2
+    assert schedule_length(again) == 4
+
+
+def test_a_run_in_the_folder_of_another_leaves_its_config_alone(run: Run) -> None:
+    run("fit", "--trainer.default_root_dir", "here")
+    run("fit", "--trainer.default_root_dir", "here", "--model.scale", "2")
+    run("validate", "--trainer.default_root_dir", "here")
+    scales = [
+        yaml.safe_load(Path("here", name).read_text())["model"]["scale"] for name in ("config.yaml", "config-1.yaml")
+    ]
+    assert scales == [1.0, 2.0]
+    assert Path("here/validate.yaml").exists()
+
+
+def test_module_without_an_optimizer_argument() -> None:
+    from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
+
+    cli = main(BoringModel, BoringDataModule, args=["fit", "--trainer.fast_dev_run=2", "--trainer.accelerator=cpu"])
+    assert cli.trainer.global_step == 2
+
+
+def test_the_closing_lines(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("board.yaml").write_text("trainer: {logger: {class_path: TensorBoardLogger, init_args: {save_dir: my logs}}}")
+    run("fit", "--config", "checkpoints.yaml", "--config", "board.yaml")
+    lines = capsys.readouterr().out.splitlines()
+    assert any("val/loss" in line for line in lines)
+    assert not any("train/loss" in line for line in lines)
+    checkpoint = next(line.removeprefix("checkpoint: ") for line in lines if line.startswith("checkpoint: "))
+    assert Path(checkpoint).name == "last.ckpt"
+    assert Path(checkpoint).is_file()
+    assert "look:       tensorboard --logdir 'my logs'" in lines
+    assert f"predict:    python tiny.py predict --ckpt_path '{checkpoint}'" in lines
+
+
+def test_closing_without_logger_and_checkpoint_names_neither(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit")
+    out = capsys.readouterr().out
+    assert "val/loss" in out
+    assert "tensorboard" not in out
+    assert "checkpoint" not in out
+
+
+def test_the_best_checkpoint_is_named_where_there_is_no_last(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    cli = run("fit", "--trainer.enable_checkpointing", "true", "--trainer.default_root_dir", "here")
+    callback = next(callback for callback in callbacks_of(cli) if isinstance(callback, ModelCheckpoint))
+    assert f"checkpoint: {callback.best_model_path}" in capsys.readouterr().out

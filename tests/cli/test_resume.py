@@ -1,0 +1,173 @@
+"""With a checkpoint: what was asked for wins, the checkpoint fills in the rest, and differences are said."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_muon.cli import MuonCLI
+
+Run = Callable[..., MuonCLI]
+pytestmark = pytest.mark.timeout(60)
+
+
+def test_plain_resume_is_exact_and_says_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    straight = run("fit", "--trainer.max_steps", "4", "--model.lr_scheduler.T_max", "4")
+    half = ["--trainer.max_steps", "2", "--model.lr_scheduler.T_max", "4", "--config", "checkpoints.yaml"]
+    run("fit", *half, "--trainer.default_root_dir", "half")
+    capsys.readouterr()
+    checkpoint = str(next(Path("half").rglob("last.ckpt")))
+    resumed = run("fit", "--ckpt_path", checkpoint)
+    assert resumed.trainer.global_step == 4
+    error = capsys.readouterr().err
+    assert "in the checkpoint" not in error
+    assert "not applied" not in error
+    assert "from the checkpoint" not in error
+    for key in ("lr", "initial_lr", "momentum", "weight_decay"):
+        groups = [[group[key] for group in cli.trainer.optimizers[0].param_groups] for cli in (resumed, straight)]
+        assert groups[0] == groups[1]
+
+
+def test_the_command_line_wins_over_the_checkpoint(run: Run, saved: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cli = run("fit", "--ckpt_path", saved, "--trainer.max_steps", "4", "--model.scale", "0.5")
+    assert cli.model.scale == 0.5
+    assert "model.scale: 1.0 in the checkpoint, 0.5 used\n" in capsys.readouterr().err
+
+
+def test_an_asked_config_wins_over_the_checkpoint_even_with_the_default_value(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("fit", "--config", "checkpoints.yaml", "--model.scale", "3.0")
+    checkpoint = str(next(Path().rglob("last.ckpt")))
+    Path("scale.yaml").write_text("model: {scale: 1.0}")
+    assert run("validate", "--ckpt_path", checkpoint).model.scale == 3.0
+    assert "from the checkpoint: model.scale=3.0\n" in capsys.readouterr().err
+    assert run("validate", "--ckpt_path", checkpoint, "--config", "scale.yaml").model.scale == 1.0
+    assert "model.scale: 3.0 in the checkpoint, 1.0 used\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
+def test_the_architecture_follows_the_checkpoint(run: Run, capsys: pytest.CaptureFixture[str], subcommand: str) -> None:
+    run("fit", "--config", "checkpoints.yaml", "--model.hidden", "6", "--model.optimizer", "AdamW")
+    checkpoint = str(next(Path().rglob("last.ckpt")))
+    capsys.readouterr()
+    cli = run(subcommand, "--ckpt_path", checkpoint)
+    assert cli.model.hidden_layer.out_features == 6
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("from the checkpoint: "))
+    assert "model.hidden=6" in line
+    assert "model.optimizer=torch.optim.AdamW" in line
+
+
+def test_what_follows_an_asked_key_is_asked_too(run: Run, saved: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cli = run("fit", "--ckpt_path", saved, "--trainer.max_steps", "8")
+    scheduler: Any = cli.trainer.lr_scheduler_configs[0].scheduler
+    assert cli.config.fit.model.lr_scheduler.init_args.T_max == 8
+    assert scheduler.T_max == 4
+    line = "model.lr_scheduler.T_max: 8 is not applied, the schedule goes on with the checkpoint's 4\n"
+    assert capsys.readouterr().err.count(line) == 1
+
+
+def test_options_of_the_optimizer_follow_the_command_line(
+    run: Run, saved: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model.optimizer.weight_decay", "0.5", "--model.optimizer.momentum", "0.75"]
+    cli = run("fit", "--ckpt_path", saved, "--trainer.max_steps", "5", "--model.lr_scheduler.T_max", "4", *options)
+    groups = cli.trainer.optimizers[0].param_groups
+    assert [group["momentum"] for group in groups] == [0.75, 0.75]
+    # The head's group has no decay, by an option of its own.
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+    error = capsys.readouterr().err
+    assert "model.optimizer.weight_decay: 0.25 in the checkpoint, 0.5 used\n" in error
+    assert "not applied" not in error
+
+
+def test_a_new_learning_rate_continues_the_schedule_at_its_height(run: Run) -> None:
+    constant = ["--config", "checkpoints.yaml", "--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "3"]
+    run("fit", *constant, "--model.lr_scheduler.gamma", "0.5")
+    checkpoint = str(next(Path().rglob("last.ckpt")))
+    cli = run("fit", "--ckpt_path", checkpoint, "--model.optimizer.lr", "0.25", "--trainer.max_steps", "7")
+    for group in cli.trainer.optimizers[0].param_groups:
+        assert group["initial_lr"] == 0.25
+        assert group["lr"] == 0.25 / 4
+    assert cli.trainer.lr_scheduler_configs[0].scheduler.base_lrs == [0.25, 0.25]
+
+
+def test_a_new_learning_rate_without_a_schedule(run: Run) -> None:
+    run("fit", "--config", "checkpoints.yaml", "--model.lr_scheduler", "null")
+    checkpoint = str(next(Path().rglob("last.ckpt")))
+    arguments = ["--model.lr_scheduler", "null", "--model.optimizer.lr", "0.03", "--trainer.max_steps", "5"]
+    cli = run("fit", "--ckpt_path", checkpoint, *arguments)
+    assert [group["lr"] for group in cli.trainer.optimizers[0].param_groups] == [0.03, 0.03]
+
+
+def test_nested_schedulers_are_scaled_too(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "warm.py").write_text(
+        "from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR\n"
+        "from torch.optim import Optimizer\n"
+        "class Warm(SequentialLR):\n"
+        "    def __init__(self, optimizer: Optimizer, steps: int = 2):\n"
+        "        parts = [LinearLR(optimizer, 0.5, total_iters=steps), CosineAnnealingLR(optimizer, 100)]\n"
+        "        super().__init__(optimizer, parts, [steps])\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run("fit", "--config", "checkpoints.yaml", "--model.lr_scheduler", "warm.Warm")
+    checkpoint = str(next(Path().rglob("last.ckpt")))
+    cli = run("fit", "--ckpt_path", checkpoint, "--model.optimizer.lr", "0.25", "--trainer.max_steps", "5")
+    scheduler: Any = cli.trainer.lr_scheduler_configs[0].scheduler
+    assert [nested.base_lrs for nested in scheduler._schedulers] == [[0.25, 0.25], [0.25, 0.25]]
+
+
+def test_muon_learning_rates_follow_each_its_own_option(run: Run) -> None:
+    muon = ["--model.optimizer", "MuonAdamW", "--model.optimizer.lr", "0.02", "--model.optimizer.adamw_lr", "0.001"]
+    run("fit", "--config", "checkpoints.yaml", "--model.lr_scheduler", "null", *muon)
+    checkpoint = str(next(Path().rglob("last.ckpt")))
+    more = ["--ckpt_path", checkpoint, "--trainer.max_steps", "5", "--model.lr_scheduler", "null"]
+    # Both groups of the miniature are adamw groups.
+    unchanged = run("fit", *more, "--model.optimizer.lr", "0.04").trainer.optimizers[0]
+    assert [group["lr"] for group in unchanged.param_groups] == [0.001, 0.001]
+    changed = run("fit", *more, "--model.optimizer.adamw_lr", "0.002").trainer.optimizers[0]
+    assert [group["lr"] for group in changed.param_groups] == [0.002, 0.002]
+
+
+def test_another_optimizer_starts_afresh(run: Run, saved: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cli = run("fit", "--ckpt_path", saved, "--trainer.max_steps", "5", "--model.optimizer", "AdamW")
+    optimizer = cli.trainer.optimizers[0]
+    assert type(optimizer) is torch.optim.AdamW
+    assert [state["step"].item() for state in optimizer.state.values()] == [1.0] * 4
+    error = capsys.readouterr().err
+    assert "model.optimizer: torch.optim.SGD in the checkpoint, torch.optim.AdamW used\n" in error
+    assert "its state and its schedule start afresh\n" in error
+
+
+def test_another_scheduler_starts_afresh(run: Run, saved: str, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = ["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "10", "--trainer.max_steps", "5"]
+    cli = run("fit", "--ckpt_path", saved, *steps)
+    assert [group["lr"] for group in cli.trainer.optimizers[0].param_groups] == [0.125, 0.125]
+    assert cli.trainer.lr_scheduler_configs[0].scheduler.last_epoch == 1
+    assert "StepLR used: the learning rates start afresh\n" in capsys.readouterr().err
+
+
+def test_a_new_seed_is_said(run: Run, saved: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit", "--ckpt_path", saved, "--seed_everything", "2")
+    assert "seed_everything: 1 in the checkpoint, 2 used from here on" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_the_trainer_finds_is_compared_as_well(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config", "checkpoints.yaml", "--trainer.default_root_dir", "here"]
+    run("fit", *arguments)
+    cli = run(
+        "fit", *arguments, "--ckpt_path", "last", "--model.optimizer.momentum", "0.75", "--trainer.max_steps", "5"
+    )
+    assert cli.trainer.optimizers[0].param_groups[0]["momentum"] == 0.75
+    assert "model.optimizer.momentum: 0.5 in the checkpoint, 0.75 used\n" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_hyperparameters_is_told(run: Run, saved: str, capsys: pytest.CaptureFixture[str]) -> None:
+    content = torch.load(saved, weights_only=True)
+    del content["hyper_parameters"]
+    torch.save(content, "bare.ckpt")
+    cli = run("fit", "--ckpt_path", "bare.ckpt", "--model.optimizer.momentum", "0.75", "--trainer.max_steps", "5")
+    assert cli.trainer.optimizers[0].param_groups[0]["momentum"] == 0.5
+    assert "the checkpoint holds no hyperparameters" in capsys.readouterr().err
