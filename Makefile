@@ -25,8 +25,8 @@ demo: install ## Generate a project, train it on real text, let it write
 	rm -rf build/demo
 	$(BAKE) --output-dir build/demo > /dev/null
 	cd $(DEMO) && PYTHONPATH=src ../../../$(BIN)/python -m my_muon_project fit
-	@cd $(DEMO) && checkpoint=$$(find logs -name '*.ckpt' | sort | tail -n 1) && \
-	PYTHONPATH=src ../../../$(BIN)/python -m my_muon_project predict --ckpt_path "$$checkpoint" --trainer.logger false && \
+	@cd $(DEMO) && checkpoint=$$(find logs -name last.ckpt) && \
+	PYTHONPATH=src ../../../$(BIN)/python -m my_muon_project predict --ckpt_path "$$checkpoint" && \
 	printf '\nCheckpoint:   %s\nTensorBoard:  %s\n' "$(DEMO)/$$checkpoint" "$(BIN)/tensorboard --logdir $(DEMO)/logs"
 
 test: install ## Run the tests, those of generated projects included

@@ -17,7 +17,7 @@ class OrthogonalityMonitor(StepMonitor):
 
     ``orthogonality_error/…`` is :math:`\lVert O^\top O - I \rVert_F / \sqrt r` with the smaller side :math:`r`, the
     RMS deviation of the squared singular values from one, as ``max``, ``mean`` and ``min`` over the matrices. Zero is
-    exact; the five steps of Newton–Schulz that Muon takes give 0.2 to 0.4; near one, the update has lost its rank.
+    exact; the five steps of Newton–Schulz that Muon takes give about 0.4; near one, the update has lost its rank.
 
     It reads what the optimizer hands out through ``register_orthogonalize_hook``, in the steps that it logs and in no
     others. An optimizer without that hook is told once, and nothing is logged.

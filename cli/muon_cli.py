@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
@@ -160,6 +161,18 @@ class MuonCLI(LightningCLI):
             compared=self.checkpoint is not None,
         )
         self.trainer_defaults = {"callbacks": [resume]}
+
+    @override
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if self.subcommand == "predict":
+            # It logs nothing: no empty run is to stand beside the real ones.
+            config["logger"] = False
+            self.save_config_callback = None
+        if config["logger"] is False:
+            # Lightning's monitor refuses to run without a logger, where it has nothing to do.
+            kept = [entry for entry in config["callbacks"] or [] if not isinstance(entry, LearningRateMonitor)]
+            config["callbacks"] = kept
+        return super()._instantiate_trainer(config, callbacks)
 
     def after_fit(self) -> None:
         """Prints the final metrics, and what to do with the run."""

@@ -26,6 +26,7 @@ def test_it_learns_and_writes(run: Run, tmp_path: Path, capsys: pytest.CaptureFi
     run("predict", f"--ckpt_path={checkpoint}", "--data.prompt=the ", "--model.sample_bytes=30")
     written = capsys.readouterr().out
     assert "the " in written
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["version_0"]
 
 
 def test_a_run_continues_exactly_where_its_checkpoint_was_written(run: Run, tmp_path: Path) -> None:
@@ -45,6 +46,8 @@ def test_every_preset_trains(run: Run, preset: Path) -> None:
     assert all(p.isfinite().all() for p in cli.model.parameters())
 
 
-@pytest.mark.parametrize("options", [["--model.tied_embeddings=true"], ["--model.optimizer=AdamW"]])
+@pytest.mark.parametrize(
+    "options", [["--model.tied_embeddings=true"], ["--model.optimizer=AdamW"], ["--trainer.logger=false"]]
+)
 def test_variants_train(run: Run, options: list[str]) -> None:
     assert run("fit", *options, "--trainer.max_steps=2", "--trainer.limit_val_batches=1").trainer.global_step == 2

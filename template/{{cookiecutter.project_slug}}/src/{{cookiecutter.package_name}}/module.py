@@ -1,6 +1,7 @@
 """The LightningModule: what a step computes, and who updates the weights."""
 
 import lightning as L  # noqa: N812 - the name that everyone knows
+import rich
 import torch.nn.functional as F  # noqa: N812 - the name that everyone knows
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -8,7 +9,7 @@ from torch import Tensor
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.text import Perplexity
 
-from lightning_muon.optim import MuonAdamW, Rule, route_parameters
+from lightning_muon.optim import MuonAdamW, Rule, find_routes, route_parameters, routing_table
 from {{ cookiecutter.package_name }}.model import GPT
 
 
@@ -55,6 +56,11 @@ class TextModule(L.LightningModule):
         self.temperature = temperature
         self.val_loss, self.val_perplexity = MeanMetric(), Perplexity()
         self.test_loss, self.test_perplexity = MeanMetric(), Perplexity()
+
+    def setup(self, stage: str) -> None:
+        """Show who updates what, once a run."""
+        if stage == "fit" and self.trainer.is_global_zero:
+            rich.print(routing_table(find_routes(self, self.rules)))
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the loss, in nats per byte, of a batch of bytes (batch, context + 1)."""
