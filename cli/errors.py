@@ -160,6 +160,8 @@ def _explain_value(message: str, parser: ArgumentParser, given: Sequence[Given])
         return f"{key}: cannot import {value}, there is no module '{match[1]}'{where}"
     if match := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
         return f"{key}: module {match[1]} has no {match[2]}{where}{nearest(match[2], dir(import_module(match[1])))}"
+    if match := re.search(r"Multiple subclasses with name (\w+).*?ambiguity: ([\w., ]+)\.", message):
+        return f"{key}: several classes are called {match[1]}, give the path of one{where}: {match[2]}"
     expected, choices = _expectations(message)
     if "import path" in message and not {"a number", "a whole number", "a text"} & set(expected):
         choices += _class_names(_annotation(parser, key, message))

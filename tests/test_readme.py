@@ -30,9 +30,7 @@ def test_the_lightning_example(
     assert isinstance(names["trainer"].optimizers[0], MuonAdamW)
 
 
-def test_the_plain_example(
-    regression: Callable[..., LightningModule], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_plain_example(regression: Callable[..., LightningModule], capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {"model": regression(None)}
     exec(BLOCKS[1], names)  # noqa: S102 - that is the test
     assert "rule '*.0.weight'" in capsys.readouterr().out

@@ -31,6 +31,11 @@ def line_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ("fit --modle.dim 3", "unknown key 'modle.dim'; did you mean 'model.dim'?"),
         ("fit --chekpoint 3", "unknown key 'chekpoint'; --help lists all keys"),
         (
+            "fit --model.lr_scheduler ReduceLROnPlateau",
+            "model.lr_scheduler: several classes are called ReduceLROnPlateau, give the path of one: "
+            "torch.optim.lr_scheduler.ReduceLROnPlateau, lightning.pytorch.cli.ReduceLROnPlateau",
+        ),
+        (
             "fit --model.optimizer.momentun 0.9",
             "unknown key 'model.optimizer.momentun' for torch.optim.SGD; did you mean 'model.optimizer.momentum'?",
         ),

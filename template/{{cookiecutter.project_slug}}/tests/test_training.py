@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_muon.cli import MuonCLI
 
@@ -19,7 +20,11 @@ def test_it_learns_and_writes(run: Run, tmp_path: Path, capsys: pytest.CaptureFi
     metrics = fitted.trainer.callback_metrics
     assert metrics["val/loss"] < 0.8 * metrics["val/unigram_loss"]
     assert metrics["val/perplexity"] == pytest.approx(float(metrics["val/loss"].exp()), rel=1e-3)
-    assert {"weight_rms/max", "orthogonality_error/mean", "weight_decay/muon"} <= set(metrics)
+
+    logged = EventAccumulator(fitted.trainer.log_dir).Reload().Tags()["scalars"]
+    rates = {f"lr-MuonAdamW/{group}" for group in ("muon", "adamw", "adamw_vectors")}
+    monitors = {"weight_rms/max", "bf16_headroom/min", "orthogonality_error/mean", "weight_decay/muon"}
+    assert rates | monitors | {"train/loss", "val/loss", "val/perplexity", "val/unigram_loss"} <= set(logged)
 
     capsys.readouterr()
     checkpoint = next(tmp_path.rglob("last.ckpt"))
@@ -46,8 +51,11 @@ def test_every_preset_trains(run: Run, preset: Path) -> None:
     assert all(p.isfinite().all() for p in cli.model.parameters())
 
 
+PLATEAU = ["--model.lr_scheduler=lightning.pytorch.cli.ReduceLROnPlateau", "--model.lr_scheduler.monitor=val/loss"]
+
+
 @pytest.mark.parametrize(
-    "options", [["--model.tied_embeddings=true"], ["--model.optimizer=AdamW"], ["--trainer.logger=false"]]
+    "options", [["--model.tied_embeddings=true"], ["--model.optimizer=AdamW"], ["--trainer.logger=false"], PLATEAU]
 )
 def test_variants_train(run: Run, options: list[str]) -> None:
     assert run("fit", *options, "--trainer.max_steps=2", "--trainer.limit_val_batches=1").trainer.global_step == 2

@@ -6,6 +6,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that everyone knows
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.text import Perplexity
 
@@ -23,7 +24,7 @@ class TextModule(L.LightningModule):
         context: The most bytes that the model looks back on.
         tied_embeddings: Whether input and output share one table.
         optimizer: Any optimizer of torch, or ours: ``--model.optimizer AdamW`` for comparison.
-        lr_scheduler: Any scheduler of torch, stepped after each optimizer step.
+        lr_scheduler: Any scheduler of torch; ``ReduceLROnPlateau`` also takes the ``monitor`` that it looks at.
         rules: Exceptions to which parameter goes to Muon and which to AdamW.
         compile: Compile the model with ``torch.compile``.
         sample_bytes: Length of the text that ``predict`` writes.
@@ -106,4 +107,11 @@ class TextModule(L.LightningModule):
         optimizer = self.optimizer(route_parameters(self, self.rules))
         if self.lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+        scheduler = self.lr_scheduler(optimizer)
+        # A plateau is seen in validations, at the end of an epoch; all others go on with each step.
+        interval = "epoch" if isinstance(scheduler, ReduceLROnPlateau) else "step"
+        monitor = getattr(scheduler, "monitor", None)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": interval, "monitor": monitor},
+        }
