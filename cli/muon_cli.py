@@ -20,6 +20,7 @@ import lightning_muon.optim  # noqa: F401
 from lightning_muon.cli.closing import print_closing, program_name
 from lightning_muon.cli.errors import debugging, exit_with, explain, message_for_the_user
 from lightning_muon.cli.optimizer_resume import KeepCommandLineOnResume
+from lightning_muon.cli.quiet import hush_lightning
 from lightning_muon.cli.resume import CheckpointHyperparameters, ModuleArguments
 from lightning_muon.cli.saved_config import SaveRunConfig
 from lightning_muon.cli.sources import INTERPOLATION, Given, read_given
@@ -164,6 +165,7 @@ class MuonCLI(LightningCLI):
 
     @override
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        hush_lightning(fitting=self.subcommand == "fit")
         if self.subcommand == "predict":
             # It logs nothing: no empty run is to stand beside the real ones.
             config["logger"] = False

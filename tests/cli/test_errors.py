@@ -157,8 +157,8 @@ def test_the_default_config_is_named_too(run: Run, capsys: pytest.CaptureFixture
 
 
 def test_misconfiguration_found_by_lightning(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    line = line_of(run, capsys, "fit", "--trainer.callbacks+=LearningRateMonitor")
-    assert line == "Cannot use `LearningRateMonitor` callback with `Trainer` that has no logger."
+    line = line_of(run, capsys, "fit", "--trainer.callbacks+=DeviceStatsMonitor")
+    assert line == "Cannot use `DeviceStatsMonitor` callback with `Trainer(logger=False)`."
 
 
 def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
