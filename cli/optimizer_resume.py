@@ -1,11 +1,13 @@
 """The optimizer's options, after its state was restored: as the command line says, not as they were."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from typing_extensions import override
 
 from lightning_muon.cli.resume import CheckpointHyperparameters, ModuleArguments, differences, plain, say
@@ -22,8 +24,8 @@ class KeepCommandLineOnResume(Callback):
     A restored optimizer has the option values of the checkpoint. Options that differ now are set in the groups that had
     the checkpoint's value, so that what single groups were given survives. A new learning rate scales all learning
     rates of a group, and the base learning rates of its schedulers, by new/old: the schedule goes on at the same point
-    of its curve, at the new height. What cannot follow is said: arguments of a scheduler, and the seed. A new class of
-    optimizer or of scheduler starts afresh.
+    of its curve, at the new height. A changed schedule, such as another ``T_max``, goes on where it would stand by now.
+    Another class of optimizer starts afresh. What cannot follow is said, such as the seed.
 
     Args:
         module: The arguments of the module in this run.
@@ -37,7 +39,7 @@ class KeepCommandLineOnResume(Callback):
         self.compared = compared
         self._changed: dict[str, Change] = {}
         self._rates: dict[str, Change] = {}
-        self._schedule_is_new = False
+        self._steps_of_schedule: int | None = None  # of a new one, when the old one does not go on
         self._fresh: list[list[dict[str, Any]]] = []
 
     @override
@@ -84,15 +86,26 @@ class KeepCommandLineOnResume(Callback):
     def _compare_scheduler(self, saved: ModuleArguments, checkpoint: dict[str, Any]) -> None:
         old, new = (_class_spec(module.arguments.get("lr_scheduler")) for module in (saved, self.module))
         if old["class_path"] != new["class_path"]:
-            say(
-                f"model.lr_scheduler: {old['class_path'] or 'none'} in the checkpoint, "
-                f"{new['class_path'] or 'none'} used: the learning rates start afresh"
-            )
-            checkpoint["lr_schedulers"] = []
-            self._schedule_is_new = True
+            changes = [f"model.lr_scheduler: {old['class_path'] or 'none'}"]
+            used = [new["class_path"] or "none"]
+        else:
+            found = list(differences(old["init_args"], new["init_args"]))
+            changes = [f"model.lr_scheduler.{key}: {before}" for key, before, _ in found]
+            used = [str(now) for _, _, now in found]
+        if not changes:
             return
-        for key, before, now in differences(old["init_args"], new["init_args"]):
-            say(f"model.lr_scheduler.{key}: {now} is not applied, the schedule goes on with the checkpoint's {before}")
+        states = checkpoint.get("lr_schedulers", [])
+        if str(new["class_path"]).endswith("ReduceLROnPlateau") and old["class_path"] == new["class_path"]:
+            for change, now in zip(changes, used, strict=True):
+                say(f"{change} in the checkpoint goes on, {now} is not applied: a plateau cannot be seen again")
+            return
+        self._steps_of_schedule = states[0]["last_epoch"] if states else checkpoint["global_step"]
+        checkpoint["lr_schedulers"] = []
+        for change, now in zip(changes, used, strict=True):
+            say(
+                f"{change} in the checkpoint, {now} used: the learning rates go on as at step "
+                f"{self._steps_of_schedule} of the new schedule"
+            )
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -103,8 +116,9 @@ class KeepCommandLineOnResume(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for optimizer, fresh in zip(trainer.optimizers, self._fresh, strict=True):
             self._set_options(optimizer)
-            if self._schedule_is_new:
+            if self._steps_of_schedule is not None:
                 _copy_learning_rates(optimizer, fresh)
+                _advance_schedulers(trainer, optimizer, self._steps_of_schedule)
             elif any(option in self._rates for option in self._changed):
                 self._scale_learning_rates(trainer, optimizer, fresh)
 
@@ -172,6 +186,16 @@ def _scale_scheduler(scheduler: Any, changes: Sequence[Change]) -> None:
         if hasattr(scheduler, name):
             rates = [_scaled(rate, change) for rate, change in zip(getattr(scheduler, name), changes, strict=True)]
             setattr(scheduler, name, rates)
+
+
+def _advance_schedulers(trainer: Trainer, optimizer: Optimizer, steps: int) -> None:
+    for config in trainer.lr_scheduler_configs:
+        if config.scheduler.optimizer is optimizer and not isinstance(config.scheduler, ReduceLROnPlateau):
+            with warnings.catch_warnings():
+                # torch warns of the order of steps, and of learning rates past the end of a schedule.
+                warnings.simplefilter("ignore")
+                for _ in range(steps):
+                    config.scheduler.step()
 
 
 def _copy_learning_rates(optimizer: Optimizer, fresh: Sequence[Mapping[str, Any]]) -> None:

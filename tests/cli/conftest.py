@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_muon.cli import MuonCLI, main
@@ -95,7 +96,10 @@ class TinyModule(LightningModule):
         optimizer = self.optimizer(groups)
         if self.lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+        scheduler = self.lr_scheduler(optimizer)
+        interval = "epoch" if isinstance(scheduler, ReduceLROnPlateau) else "step"
+        config = {"scheduler": scheduler, "interval": interval, "monitor": getattr(scheduler, "monitor", None)}
+        return {"optimizer": optimizer, "lr_scheduler": config}
 
 
 class TinyData(LightningDataModule):
