@@ -98,8 +98,11 @@ class TinyModule(LightningModule):
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
         interval = "epoch" if isinstance(scheduler, ReduceLROnPlateau) else "step"
-        config = {"scheduler": scheduler, "interval": interval, "monitor": getattr(scheduler, "monitor", None)}
-        return {"optimizer": optimizer, "lr_scheduler": config}
+        monitor = getattr(scheduler, "monitor", None)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": interval, "monitor": monitor},
+        }
 
 
 class TinyData(LightningDataModule):
