@@ -1,16 +1,17 @@
 """One optimizer for a whole model: Muon for its hidden matrices, AdamW for the rest."""
 
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 from torch.utils.hooks import RemovableHandle
 
+from lightning_muon.optim.adamw_update import adamw_update
 from lightning_muon.optim.matrix_layout import MatrixLayout
-from lightning_muon.optim.orthogonalize import Orthogonalizer, orthogonalize
+from lightning_muon.optim.muon_update import HALF, MuonParameter, OrthogonalizeHook, muon_update
+from lightning_muon.optim.orthogonalize import Orthogonalizer
 from lightning_muon.optim.parameter_group import (
     ALGORITHMS,
     check_options,
@@ -20,11 +21,7 @@ from lightning_muon.optim.parameter_group import (
     matrix_layouts,
     named,
 )
-from lightning_muon.optim.update_scale import UpdateScale, scale_factor
-
-HALF = (torch.float16, torch.bfloat16)
-
-OrthogonalizeHook = Callable[[list[str], Tensor], None]
+from lightning_muon.optim.update_scale import UpdateScale
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -57,6 +54,12 @@ class MuonAdamW(torch.optim.Optimizer):
             has the RMS of an AdamW update, so both algorithms share ``lr``; the other scales want an ``lr`` of their
             own, of about 0.02.
         adamw_lr: Learning rate of the adamw groups that do not bring their own. Default: ``lr``.
+        polar_first: Orthogonalize each gradient and average the polar factors, instead of orthogonalizing the average
+            of the gradients (PolarGrad's second variant).
+        neuron_beta: Decay of the moving average by which NorMuon evens out the neurons of a layer, 0.95 in its paper.
+            Default: no such normalization.
+        cautious_weight_decay: Let only those weights decay that the step does not push outwards, in all groups.
+        batch_elements: Bound of the memory for batches of matrices, in elements; a single parameter may be larger.
         betas: AdamW's decay of the averages of the gradient and of its square.
         eps: AdamW's term in the denominator.
 
@@ -70,7 +73,9 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Sources: Jordan, "Muon" (2024), https://kellerjordan.github.io/posts/muon/; Liu et al., "Muon is Scalable for LLM
     Training" (2025), arXiv:2502.16982; Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019),
-    arXiv:1711.05101. The momentum is an average, as in ``torch.optim.Muon``; a sum would give the same polar factor.
+    arXiv:1711.05101; Lau et al., "PolarGrad" (2025), arXiv:2505.21799; Li et al., "NorMuon" (2025), arXiv:2510.05491;
+    Chen et al., "Cautious Weight Decay" (2025), arXiv:2510.12402. The momentum is an average, as in
+    ``torch.optim.Muon``; a sum would give the same polar factor.
     """
 
     def __init__(
@@ -84,6 +89,10 @@ class MuonAdamW(torch.optim.Optimizer):
         orthogonalizer_options: dict[str, Any] | None = None,
         update_scale: UpdateScale = "moonlight",
         adamw_lr: float | None = None,
+        polar_first: bool = False,
+        neuron_beta: float | None = None,
+        cautious_weight_decay: bool = False,
+        batch_elements: int = 1 << 24,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
     ) -> None:
@@ -99,6 +108,10 @@ class MuonAdamW(torch.optim.Optimizer):
                 "orthogonalizer": orthogonalizer,
                 "orthogonalizer_options": orthogonalizer_options or {},
                 "update_scale": update_scale,
+                "polar_first": polar_first,
+                "neuron_beta": neuron_beta,
+                "cautious_weight_decay": cautious_weight_decay,
+                "batch_elements": batch_elements,
                 "betas": betas,
                 "eps": eps,
             },
@@ -188,68 +201,40 @@ class MuonAdamW(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled or copied optimizer; hooks belong to the original."""
         super().__setstate__(state)
+        for group in self.param_groups:
+            for option in self.defaults.keys() - {"differentiable"}:  # which torch adds, of no meaning here
+                group.setdefault(option, self.defaults[option])  # one that came after the checkpoint was written
         self.__dict__.setdefault("_adamw_lr", None)
         self.__dict__.setdefault("_orthogonalize_hooks", OrderedDict())
 
     def _muon(self, group: dict[str, Any]) -> None:
-        names, params, gradients, layouts = _with_gradient(group)
-        if not params:
-            return
-        momenta = [self._state(p, "momentum_buffer") for p in params]
-
-        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        updates = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
-        factors = self._orthogonalize(group, names, updates, layouts)
-        for param, factor, layout in zip(params, factors, layouts, strict=True):
-            scale = scale_factor(group["update_scale"], *layout.fans(param.shape))
-            _apply(param, layout.restore(factor, param.shape), group["lr"], group["weight_decay"], scale)
-
-    def _orthogonalize(
-        self, group: dict[str, Any], names: list[str], updates: Iterable[Tensor], layouts: list[MatrixLayout]
-    ) -> list[Tensor]:
-        """Return the polar factors (b, m, n) of the matrices in each update, computed in batches of one shape."""
-        matrices = [layout.matrices(update) for layout, update in zip(layouts, updates, strict=True)]
-        batches: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
-        for index, matrix in enumerate(matrices):
-            batches[matrix.device, matrix.dtype, matrix.shape[1:]].append(index)
-
-        factors = matrices.copy()
-        for members in batches.values():
-            batch = torch.cat([matrices[i] for i in members]) if len(members) > 1 else matrices[members[0]]
-            factor = orthogonalize(batch, group["orthogonalizer"], **group["orthogonalizer_options"])
-            if self._orthogonalize_hooks:
-                owners = [names[i] for i in members for _ in range(len(matrices[i]))]
-                for hook in tuple(self._orthogonalize_hooks.values()):
-                    hook(owners, factor)
-            for index, piece in zip(members, factor.split([len(matrices[i]) for i in members]), strict=True):
-                factors[index] = piece
-        return factors
+        neurons = group["neuron_beta"] is not None
+        parameters = [
+            MuonParameter(
+                name,
+                param,
+                gradient,
+                momentum=self._state(param, "momentum_buffer"),
+                mean_square=self._state(param, "neuron_mean_square", widest=True) if neurons else None,
+                layout=layout,
+            )
+            for name, param, gradient, layout in _with_gradient(group)
+        ]
+        if parameters:
+            muon_update(parameters, group, tuple(self._orthogonalize_hooks.values()))
 
     def _adamw(self, group: dict[str, Any]) -> None:
-        _, params, gradients, _ = _with_gradient(group)
-        if not params:
-            return
-        beta1, beta2 = group["betas"]
-        # float32, where the parameters are less: float16 rounds eps to zero, and bfloat16 never sees β₂ close to one.
-        weights = [p if p.dtype not in HALF else p.float() for p in params]
-        adamw(
-            weights,
-            [g if g.dtype not in HALF else g.float() for g in gradients],
-            [self._state(p, "exp_avg", widest=True) for p in params],
-            [self._state(p, "exp_avg_sq", widest=True) for p in params],
-            [],
-            [self._step_count(p) for p in params],
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
-        for param, weight in zip(params, weights, strict=True):
-            if weight is not param:
-                param.copy_(weight)
+        parameters = [(param, gradient) for _, param, gradient, _ in _with_gradient(group)]
+        if parameters:
+            params, gradients = zip(*parameters, strict=True)
+            adamw_update(
+                params,
+                gradients,
+                [self._state(p, "exp_avg", widest=True) for p in params],
+                [self._state(p, "exp_avg_sq", widest=True) for p in params],
+                [self._step_count(p) for p in params],
+                group,
+            )
 
     def _state(self, param: Tensor, key: str, *, widest: bool = False) -> Tensor:
         """Return a state tensor of ``param``, zero at first, always in the layout of its parameter."""
@@ -268,30 +253,17 @@ class MuonAdamW(torch.optim.Optimizer):
         return count
 
     def _restore_moments(self, param: Tensor, saved: Mapping[str, Any]) -> None:
-        """Take AdamW's moments as they were saved: torch has cast them to the dtype of the parameter."""
-        for key in ("exp_avg", "exp_avg_sq"):
+        """Take second moments as they were saved: torch has cast them to the dtype of the parameter."""
+        for key in ("exp_avg", "exp_avg_sq", "neuron_mean_square"):
             if param.dtype in HALF and key in saved:
                 self.state[param][key] = saved[key].to(device=param.device, copy=True)
 
 
-def _apply(param: Tensor, factor: Tensor, lr: float, weight_decay: float, scale: float) -> None:
-    """W ← (1 − lr·wd)·W − lr·scale·O; rounded once, since 1.0·(1 − 1e-4) is 1.0 in bf16."""
-    if param.dtype in HALF:
-        param.copy_(param.float().mul_(1 - lr * weight_decay).add_(factor, alpha=-lr * scale))
-    else:
-        param.mul_(1 - lr * weight_decay).add_(factor, alpha=-lr * scale)
-
-
-def _with_gradient(group: Mapping[str, Any]) -> tuple[list[str], list[Tensor], list[Tensor], list[MatrixLayout]]:
-    """Return names, parameters, gradients and layouts of those parameters in the group that have a gradient."""
-    names, params, gradients, layouts = [], [], [], []
+def _with_gradient(group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, Tensor, MatrixLayout]]:
+    """Yield name, parameter, gradient and layout of those parameters in the group that have a gradient."""
     for name, param, layout in zip(group["param_names"], group["params"], matrix_layouts(group), strict=True):
         if param.grad is None or param.numel() == 0:
             continue
         if param.grad.is_sparse:
             raise ValueError(f"{name} has a sparse gradient, which MuonAdamW cannot use: make its module sparse=False")
-        names.append(name)
-        params.append(param)
-        gradients.append(param.grad)
-        layouts.append(layout)
-    return names, params, gradients, layouts
+        yield name, param, param.grad, layout

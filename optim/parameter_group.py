@@ -55,6 +55,9 @@ def check_options(label: str, options: Mapping[str, Any], hyperparameters: Itera
             raise ValueError(f"{label}: unknown option {key!r}; known are {', '.join(hyperparameters)}")
     for key, low, high in (("lr", 0.0, None), ("weight_decay", 0.0, None), ("eps", 0.0, None), ("momentum", 0.0, 1.0)):
         _check_number(label, key, options[key], low, high)
+    if options["neuron_beta"] is not None:
+        _check_number(label, "neuron_beta", options["neuron_beta"], 0.0, 1.0)
+    _check_number(label, "batch_elements", options["batch_elements"], 1, None)
     betas = options["betas"]
     if len(betas) != 2:
         raise ValueError(f"{label}: betas must be two numbers, got {betas!r}")
