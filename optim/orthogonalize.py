@@ -2,41 +2,48 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from lightning_muon.optim.gram_newton_schulz import gram_newton_schulz
 from lightning_muon.optim.newton_schulz import newton_schulz
+from lightning_muon.optim.polar_express import polar_express
+from lightning_muon.optim.qdwh import qdwh
+from lightning_muon.optim.svd import svd
+from lightning_muon.optim.zolo_pd import zolo_pd
 
-Orthogonalizer = Literal["newton_schulz", "svd"]
+Orthogonalizer = Literal["newton_schulz", "polar_express", "gram_newton_schulz", "qdwh", "zolo_pd", "svd"]
 
 
-def svd(matrix: Tensor) -> Tensor:
-    """Compute the polar factor U Vᵀ from the singular value decomposition: exact, slow, the reference for the others.
-
-    Singular values at the level of rounding count as zero, so that a rank-deficient matrix has the polar factor of its
-    own row and column space: zero stays zero.
-
-    Args:
-        matrix: Shape (batch, m, n).
-
-    Returns:
-        Shape (batch, m, n).
-    """
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    rounding = torch.finfo(matrix.dtype).eps * max(matrix.shape[-2:])
-    in_range = (s > rounding * s.amax(dim=-1, keepdim=True)).to(matrix.dtype)
-    factor: Tensor = (u * in_range.unsqueeze(-2)) @ vh
-    return factor
+class _Method(NamedTuple):
+    function: Callable[..., Tensor]
+    dtypes: tuple[str, ...]
+    # What it computes in by default, elsewhere and on CUDA.
+    dtype: torch.dtype
+    cuda_dtype: torch.dtype
 
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_METHODS: dict[str, Callable[..., Tensor]] = {"newton_schulz": newton_schulz, "svd": svd}
+_FULL = ("float64", "float32")
+_METHODS = {
+    "newton_schulz": _Method(newton_schulz, tuple(_DTYPES), torch.float32, torch.bfloat16),
+    "polar_express": _Method(polar_express, tuple(_DTYPES), torch.float32, torch.bfloat16),
+    "gram_newton_schulz": _Method(gram_newton_schulz, (*_FULL, "float16"), torch.float32, torch.float16),
+    "qdwh": _Method(qdwh, _FULL, torch.float32, torch.float32),
+    "zolo_pd": _Method(zolo_pd, _FULL, torch.float32, torch.float32),
+    "svd": _Method(svd, _FULL, torch.float64, torch.float64),
+}
 
 
 def orthogonalize(
-    matrix: Tensor, method: Orthogonalizer = "newton_schulz", *, dtype: torch.dtype | str | None = None, **options: Any
+    matrix: Tensor,
+    method: Orthogonalizer = "newton_schulz",
+    *,
+    dtype: torch.dtype | str | None = None,
+    check_finite: bool = True,
+    **options: Any,
 ) -> Tensor:
     """Compute the (approximate) polar factor U Vᵀ of each matrix U S Vᵀ.
 
@@ -45,9 +52,16 @@ def orthogonalize(
 
     Args:
         matrix: Shape (…, m, n): one matrix or a batch of them, of any floating dtype.
-        method: ``"newton_schulz"``, the iteration of Muon, or ``"svd"``, the exact reference.
+        method: ``"newton_schulz"``, the iteration of Muon; ``"polar_express"``, the same with better coefficients;
+            ``"gram_newton_schulz"``, the same for long matrices; ``"qdwh"`` or ``"zolo_pd"``, to working precision;
+            ``"svd"``, the exact reference. The function of that name says what it costs and gives.
         dtype: Precision of the computation, such as ``torch.float32`` or ``"float32"``. Default: float64 for float64
-            input; else bfloat16 for Newton–Schulz on CUDA, where it is what everyone trains with; else float32.
+            input and for ``svd``; else, on CUDA, what its tensor cores are fast at: bfloat16 for ``newton_schulz``,
+            where it is what everyone trains with, and for ``polar_express``, float16 for ``gram_newton_schulz``; else
+            float32.
+        check_finite: Whether to raise an error that names the matrices with NaN or infinite entries. It waits for the
+            device, and ``torch.compile`` cannot trace it. Without it, such a matrix comes out as NaN in every entry,
+            so that one entry of each tells, and the others of its batch are not touched.
         **options: What the method takes, such as ``steps`` and ``coefficients`` of
             :func:`~lightning_muon.optim.newton_schulz.newton_schulz`.
 
@@ -55,8 +69,8 @@ def orthogonalize(
         Shape (…, m, n), in the dtype of ``matrix``. Differentiability is not promised.
 
     Raises:
-        ValueError: If ``matrix`` has fewer than two dimensions or is not floating point, or if the method or an option
-            is unknown.
+        ValueError: If ``matrix`` has fewer than two dimensions, is not floating point or not finite; or if the method,
+            an option or the precision is unknown.
 
     Example::
 
@@ -77,7 +91,10 @@ def orthogonalize(
     tall = batch.shape[-2] > batch.shape[-1]
     if tall:  # the products of the iteration are cheapest on the smaller side
         batch = batch.mT
-    factor = _METHODS[method](_normalize(batch, _precision(matrix, method, dtype)), **options)
+    normalized = _normalize(batch)
+    if check_finite:
+        _check_finite(normalized, matrix.shape)
+    factor = _METHODS[method].function(normalized.to(_precision(matrix, method, dtype)), **options)
     return (factor.mT if tall else factor).to(matrix.dtype).reshape(matrix.shape)
 
 
@@ -85,13 +102,14 @@ def check_method(method: str, options: dict[str, Any]) -> None:
     """Raise a ValueError that names what is unknown, if ``method`` or one of its ``options`` is."""
     if method not in _METHODS:
         raise ValueError(f"unknown orthogonalizer {method!r}; choose one of {', '.join(get_args(Orthogonalizer))}")
-    known = ["dtype", *list(inspect.signature(_METHODS[method]).parameters)[1:]]
+    known = ["dtype", *list(inspect.signature(_METHODS[method].function).parameters)[1:]]
     for option in options:
         if option not in known:
             raise ValueError(f"orthogonalizer {method!r} has no option {option!r}; it takes {', '.join(known)}")
     dtype = options.get("dtype")
-    if dtype is not None and not isinstance(dtype, torch.dtype) and dtype not in _DTYPES:
-        raise ValueError(f"orthogonalizer {method!r}: unknown dtype {dtype!r}; choose one of {', '.join(_DTYPES)}")
+    if dtype is not None and str(dtype).removeprefix("torch.") not in _METHODS[method].dtypes:
+        choices = ", ".join(_METHODS[method].dtypes)
+        raise ValueError(f"orthogonalizer {method!r} does not run in dtype {str(dtype)!r}; choose one of {choices}")
 
 
 def _precision(matrix: Tensor, method: str, wanted: torch.dtype | str | None) -> torch.dtype:
@@ -99,18 +117,30 @@ def _precision(matrix: Tensor, method: str, wanted: torch.dtype | str | None) ->
         return wanted if isinstance(wanted, torch.dtype) else _DTYPES[wanted]
     if matrix.dtype == torch.float64:
         return torch.float64
-    return torch.bfloat16 if method == "newton_schulz" and matrix.is_cuda else torch.float32
+    if matrix.is_mps:  # it has no float64
+        return torch.float32
+    return _METHODS[method].cuda_dtype if matrix.is_cuda else _METHODS[method].dtype
 
 
-def _normalize(batch: Tensor, dtype: torch.dtype) -> Tensor:
+def _normalize(batch: Tensor) -> Tensor:
     """Scale each matrix of ``batch`` (b, m, n) to Frobenius norm one, so that no singular value exceeds one.
 
     Dividing by the largest entry first keeps the squares from under- and overflowing. After that the norm is at least
-    one, except for a zero matrix, which the clamps keep zero: no floor distorts a small gradient.
+    one, except for a zero matrix, which the clamps keep zero: no floor distorts a small gradient. A matrix with a NaN
+    or an infinity becomes NaN in every entry.
     """
     batch = batch.to(torch.promote_types(batch.dtype, torch.float32))
-    largest = batch.abs().amax(dim=(-2, -1), keepdim=True)
-    batch = batch / largest.clamp_min(torch.finfo(batch.dtype).tiny)
-    norm = torch.linalg.matrix_norm(batch, keepdim=True)
-    normalized: Tensor = batch / norm.clamp_min(1.0)
-    return normalized.to(dtype)
+    largest = torch.linalg.vector_norm(batch, torch.inf, dim=(-2, -1), keepdim=True)
+    scaled = batch / largest.clamp_min(torch.finfo(batch.dtype).tiny)
+    norm = torch.linalg.vector_norm(scaled, dim=(-2, -1), keepdim=True)
+    normalized: Tensor = scaled.div_(norm.clamp_min_(1.0))
+    return normalized
+
+
+def _check_finite(normalized: Tensor, shape: torch.Size) -> None:
+    """Raise a ValueError that names the matrices which ``_normalize`` has made NaN."""
+    broken = normalized[:, 0, 0].isnan()
+    if broken.any():
+        indices = [tuple(index) for index in broken.reshape(shape[:-2]).nonzero().tolist()]
+        which = "the matrix" if len(shape) == 2 else f"matrices {', '.join(map(str, indices))} of the batch"
+        raise ValueError(f"orthogonalize: NaN or infinite entries in {which} of shape {tuple(shape)}")

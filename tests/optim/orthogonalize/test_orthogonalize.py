@@ -1,0 +1,189 @@
+"""The door to all methods: any shape, any size of entries, any mixture, and nothing bad in silence."""
+
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_muon.optim import orthogonalize
+from lightning_muon.optim.orthogonalize import Orthogonalizer
+
+METHODS = get_args(Orthogonalizer)
+# How far the singular values of the factor may be from one, for a matrix whose own are not small.
+BANDS = {
+    "newton_schulz": 0.35,
+    "polar_express": 0.16,
+    "gram_newton_schulz": 0.35,
+    "qdwh": 1e-5,
+    "zolo_pd": 1e-5,
+    "svd": 1e-5,
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("size", [1e-30, 1e-10, 1.0, 1e10, 1e30])
+def test_the_size_of_the_entries_does_not_matter(method: Orthogonalizer, size: float) -> None:
+    matrix = torch.randn(12, 20)
+    torch.testing.assert_close(orthogonalize(matrix * size, method), orthogonalize(matrix, method), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_zero_gives_zero_and_low_rank_stays_finite(method: Orthogonalizer) -> None:
+    batch = torch.zeros(3, 8, 16)
+    batch[1] = torch.outer(torch.randn(8), torch.randn(16))
+    batch[2] = torch.randn(8, 16)
+    factor = orthogonalize(batch, method)
+    assert factor[0].count_nonzero() == 0
+    assert factor.isfinite().all()
+    assert abs(torch.linalg.matrix_norm(factor[1], 2) - 1) < BANDS[method]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(30, 30), (24, 40), (40, 24)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zero_rows_and_columns_stay_zero(method: Orthogonalizer, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """As those of units that have died or of tokens that did not occur: they must get no update."""
+    matrix = torch.randn(shape, dtype=dtype)
+    matrix[3:5] = 0
+    matrix[:, [2, -1]] = 0
+    factor = orthogonalize(matrix, method)
+    assert factor[3:5].abs().max() < 1e-2
+    assert factor[:, [2, -1]].abs().max() < 1e-2
+    assert torch.linalg.matrix_norm(factor, 2) < 1.21
+
+
+def difficult_batch() -> Tensor:
+    """Matrices of 12×20: full rank with entries of any size, zero, rank one, rank five, condition 1e12."""
+    u, v = torch.linalg.qr(torch.randn(12, 12)).Q, torch.linalg.qr(torch.randn(20, 12)).Q
+    full = u * torch.linspace(0.2, 1, 12) @ v.mT
+    ill_conditioned = u * torch.logspace(0, -12, 12) @ v.mT
+    low_rank = torch.randn(12, 5) @ torch.randn(5, 20)
+    rank_one = torch.outer(torch.randn(12), torch.randn(20))
+    return torch.stack([full, full * 1e-20, full * 1e20, torch.zeros(12, 20), rank_one, low_rank, ill_conditioned])
+
+
+@pytest.mark.parametrize("tall", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_difficult_matrices_do_not_disturb_each_other(method: Orthogonalizer, tall: bool) -> None:
+    batch = difficult_batch().mT if tall else difficult_batch()
+    factor = orthogonalize(batch, method)
+    singular_values = torch.linalg.svdvals(factor)
+    full, zero, rank_one = singular_values[:3], singular_values[3], singular_values[4]
+    assert (full - 1).abs().max() < BANDS[method]
+    assert zero.count_nonzero() == 0
+    assert abs(rank_one[0] - 1) < BANDS[method]
+    assert (singular_values[5:, :2] - 1).abs().max() < BANDS[method]
+    assert singular_values.max() < 1.21
+    alone = torch.stack([orthogonalize(matrix, method) for matrix in batch])
+    # Where nothing but rounding is left, even the order of sums decides.
+    torch.testing.assert_close(factor[:4], alone[:4], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(1, 50), (50, 1), (1, 1)])
+def test_the_factor_of_a_vector_is_its_direction(method: Orthogonalizer, shape: tuple[int, int]) -> None:
+    vector = torch.randn(shape)
+    factor = orthogonalize(vector, method)
+    torch.testing.assert_close(factor / factor.norm(), vector / vector.norm(), atol=1e-6, rtol=0)
+    assert abs(factor.norm() - 1) < BANDS[method]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_matrix_that_is_not_finite_is_named(method: Orthogonalizer, bad: float) -> None:
+    batch = torch.randn(2, 3, 8, 6)
+    batch[0, 2, 5, 1] = bad
+    batch[1, 1, 0, 0] = bad
+    with pytest.raises(ValueError, match=r"NaN or infinite entries in matrices \(0, 2\), \(1, 1\) of the batch"):
+        orthogonalize(batch, method)
+    with pytest.raises(ValueError, match=r"in the matrix of shape \(8, 6\)"):
+        orthogonalize(batch[1, 1], method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("shape", [(8, 6), (6, 8), (7, 7)])
+def test_unchecked_it_becomes_nan_and_the_others_do_not(
+    method: Orthogonalizer, bad: float, shape: tuple[int, int]
+) -> None:
+    batch = torch.randn(4, *shape)
+    expected = orthogonalize(batch, method)
+    batch[1, 5, 1] = bad
+    factor = orthogonalize(batch, method, check_finite=False)
+    assert factor[1].isnan().all()
+    others = [0, 2, 3]
+    torch.testing.assert_close(factor[others], expected[others], atol=1e-6, rtol=0)
+
+
+class Operations(TorchDispatchMode):
+    """Records what torch is asked to do."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_unchecked_nothing_waits_for_the_device(method: Orthogonalizer) -> None:
+    """No value is read, and no constant is sent: a copy from the host's own memory would wait too."""
+    waiting = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "lift_fresh", "item"}
+    batch = torch.randn(3, 16, 64)
+    with Operations() as unchecked:
+        orthogonalize(batch, method, check_finite=False)
+    assert not unchecked.names & waiting
+    with Operations() as checked:
+        orthogonalize(batch, method)
+    assert checked.names & waiting
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 10), (2, 3, 10, 6), (1, 1, 4, 4)])
+def test_a_batch_is_each_matrix_by_itself(shape: tuple[int, ...]) -> None:
+    batch = torch.randn(shape) * torch.logspace(-3, 3, shape[0]).view(-1, *[1] * (len(shape) - 1))
+    flat = batch.reshape(-1, *shape[-2:])
+    expected = torch.stack([orthogonalize(matrix) for matrix in flat]).reshape(shape)
+    torch.testing.assert_close(orthogonalize(batch), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_input_is_left_alone() -> None:
+    matrix = torch.randn(6, 6)
+    before = matrix.clone()
+    orthogonalize(matrix)
+    assert torch.equal(matrix, before)
+
+
+def test_the_precision_can_be_chosen() -> None:
+    matrix = torch.randn(10, 30)
+    coarse = orthogonalize(matrix, dtype=torch.bfloat16)
+    assert coarse.dtype == torch.float32
+    assert 1e-4 < (coarse - orthogonalize(matrix)).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.zeros(3), "newton_schulz"), r"shape \(\.\.\., m, n\), got \(3,\)"),
+        ((torch.zeros(3, 3, dtype=torch.int64), "newton_schulz"), "int64"),
+        ((torch.zeros(3, 3), "newton"), "unknown orthogonalizer 'newton'; choose one of newton_schulz, polar_express"),
+    ],
+)
+def test_bad_input_is_refused(arguments: tuple[Tensor, Orthogonalizer], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        orthogonalize(*arguments)
+
+
+def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="no option 'step'; it takes dtype, steps, coefficients"):
+        orthogonalize(torch.zeros(3, 3), step=5)
+
+
+def test_an_unknown_dtype_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="does not run in dtype 'bf16'; choose one of float64, float32, bfloat16, float16"
+    ):
+        orthogonalize(torch.zeros(3, 3), dtype="bf16")

@@ -1,0 +1,69 @@
+"""The weights of QDWH and the coefficients of ZOLO-PD, as functions of one number."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_muon.optim.qdwh import halley_steps, halley_weights
+from lightning_muon.optim.rational_iteration import RationalStep
+from lightning_muon.optim.zolo_pd import zolotarev_step, zolotarev_steps
+
+LOWER_BOUNDS = [0.9, 0.1, 1e-3, 1e-8, 1e-17]
+
+
+def value(step: RationalStep, x: Tensor) -> Tensor:
+    """Evaluate the function of a step without its partial fractions' cancellation: in 10⁻¹⁶ of the largest term."""
+    fractions = sum(residue / (x * x + shift) for residue, shift in zip(step.residues, step.shifts, strict=True))
+    return step.scale * x * (1 + fractions)
+
+
+def halley(x: Tensor, a: float, b: float, c: float) -> Tensor:
+    return x * (a + b * x * x) / (1 + c * x * x)
+
+
+@pytest.mark.parametrize("lower", LOWER_BOUNDS)
+def test_the_weighted_halley_step_is_zolotarevs_function_of_lowest_degree(lower: float) -> None:
+    """Elliptic functions on one side, a closed form on the other."""
+    a, b, c = halley_weights(lower)
+    step, image = zolotarev_step(lower, 1, by_qr=True)
+    assert step.shifts[0] == pytest.approx(1 / c, rel=1e-12)
+    assert step.scale == pytest.approx(b / c, rel=1e-12)
+    assert image == pytest.approx(lower * (a + b * lower**2) / (1 + c * lower**2), rel=1e-12)
+
+
+@pytest.mark.parametrize("terms", [1, 2, 4, 8])
+@pytest.mark.parametrize("lower", LOWER_BOUNDS)
+def test_zolotarevs_function_equioscillates(lower: float, terms: int) -> None:
+    """On [lower, 1] it swings 2·terms + 1 times between its value at ``lower`` and one, and never leaves that band."""
+    step, image = zolotarev_step(lower, terms, by_qr=True)
+    x = torch.logspace(torch.tensor(lower, dtype=torch.float64).log10().item(), 0, 400_001, dtype=torch.float64)
+    y = value(step, x)
+    rounding = 1e-12
+    assert y.min() > image - rounding
+    assert y.max() < 1 + rounding
+    if 1 - image > 1e-6:  # else there is nothing left to see above rounding
+        near_top, near_bottom = y > 1 - 1e-3 * (1 - image), y < image + 1e-3 * (1 - image)
+        marks = near_top.int() - near_bottom.int()
+        marks = marks[marks != 0]
+        assert (marks[1:] != marks[:-1]).sum() == 2 * terms + 1
+
+
+@pytest.mark.parametrize("epsilon", [2.0**-23, 2.0**-52])
+@pytest.mark.parametrize("lower", [0.5, 1e-3, 1e-8, 1e-12, 1e-17])
+def test_the_steps_bring_everything_above_the_bound_to_one(lower: float, epsilon: float) -> None:
+    start = torch.logspace(torch.tensor(lower, dtype=torch.float64).log10().item(), 0, 10_001, dtype=torch.float64)
+    for steps in (halley_steps(lower, epsilon), zolotarev_steps(lower, epsilon)):
+        x = start
+        for step in steps:
+            x = value(step, x)
+        assert (x - 1).abs().max() < 10 * epsilon + 1e-13
+
+
+def test_the_numbers_of_steps_and_terms_are_the_published_ones() -> None:
+    """At most six Halley steps, and two of Zolotarev with eight terms, for condition 10¹⁶ in float64."""
+    halley, zolotarev = halley_steps(1e-16, 2.0**-52), zolotarev_steps(1e-16, 2.0**-52)
+    assert len(halley) == 6
+    assert [step.by_qr for step in halley[:2]] == [True, True]
+    assert not halley[-1].by_qr
+    assert len(zolotarev) == 2
+    assert len(zolotarev[0].shifts) == 8
