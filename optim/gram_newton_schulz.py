@@ -55,7 +55,7 @@ def gram_newton_schulz(
     if long_products * n + square_products * m >= steps * (2 * n + m):
         return newton_schulz(matrix, steps, schedule)
     for run in runs:
-        matrix = _gram_polynomial(matrix @ matrix.mT, run) @ matrix
+        matrix = gram_polynomial(matrix @ matrix.mT, run) @ matrix
     return matrix
 
 
@@ -83,7 +83,7 @@ def runs_between_restarts(
     return runs
 
 
-def _gram_polynomial(gram: Tensor, run: tuple[Quintic, ...]) -> Tensor:
+def gram_polynomial(gram: Tensor, run: tuple[Quintic, ...]) -> Tensor:
     """Multiply up the polynomials of ``run`` for a Gram matrix of shape (batch, m, m)."""
     factors: list[tuple[float, Tensor]] = []
     for step, (a, b, c) in enumerate(run):

@@ -43,6 +43,23 @@ def test_it_equals_newton_schulz(
     torch.testing.assert_close(factor, expected, atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-4), ("float16", 3e-2)])
+@pytest.mark.parametrize("options", [{"steps": 3, "lower_bound": 0.03}, {"steps": 1}, {"steps": 5}])
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_polar_express_on_the_gram_matrix_equals_itself(
+    spectrum: str,
+    options: dict[str, Any],
+    dtype: str,
+    tolerance: float,
+    with_spectrum: Callable[[Tensor, int, int], Tensor],
+) -> None:
+    matrix = with_spectrum(SPECTRA[spectrum].double(), ROWS, COLUMNS)
+    matrix = (matrix / torch.linalg.matrix_norm(matrix)).to(getattr(torch, dtype)).double()
+    expected = orthogonalize(matrix, "polar_express", **options)
+    factor = orthogonalize(matrix, "polar_express", gram=True, dtype=dtype, **options)
+    torch.testing.assert_close(factor, expected, atol=tolerance, rtol=0)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("coefficients", ["keller_jordan", "polar_express"])
 @pytest.mark.parametrize("spectrum", SPECTRA)
@@ -66,17 +83,21 @@ def test_the_precision_decides_how_soon_it_restarts() -> None:
 
 
 def test_it_saves_work_on_long_matrices_and_adds_none_on_square_ones() -> None:
-    def flops(method: Orthogonalizer, columns: int) -> int:
+    def flops(method: Orthogonalizer, columns: int, **options: Any) -> int:
         with FlopCounterMode(display=False) as counter:
-            orthogonalize(torch.randn(ROWS, columns), method)
+            orthogonalize(torch.randn(ROWS, columns), method, **options)
         return int(counter.get_total_flops())
 
     assert flops("gram_newton_schulz", 4 * ROWS) < 0.7 * flops("newton_schulz", 4 * ROWS)
     assert flops("gram_newton_schulz", ROWS) == flops("newton_schulz", ROWS)
+    assert flops("polar_express", 4 * ROWS, gram=True) < 0.7 * flops("polar_express", 4 * ROWS)
+    assert flops("polar_express", ROWS, gram=True) == flops("polar_express", ROWS)
 
 
 def test_bfloat16_and_no_steps_between_restarts_are_refused() -> None:
     with pytest.raises(ValueError, match=r"does not run in dtype 'bfloat16'; choose one of float64, float32, float16"):
         orthogonalize(torch.ones(3, 30), "gram_newton_schulz", dtype="bfloat16")
+    with pytest.raises(ValueError, match="gram does not run in bfloat16, the default on CUDA; set dtype to 'float16'"):
+        orthogonalize(torch.ones(3, 30), "polar_express", gram=True, dtype="bfloat16")
     with pytest.raises(ValueError, match="restart_every must be at least 1, got 0"):
         orthogonalize(torch.ones(3, 30), "gram_newton_schulz", restart_every=0)

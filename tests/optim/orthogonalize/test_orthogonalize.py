@@ -5,6 +5,7 @@ from typing import get_args
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_muon.optim import orthogonalize
@@ -123,10 +124,15 @@ class Operations(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names: set[str] = set()
+        self.products: set[torch.dtype] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.names.add(func.overloadpacket.__name__)
-        return func(*args, **kwargs or {})
+        name = func.overloadpacket.__name__
+        result = func(*args, **kwargs or {})
+        self.names.add(name)
+        if name in {"bmm", "baddbmm"}:
+            self.products.add(result.dtype)
+        return result
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -162,6 +168,24 @@ def test_the_precision_can_be_chosen() -> None:
     coarse = orthogonalize(matrix, dtype=torch.bfloat16)
     assert coarse.dtype == torch.float32
     assert 1e-4 < (coarse - orthogonalize(matrix)).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [
+        ("newton_schulz", torch.bfloat16),
+        ("polar_express", torch.bfloat16),
+        ("gram_newton_schulz", torch.float16),
+    ],
+)
+def test_on_cuda_the_products_run_in_half_precision(method: Orthogonalizer, dtype: torch.dtype) -> None:
+    with FakeTensorMode(), Operations() as operations:  # there are shapes and types, and no GPU
+        factor = orthogonalize(torch.empty(2, 8, 32, device="cuda"), method, check_finite=False)
+    assert operations.products == {dtype}
+    assert factor.dtype == torch.float32
+    with Operations() as operations:
+        orthogonalize(torch.randn(2, 8, 32), method)
+    assert operations.products == {torch.float32}
 
 
 @pytest.mark.parametrize(

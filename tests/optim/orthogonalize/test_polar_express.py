@@ -92,6 +92,18 @@ def test_eight_steps_are_within_a_hundredth_of_the_polar_factor(
     assert torch.linalg.matrix_norm(error, 2) < 1e-2
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(256, 256), (128, 512)])
+@pytest.mark.parametrize("gaussian", [True, False])
+def test_four_steps_are_closer_to_orthogonal_than_five_of_the_classic_quintic(
+    gaussian: bool, rows: int, columns: int, with_spectrum: Callable[[Tensor, int, int], Tensor]
+) -> None:
+    spectrum = torch.logspace(0, -3, rows, dtype=torch.float64)
+    matrix = torch.randn(rows, columns) if gaussian else with_spectrum(spectrum, rows, columns).float()
+    classic, ours = orthogonalize(matrix), orthogonalize(matrix, "polar_express", steps=4, lower_bound=1e-2)
+    errors = [torch.linalg.matrix_norm(factor @ factor.mT - torch.eye(rows)) for factor in (ours, classic)]
+    assert errors[0] < 0.9 * errors[1]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("singular_value", [1.0, 1e-2, 1e-4])
 def test_half_precision_does_not_push_singular_values_off_the_interval(

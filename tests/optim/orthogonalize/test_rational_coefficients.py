@@ -12,13 +12,9 @@ LOWER_BOUNDS = [0.9, 0.1, 1e-3, 1e-8, 1e-17]
 
 
 def value(step: RationalStep, x: Tensor) -> Tensor:
-    """Evaluate the function of a step without its partial fractions' cancellation: in 10⁻¹⁶ of the largest term."""
+    """Evaluate the function of a step at singular values."""
     fractions = sum(residue / (x * x + shift) for residue, shift in zip(step.residues, step.shifts, strict=True))
     return step.scale * x * (1 + fractions)
-
-
-def halley(x: Tensor, a: float, b: float, c: float) -> Tensor:
-    return x * (a + b * x * x) / (1 + c * x * x)
 
 
 @pytest.mark.parametrize("lower", LOWER_BOUNDS)
