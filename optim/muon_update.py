@@ -86,7 +86,10 @@ def _orthogonalize(
     factors = list(matrices)
     for members in _batches(matrices, options["batch_elements"]):
         batch = torch.cat([matrices[i] for i in members]) if len(members) > 1 else matrices[members[0]]
-        factor = orthogonalize(batch, options["orthogonalizer"], **options["orthogonalizer_options"])
+        # Not to wait for the device: a gradient that is not finite spoils its own matrix, which the monitors name.
+        factor = orthogonalize(
+            batch, options["orthogonalizer"], check_finite=False, **options["orthogonalizer_options"]
+        )
         for hook in hooks:
             hook([parameters[i].name for i in members for _ in range(len(matrices[i]))], factor)
         for index, piece in zip(members, factor.split([len(matrices[i]) for i in members]), strict=True):
