@@ -1,0 +1,72 @@
+"""What every benchmark leaves behind: a readable table, and a JSON file that says on what machine and when."""
+
+import json
+import os
+import platform
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Describe the machine and the versions that a figure depends on."""
+    cpu = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": version("lightning"),
+    }
+
+
+def report(title: str, rows: list[dict[str, Any]], columns: list[str], details: dict[str, Any], name: str) -> Path:
+    """Print rows as a table and write them to ``results/<name>.json``.
+
+    Args:
+        title: Heads the table.
+        rows: One dict a row; numbers are shown with three digits.
+        columns: Keys of the rows to show, in this order; the file has all.
+        details: Settings that belong to the result.
+        name: Of the file, without its ending.
+    """
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*(_shown(row.get(column)) for column in columns))
+    Console(width=max(80, 16 * len(columns))).print(table)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    record = {
+        "title": title,
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "machine": machine(),
+        "settings": details,
+        "rows": rows,
+    }
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _lines(path: str) -> list[str]:
+    file = Path(path)
+    return file.read_text().splitlines() if file.exists() else []
