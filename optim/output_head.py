@@ -55,7 +55,7 @@ def _heads(part: Part, *, is_end: bool) -> dict[str, str]:
     if _is_attention(part):
         return {}
     children = list(part.children.values())
-    named = [child for child in children if is_head_name(child.name)]
+    named = [child for child in children if is_head_name(child.name) and not _leads_on(child, children[-1])]
     tied = any(child.layer and child.layer.tied for child in children)
     ends = _ends(part.module, children) if is_end and not named and not tied else []
 
@@ -69,6 +69,12 @@ def _heads(part: Part, *, is_end: bool) -> dict[str, str]:
         if child not in named and child not in blocks:
             heads |= _heads(child, is_end=child in ends)
     return heads
+
+
+def _leads_on(head: Part, last: Part) -> bool:
+    """Tell whether a module that is called a head comes before the output layer, as the transform of ModernBERT."""
+    *_, output = head.layers()
+    return bool(not head.layer and last.layer and not is_head_name(last.name) and output.fits(last.layer))
 
 
 def _is_attention(part: Part) -> bool:

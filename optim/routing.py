@@ -93,6 +93,7 @@ def route_parameters(
         ValueError: If a rule matches nothing, contradicts a shape, or names an unknown algorithm, if nothing is left
             to train, or if the part is not in the model.
     """
+    suffix = "" if part is None else f"_{_path_in(module, part)}"
     of_part = {id(parameter) for parameter in (module if part is None else part).parameters()}
     trained = [r for r in find_routes(module, rules) if r.algorithm != "frozen" and id(r.parameter) in of_part]
     if not trained:
@@ -103,7 +104,7 @@ def route_parameters(
     for route in trained:
         members[route.algorithm, repr(sorted(route.options.items()))].append(route)
     groups = [_group(routes) for _, routes in sorted(members.items(), key=lambda item: item[0][0] == "adamw")]
-    _name(groups, "" if part is None else f"_{_path_in(module, part)}")
+    _name(groups, suffix)
     return groups
 
 
