@@ -43,6 +43,11 @@ class OrthogonalityMonitor(StepMonitor):
         self._errors: list[tuple[list[str], Tensor]] = []
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._errors.clear()
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for optimizer in trainer.optimizers:
             if muon_groups(optimizer) and not hasattr(optimizer, "register_orthogonalize_hook"):

@@ -53,6 +53,11 @@ class WeightRMSMonitor(StepMonitor):
         self._sampled: list[tuple[list[str], Tensor, Tensor]] = []
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._sampled.clear()
+
+    @override
     def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
         """Keep the RMS of sampled matrices before the step, and of their updates."""
         matrices = muon_matrices([optimizer], pl_module)

@@ -292,14 +292,28 @@ def test_nan_is_seen_and_named_once(
         assert len(scalars[f"weight_rms/{kind}"]) == 3
 
 
+def test_an_interrupted_run_leaves_nothing_for_the_next(regression: Module, adversaries: Module, fit: Fit) -> None:
+    class Interrupted(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            raise RuntimeError("stop")
+
+    monitors = [WeightRMSMonitor(per_parameter=True), OrthogonalityMonitor(per_parameter=True)]
+    with pytest.raises(RuntimeError, match="stop"):
+        fit(regression(MuonAdamW), callbacks=[Interrupted(), *monitors])
+    trainer = fit(adversaries(lambda groups, _: MuonAdamW(groups)), callbacks=monitors, limit_train_batches=1)
+    assert measured_in(trainer, "bf16_headroom") == measured_in(trainer, "orthogonality_error") == set(HIDDEN)
+
+
 def test_names_are_without_wrappers(regression: Module, fit: Fit) -> None:
     class Compiled(regression):  # type: ignore[valid-type,misc]
         def __init__(self) -> None:
             super().__init__(None)
-            self.net = torch.compile(self.net, backend="eager")
+            plain = self.net
+            self.net: Any = torch.compile(plain, backend="eager")
+            self.matrices = [plain[0].weight, plain[2].weight]
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.Muon([self.net._orig_mod[0].weight, self.net._orig_mod[2].weight])
+            return torch.optim.Muon(self.matrices)
 
     trainer = fit(Compiled(), callbacks=[WeightRMSMonitor(per_parameter=True)], limit_train_batches=1)
     assert measured_in(trainer, "weight_rms") == set(MATRICES)
@@ -311,7 +325,10 @@ def test_off_its_cadence_it_looks_at_nothing(regression: Module, fit: Fit, monke
 
     class Count(Callback):
         def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            counted = lambda *args, **kwargs: walks.append(trainer.global_step) or walk(pl_module, *args, **kwargs)  # noqa: E731
+            def counted(*args: Any, **options: Any) -> Any:
+                walks.append(trainer.global_step)
+                return walk(pl_module, *args, **options)
+
             monkeypatch.setattr(pl_module, "named_parameters", counted)
 
     monitors = [WeightRMSMonitor(5), OrthogonalityMonitor(5), AutoWeightDecay(every_n_steps=5)]
