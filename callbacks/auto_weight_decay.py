@@ -1,5 +1,8 @@
 """Weight decay that comes when the weights need it."""
 
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -7,26 +10,53 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_muon.callbacks.monitor import StepMonitor, log_scalars, log_text
+from lightning_muon.callbacks.monitor import StepMonitor, log_scalars, log_text, logged_step
 from lightning_muon.callbacks.muon_matrices import muon_groups, muon_matrices, root_mean_square
 
 # The slope of the first few measurements is that of the warm-up; it predicts nothing.
 MEASUREMENTS_TO_PREDICT = 5
 
+# Lightning's own default, for a trainer with log_every_n_steps=0.
+STEPS_WITHOUT_LOG = 50
+
+
+@dataclass
+class Course:
+    """Where a run stands; steps are counted as they are logged.
+
+    Args:
+        active: Whether the decay is turned on.
+        strength: Place on the ramp: 0 is each group's own decay, 1 is the full one.
+        smoothed: Moving average of the largest RMS.
+        growth: Moving average of its change, per step.
+        measurements: How many there were.
+        measured_at: Step of the last one.
+        ramped_at: Step up to which the ramp was gone.
+    """
+
+    active: bool = False
+    strength: float = 0.0
+    smoothed: float = 0.0
+    growth: float = 0.0
+    measurements: int = 0
+    measured_at: int = 0
+    ramped_at: int = 0
+
 
 class AutoWeightDecay(StepMonitor):
     """Turn on weight decay for Muon's groups when their weights grow too large.
 
-    It watches the largest weight RMS among Muon's matrices, smoothed. When that passes ``limit``, or its growth says
-    that it will within ``horizon`` steps, the weight decay of all Muon groups goes up to ``weight_decay`` by a linear
-    ramp. When the RMS is back under ``release · limit``, and not about to pass the limit again, the decay goes down to
-    what it was by the same ramp.
+    It watches the largest weight RMS among the Muon matrices of all optimizers, smoothed. When that passes ``limit``,
+    or its growth says that it will within ``horizon`` steps, the weight decay of all Muon groups goes up to
+    ``weight_decay`` by a linear ramp. When the RMS is back under ``release · limit``, and not about to pass the limit
+    again, the decay goes down to what it was by the same ramp.
 
     ``weight_decay/<group>`` is logged at every measurement. Each decision is told on the console and, in TensorBoard,
-    as a text. Both the state and the decision are in the checkpoint. If something else changes a group's weight decay,
-    such as the command line of a resumed run, the new value is what the callback starts from and returns to.
+    as a text. Both the state and the decision are in the checkpoint. A group has the raised decay only while its
+    optimizer steps. Everyone else, a schedule or a checkpoint, sees the group's own decay and may change it.
 
     With Moonlight's scale an update has an RMS of 0.2, so a decay of λ holds a weight's RMS under 0.2 / λ, however the
     updates add up.
@@ -41,7 +71,8 @@ class AutoWeightDecay(StepMonitor):
         every_n_steps: How often to measure. Default: the trainer's ``log_every_n_steps``.
 
     Raises:
-        MisconfigurationException: If an argument is out of its range, or the optimizers have no Muon group.
+        MisconfigurationException: If an argument is out of its range, the optimizers have no Muon group, or one without
+            ``weight_decay``.
 
     Example::
 
@@ -78,15 +109,14 @@ class AutoWeightDecay(StepMonitor):
         self.release = release
         self.smoothing = smoothing
 
-        self.active = False
-        self._strength = 0.0  # of the ramp: 0 is each group's own decay, 1 is ``weight_decay``
-        self._smoothed = 0.0
-        self._growth = 0.0  # of the smoothed RMS, per step
-        self._measurements = 0
-        self._measured_at = 0
-        self._ramped_at = 0
-        self._own_decay: dict[str, float] = {}
-        self._set_decay: dict[str, float] = {}
+        self._course = Course()
+        self._handles: list[RemovableHandle] = []
+        self._raised: list[tuple[dict[str, Any], float, float]] = []  # group, its own decay, the raised one
+
+    @property
+    def active(self) -> bool:
+        """Whether the decay is turned on."""
+        return self._course.active
 
     @property
     @override
@@ -94,8 +124,30 @@ class AutoWeightDecay(StepMonitor):
         return self._generate_state_key(limit=self.limit, weight_decay=self.weight_decay)
 
     @override
+    def cadence(self, trainer: Trainer) -> int:
+        # A trainer that logs nothing still wants its weights held.
+        return super().cadence(trainer) or STEPS_WITHOUT_LOG
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":  # of which a checkpoint is restored later
+            self._course = Course(ramped_at=logged_step(trainer))
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not any(muon_groups(optimizer, pl_module) for optimizer in trainer.optimizers):
+        for optimizer in trainer.optimizers:
+            groups = muon_groups(optimizer)
+            for name, group in groups:
+                if "weight_decay" not in group:
+                    raise MisconfigurationException(
+                        f"AutoWeightDecay: {type(optimizer).__name__} has no weight_decay in its group {name!r}."
+                        " Take an optimizer that decays weights, or remove the callback."
+                    )
+            if groups:
+                self._handles.append(optimizer.register_step_pre_hook(self._raise_decay))
+                self._handles.append(optimizer.register_step_post_hook(self._lower_decay))
+        if not self._handles:
             raise MisconfigurationException(
                 "AutoWeightDecay: no parameter group has algorithm='muon', so there is nothing to decay."
                 " Make the groups with route_parameters(module), or remove the callback."
@@ -103,89 +155,107 @@ class AutoWeightDecay(StepMonitor):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        """Go one step along the ramp."""
-        steps, self._ramped_at = trainer.global_step - self._ramped_at, trainer.global_step
-        direction = 1 if self.active else -1
-        self._strength = min(1.0, max(0.0, self._strength + direction * steps / self.ramp_steps))
-        for optimizer in trainer.optimizers:
-            for group in muon_groups(optimizer, pl_module):
-                decay = group.options["weight_decay"]
-                if decay != self._set_decay.get(group.name):
-                    self._own_decay[group.name] = decay
-                own = self._own_decay[group.name]
-                decay = own + self._strength * (max(own, self.weight_decay) - own)
-                group.options["weight_decay"] = self._set_decay[group.name] = decay
+        """Go along the ramp by the steps that were taken."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        course, step = self._course, logged_step(trainer)
+        change = (step - course.ramped_at) / self.ramp_steps
+        course.strength = min(1.0, max(0.0, course.strength + (change if course.active else -change)))
+        course.ramped_at = step
 
     @override
     @torch.no_grad()
-    def after_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        matrices = muon_matrices(optimizer, pl_module)
-        if not matrices:
-            return
-        rms = dict(zip(matrices, root_mean_square(matrices).tolist(), strict=True))
-        largest = max(rms, key=rms.__getitem__)
-        self._watch(rms[largest], trainer.global_step)
-        self._decide(trainer, largest)
-        groups = muon_groups(optimizer, pl_module)
-        log_scalars(trainer, {f"weight_decay/{group.name}": group.options["weight_decay"] for group in groups})
+    def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        matrices = muon_matrices(trainer.optimizers, pl_module)
+        rms = dict(zip(matrices, root_mean_square(matrices.values()).tolist(), strict=True))
+        self.warn_of_not_finite(trainer, "the weight RMS", rms, so="; nothing can be said about these")
+        finite = {name: value for name, value in rms.items() if math.isfinite(value)}
+        if finite:
+            largest = max(finite, key=finite.__getitem__)
+            self._watch(finite[largest], logged_step(trainer))
+            self._decide(trainer, largest)
+        log_scalars(trainer, self._curve(trainer.optimizers))
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._let_go()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._let_go()
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "active": self.active,
-            "strength": self._strength,
-            "smoothed": self._smoothed,
-            "growth": self._growth,
-            "measurements": self._measurements,
-            "measured_at": self._measured_at,
-            "ramped_at": self._ramped_at,
-            "own_decay": dict(self._own_decay),
-            "set_decay": dict(self._set_decay),
-        }
+        return asdict(self._course)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.active = state_dict["active"]
-        self._strength = state_dict["strength"]
-        self._smoothed = state_dict["smoothed"]
-        self._growth = state_dict["growth"]
-        self._measurements = state_dict["measurements"]
-        self._measured_at = state_dict["measured_at"]
-        self._ramped_at = state_dict["ramped_at"]
-        self._own_decay = dict(state_dict["own_decay"])
-        self._set_decay = dict(state_dict["set_decay"])
+        self._course = Course(**state_dict)
+
+    def _raise_decay(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for _, group in muon_groups(optimizer):
+            own = group["weight_decay"]
+            group["weight_decay"] = raised = self._on_ramp(own)
+            self._raised.append((group, own, raised))
+
+    def _lower_decay(self, *_: object) -> None:
+        while self._raised:
+            group, own, raised = self._raised.pop()
+            if group["weight_decay"] == raised:  # else someone set it during the step
+                group["weight_decay"] = own
+
+    def _let_go(self) -> None:
+        self._lower_decay()
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _on_ramp(self, own: float) -> float:
+        return own + self._course.strength * (max(own, self.weight_decay) - own)
+
+    def _curve(self, optimizers: list[Optimizer]) -> dict[str, float]:
+        """Return the decay of each group's steps in this batch by its tag; equal names are numbered."""
+        curve: dict[str, float] = {}
+        seen: Counter[str] = Counter()
+        for optimizer in optimizers:
+            for name, group in muon_groups(optimizer):
+                number = f"-{seen[name]}" if seen[name] else ""
+                seen[name] += 1
+                curve[f"weight_decay/{name}{number}"] = self._on_ramp(group["weight_decay"])
+        return curve
 
     def _watch(self, rms: float, step: int) -> None:
         """Take a measurement into the moving averages."""
-        if self._measurements == 0:
-            self._smoothed = rms
+        course = self._course
+        if course.measurements == 0:
+            course.smoothed = rms
         else:
-            smoothed = self.smoothing * self._smoothed + (1 - self.smoothing) * rms
-            slope = (smoothed - self._smoothed) / max(1, step - self._measured_at)
-            first = self._measurements == 1
-            self._growth = slope if first else self.smoothing * self._growth + (1 - self.smoothing) * slope
-            self._smoothed = smoothed
-        self._measurements += 1
-        self._measured_at = step
+            smoothed = self.smoothing * course.smoothed + (1 - self.smoothing) * rms
+            slope = (smoothed - course.smoothed) / max(1, step - course.measured_at)
+            first = course.measurements == 1
+            course.growth = slope if first else self.smoothing * course.growth + (1 - self.smoothing) * slope
+            course.smoothed = smoothed
+        course.measurements += 1
+        course.measured_at = step
 
     def _decide(self, trainer: Trainer, largest: str) -> None:
-        predictable = self._measurements >= MEASUREMENTS_TO_PREDICT
-        expected = self._smoothed + (self.horizon * max(0.0, self._growth) if predictable else 0.0)
-        state = f"the weight RMS of {largest} is {self._smoothed:.3g} and changes by {self._growth:+.2g} a step"
-        if not self.active and expected > self.limit:
-            self.active = True
+        course = self._course
+        predictable = course.measurements >= MEASUREMENTS_TO_PREDICT
+        expected = course.smoothed + (self.horizon * max(0.0, course.growth) if predictable else 0.0)
+        state = f"the weight RMS of {largest} is {course.smoothed:.3g} and changes by {course.growth:+.2g} a step"
+        if not course.active and expected > self.limit:
+            course.active = True
             limit = f"the limit of {self.limit:g}"
-            passed = self._smoothed > self.limit
+            passed = course.smoothed > self.limit
             reason = f"is over {limit}" if passed else f"will pass {limit} within {self.horizon} steps"
-            self._announce(trainer, f"on: {state}; it {reason}", self.weight_decay)
-        elif self.active and self._smoothed < self.release * self.limit and expected <= self.limit:
-            self.active = False
-            self._announce(trainer, f"off: {state}, safely under the limit of {self.limit:g}", None)
+            self._announce(trainer, f"on: {state}; it {reason}", f"{self.weight_decay:g}")
+        elif course.active and course.smoothed < self.release * self.limit and expected <= self.limit:
+            course.active = False
+            self._announce(trainer, f"off: {state}, safely under the limit of {self.limit:g}", "what it was")
 
-    def _announce(self, trainer: Trainer, decision: str, target: float | None) -> None:
-        goal = "what it was" if target is None else f"{target:g}"
+    def _announce(self, trainer: Trainer, decision: str, goal: str) -> None:
         message = (
-            f"AutoWeightDecay, step {trainer.global_step}: {decision}."
+            f"AutoWeightDecay, step {logged_step(trainer)}: {decision}."
             f" Weight decay goes to {goal} in {self.ramp_steps} steps."
         )
         rank_zero_info(message)

@@ -1,21 +1,30 @@
 """What the monitors share: when they measure, and how they log it."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Generator, Mapping
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
+
+from lightning_muon.callbacks.muon_matrices import muon_groups, summarize
+
+NAMED_AT_MOST = 5
 
 
 class StepMonitor(Callback):
-    """Measure around every n-th optimizer step.
+    """Measure every n-th step of the optimizers that have Muon groups.
 
-    Subclasses fill in :meth:`before_step`, with gradients there and weights old, and :meth:`after_step`, with weights
-    new. Between steps they cost nothing. With gradient accumulation a step is several batches; each hook still runs
-    once a step, and once for each optimizer.
+    An optimizer that is due stays so until it steps: several may take turns, a gradient scaler may skip a step, and
+    accumulation by hand has steps of its own. Subclasses fill in :meth:`around_step`, which frames one step of each
+    optimizer that was due, and :meth:`report`, which is called at the end of such a batch, once for all optimizers.
+    Between, they cost nothing.
 
     Args:
         every_n_steps: How often. Default: the trainer's ``log_every_n_steps``.
@@ -27,32 +36,90 @@ class StepMonitor(Callback):
                 f"{type(self).__name__}: every_n_steps must be at least 1, got {every_n_steps}"
             )
         self.every_n_steps = every_n_steps
-        self._stepping: list[Optimizer] = []
+        self._due: set[Optimizer] = set()
+        self._watched: dict[Optimizer, tuple[Generator[None, None, None], RemovableHandle]] = {}
+        self._stepped: list[Optimizer] = []
+        self._warned = False
 
-    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look at gradients and old weights, if there is something to see."""
+    def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
+        """Look at gradients and old weights, yield for the step, look at new weights; closed if the step is skipped."""
+        yield
 
-    def after_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Measure the new weights and log what was found."""
+    def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what was found in this batch."""
         raise NotImplementedError
+
+    def cadence(self, trainer: Trainer) -> int:
+        """Return the number of steps from one measurement to the next; 0 is never."""
+        every: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._due.clear()
+        self._warned = False
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        every = self.cadence(trainer)
+        if every > 0 and (logged_step(trainer) + 1) % every == 0:
+            self._due.update(optimizer for optimizer in trainer.optimizers if muon_groups(optimizer))
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if self._is_due(trainer):
-            self._stepping.append(optimizer)
-            self.before_step(trainer, pl_module, optimizer)
+        if optimizer in self._due and optimizer not in self._watched:
+            watch = self.around_step(pl_module, optimizer)
+            next(watch, None)
+            self._watched[optimizer] = watch, optimizer.register_step_post_hook(self._after_step)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        stepped, self._stepping = self._stepping, []
-        for optimizer in stepped:
-            self.after_step(trainer, pl_module, optimizer)
+        stepped = self._stepped
+        self._stop_watching()
+        if stepped:
+            self._due.difference_update(stepped)
+            self.report(trainer, pl_module)
 
-    def _is_due(self, trainer: Trainer) -> bool:
-        every: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return every > 0 and (logged_step(trainer) + 1) % every == 0
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stop_watching()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop_watching()
+
+    def log_summary(self, trainer: Trainer, quantities: Mapping[str, Mapping[str, float]], per_parameter: bool) -> None:
+        """Log quantities over the matrices, and warn the first time that one of them is not finite."""
+        scalars: dict[str, float] = {}
+        for quantity, values in quantities.items():
+            self.warn_of_not_finite(trainer, quantity, values)
+            scalars |= summarize(quantity, values, per_parameter)
+        log_scalars(trainer, scalars)
+
+    def warn_of_not_finite(self, trainer: Trainer, quantity: str, values: Mapping[str, float], so: str = "") -> None:
+        """Name the matrices whose value is NaN or infinite, once."""
+        names = [name for name, value in values.items() if not math.isfinite(value)]
+        if names and not self._warned:
+            self._warned = True
+            more = f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
+            rank_zero_warn(
+                f"{type(self).__name__}, step {logged_step(trainer)}: {quantity} is not finite for"
+                f" {', '.join(names[:NAMED_AT_MOST])}{more}{so}. This is said once."
+            )
+
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if optimizer not in self._stepped:
+            self._stepped.append(optimizer)
+            watch, _ = self._watched[optimizer]
+            next(watch, None)
+
+    def _stop_watching(self) -> None:
+        for watch, handle in self._watched.values():
+            handle.remove()
+            watch.close()
+        self._watched, self._stepped = {}, []
 
 
 def logged_step(trainer: Trainer) -> int:
@@ -62,6 +129,8 @@ def logged_step(trainer: Trainer) -> int:
 
 def log_scalars(trainer: Trainer, scalars: Mapping[str, float]) -> None:
     """Send scalars to every logger, and to where ``ModelCheckpoint`` and ``EarlyStopping`` find them."""
+    if not scalars:
+        return
     for logger in trainer.loggers:
         logger.log_metrics(dict(scalars), step=logged_step(trainer))
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scalars.items()})

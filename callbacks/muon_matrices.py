@@ -1,7 +1,7 @@
 """Which parameters the monitors watch: the matrices that Muon updates."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,61 +9,92 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
+HALF = (torch.float16, torch.bfloat16)
 
-@dataclass(frozen=True)
-class MuonGroup:
-    """A parameter group that Muon updates.
-
-    Args:
-        name: The group's ``"name"``, or its position among the groups.
-        options: The group itself; changing a hyperparameter in it changes the next step.
-        matrices: Its parameters by name.
-    """
-
-    name: str
-    options: dict[str, Any]
-    matrices: Mapping[str, Tensor]
+# What torch.compile, FSDP and activation checkpointing put into the names of parameters.
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
-def muon_groups(optimizer: Optimizer, module: LightningModule) -> list[MuonGroup]:
-    """Return the groups of an optimizer that hold Muon's matrices.
+def muon_groups(optimizer: Optimizer) -> list[tuple[str, dict[str, Any]]]:
+    """Return the parameter groups of an optimizer that hold Muon's matrices, each with its name or position.
 
     These are the groups with ``algorithm="muon"``, whatever optimizer updates them, so that another one can be compared
     on the same matrices; and all groups of ``torch.optim.Muon``.
-
-    Args:
-        optimizer: The optimizer.
-        module: Gives names to parameters whose group has none.
     """
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    found = []
-    for index, group in enumerate(optimizer.param_groups):
-        default = "muon" if isinstance(optimizer, torch.optim.Muon) else None
-        if group.get("algorithm", default) == "muon" and group["params"]:
-            own_names = group.get("param_names") or [
-                names.get(id(p), f"{index}.{i}") for i, p in enumerate(group["params"])
-            ]
-            label = str(group.get("name", f"group_{index}"))
-            found.append(MuonGroup(label, group, dict(zip(own_names, group["params"], strict=True))))
-    return found
+    default = "muon" if isinstance(optimizer, torch.optim.Muon) else None
+    return [
+        (str(group.get("name", f"group_{index}")), group)
+        for index, group in enumerate(optimizer.param_groups)
+        if group.get("algorithm", default) == "muon" and group["params"]
+    ]
 
 
-def muon_matrices(optimizer: Optimizer, module: LightningModule) -> dict[str, Tensor]:
-    """Return Muon's matrices by name, see :func:`muon_groups`."""
-    return {name: matrix for group in muon_groups(optimizer, module) for name, matrix in group.matrices.items()}
+def muon_matrices(optimizers: Iterable[Optimizer], module: LightningModule) -> dict[str, Tensor]:
+    """Return Muon's matrices by their names in the module; empty ones are left out."""
+    return {
+        name: matrix
+        for optimizer in optimizers
+        for _, name, matrix in _named_matrices(optimizer, module)
+        if matrix.numel() > 0
+    }
 
 
-def root_mean_square(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return the RMS of each tensor, shape (tensors,), float32."""
-    norms = torch._foreach_norm(list(tensors.values()), ord=2, dtype=torch.float32)
-    return torch.stack([norm / tensor.numel() ** 0.5 for norm, tensor in zip(norms, tensors.values(), strict=True)])
+def names_in_module(optimizer: Optimizer, module: LightningModule) -> dict[str, str]:
+    """Return the names in the module of the matrices that an optimizer calls otherwise, such as relative to a part."""
+    names: dict[str, str] = {}
+    for own, name, _ in _named_matrices(optimizer, module):
+        names[own] = own if own in names else name  # two of one name cannot be told apart
+    return names
+
+
+def root_mean_square(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the RMS of each tensor, shape (tensors,), float32 on the device of the first."""
+    tensors = list(tensors)
+    sizes = torch.tensor([tensor.numel() for tensor in tensors], dtype=torch.float32)
+    norms = entry_norms(tensors, 2)
+    return norms / sizes.sqrt().to(norms.device)
+
+
+def entry_norms(tensors: Iterable[Tensor], order: float) -> Tensor:
+    """Return the norm of each tensor's entries, shape (tensors,), float32 on the device of the first."""
+    tensors = list(tensors)
+    batches: defaultdict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
+    for index, tensor in enumerate(tensors):
+        batches[tensor.device, tensor.dtype].append(index)
+    norms: list[Tensor] = tensors.copy()
+    for (_, dtype), members in batches.items():
+        # A norm is never computed in less than its tensor has, nor rounded to half precision.
+        widened = torch.float32 if dtype in HALF else None
+        found = torch._foreach_norm([tensors[i] for i in members], ord=order, dtype=widened)
+        for index, norm in zip(members, found, strict=True):
+            norms[index] = norm.to(tensors[0].device, torch.float32)
+    return torch.stack(norms) if norms else torch.empty(0)
 
 
 def summarize(quantity: str, values: Mapping[str, float], per_parameter: bool) -> Iterator[tuple[str, float]]:
-    """Yield the tags ``quantity/max``, ``/mean`` and ``/min``, and one a parameter if asked for, with their values."""
+    """Yield the tags ``quantity/max``, ``/mean`` and ``/min``, and one a parameter if asked for, with their values.
+
+    Where one value is NaN, so are all three: that is what the summary is looked at for.
+    """
     if values:
-        yield f"{quantity}/max", max(values.values())
-        yield f"{quantity}/mean", sum(values.values()) / len(values)
-        yield f"{quantity}/min", min(values.values())
+        numbers = torch.tensor(list(values.values()), dtype=torch.float64)
+        yield f"{quantity}/max", numbers.max().item()
+        yield f"{quantity}/mean", numbers.mean().item()
+        yield f"{quantity}/min", numbers.min().item()
         if per_parameter:
             yield from ((f"{quantity}/{name}", value) for name, value in values.items())
+
+
+def _named_matrices(optimizer: Optimizer, module: LightningModule) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield each matrix with the optimizer's name for it and the module's."""
+    names = {id(parameter): _without_wrappers(name) for name, parameter in module.named_parameters()}
+    for label, group in muon_groups(optimizer):
+        own_names = group.get("param_names") or [f"{label}.{i}" for i in range(len(group["params"]))]
+        for own, matrix in zip(own_names, group["params"], strict=True):
+            yield own, names.get(id(matrix), _without_wrappers(own)), matrix
+
+
+def _without_wrappers(name: str) -> str:
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name

@@ -1,15 +1,16 @@
 """How far what Muon applied is from orthogonal."""
 
+from collections.abc import Generator
+
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_muon.callbacks.monitor import StepMonitor, log_scalars
-from lightning_muon.callbacks.muon_matrices import muon_groups, summarize
+from lightning_muon.callbacks.monitor import StepMonitor
+from lightning_muon.callbacks.muon_matrices import muon_groups, names_in_module
 
 
 class OrthogonalityMonitor(StepMonitor):
@@ -39,57 +40,62 @@ class OrthogonalityMonitor(StepMonitor):
     def __init__(self, every_n_steps: int | None = None, per_parameter: bool = False) -> None:
         super().__init__(every_n_steps)
         self.per_parameter = per_parameter
-        self._handles: list[RemovableHandle] = []
         self._errors: list[tuple[list[str], Tensor]] = []
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._errors.clear()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for optimizer in trainer.optimizers:
-            if muon_groups(optimizer, pl_module) and not hasattr(optimizer, "register_orthogonalize_hook"):
+            if muon_groups(optimizer) and not hasattr(optimizer, "register_orthogonalize_hook"):
                 rank_zero_warn(
                     f"OrthogonalityMonitor: {type(optimizer).__name__} does not hand out what it orthogonalizes,"
                     " so there is no orthogonality_error to log."
                 )
 
     @override
-    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if hasattr(optimizer, "register_orthogonalize_hook"):
-            self._handles.append(optimizer.register_orthogonalize_hook(self._measure))
+    def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
+        if not hasattr(optimizer, "register_orthogonalize_hook"):
+            return
+        names = names_in_module(optimizer, pl_module)
+        errors: list[tuple[list[str], Tensor]] = []
+
+        def measure(owners: list[str], factors: Tensor) -> None:
+            errors.append(([names.get(owner, owner) for owner in owners], orthogonality_error(factors)))
+
+        handle = optimizer.register_orthogonalize_hook(measure)
+        try:
+            yield
+        finally:
+            handle.remove()
+        self._errors += errors
 
     @override
-    def after_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self._stop_listening()
+    def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         measured, self._errors = self._errors, []
         if not measured:
             return
-        largest: dict[str, float] = {}
-        names = [name for batch, _ in measured for name in batch]
-        values = torch.cat([errors for _, errors in measured]).tolist()  # the only wait for the device
+        names = [name for owners, _ in measured for name in owners]
+        device = measured[0][1].device
+        values = torch.cat([errors.to(device) for _, errors in measured]).tolist()  # the only wait for the device
+        found: dict[str, list[float]] = {}
         for name, value in zip(names, values, strict=True):
-            largest[name] = max(value, largest.get(name, 0.0))
-        log_scalars(trainer, dict(summarize("orthogonality_error", largest, self.per_parameter)))
-
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._stop_listening()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._stop_listening()
-
-    def _measure(self, names: list[str], factors: Tensor) -> None:
-        self._errors.append((names, orthogonality_error(factors)))
-
-    def _stop_listening(self) -> None:
-        while self._handles:
-            self._handles.pop().remove()
+            found.setdefault(name, []).append(value)
+        largest = {name: torch.tensor(of_blocks).max().item() for name, of_blocks in found.items()}  # NaN is largest
+        self.log_summary(trainer, {"orthogonality_error": largest}, self.per_parameter)
 
 
+@torch.no_grad()
 def orthogonality_error(factors: Tensor) -> Tensor:
     """Return ‖OᵀO − I‖_F / √r of each matrix of a batch (b, m, n), over its smaller side r: shape (b,), float32."""
-    factors = factors.float() if factors.shape[-2] <= factors.shape[-1] else factors.float().mT
-    rank = factors.shape[-2]
-    gram = factors @ factors.mT
-    gram.diagonal(dim1=-2, dim2=-1).sub_(1.0)
-    errors: Tensor = torch.linalg.matrix_norm(gram) / rank**0.5
+    # Under manual optimization the step runs inside autocast, which would round the product to half precision.
+    with torch.autocast(factors.device.type, enabled=False):
+        factors = factors.float() if factors.shape[-2] <= factors.shape[-1] else factors.float().mT
+        rank = factors.shape[-2]
+        gram = factors @ factors.mT
+        gram.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+        errors: Tensor = torch.linalg.matrix_norm(gram) / rank**0.5
     return errors

@@ -25,6 +25,23 @@ def decay(trainer: Trainer) -> float:
     return float(trainer.optimizers[0].param_groups[0]["weight_decay"])
 
 
+class Applied(Callback):
+    """The decay that each step takes, by algorithm."""
+
+    def __init__(self, optimizer: int = 0) -> None:
+        self.optimizer = optimizer
+        self.decays: list[dict[str, float]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.optimizers[self.optimizer].register_step_pre_hook(self.look)
+
+    def look(self, optimizer: Any, *_: Any) -> None:
+        self.decays.append({group["algorithm"]: group["weight_decay"] for group in optimizer.param_groups})
+
+    def curve(self) -> list[float]:
+        return [decays["muon"] for decays in self.decays]
+
+
 def test_an_unstable_run_is_stopped_from_growing(
     regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any
 ) -> None:
@@ -72,29 +89,37 @@ def test_growth_is_foreseen(regression: Module, fit: Fit, caplog: pytest.LogCapt
 
 
 class Script(Callback):
-    """Sets the weights' RMS to a given value before each measurement."""
+    """Sets the weights' RMS to a given value before each measurement, the second matrix's to a multiple of it."""
 
-    def __init__(self, values: list[float]) -> None:
+    def __init__(self, values: list[float], second: float = 1.0) -> None:
         self.values = values
+        self.factors = (1.0, second)
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         value = self.values[min(trainer.global_step, len(self.values)) - 1]
         for group in trainer.optimizers[0].param_groups:
             if group["algorithm"] == "muon":
-                for weight in group["params"]:
-                    weight.fill_(value)
+                for weight, factor in zip(group["params"], self.factors, strict=True):
+                    weight.fill_(factor * value)
 
 
-def decisions(regression: Module, fit: Fit, values: list[float], **options: Any) -> list[bool]:
+def decisions(regression: Module, fit: Fit, values: list[float], max_epochs: int = 1, **options: Any) -> list[bool]:
+    """Whether the decay is on after each step of a script."""
     active: list[bool] = []
-    auto = AutoWeightDecay(limit=1.0, smoothing=0.0, horizon=0, **options)
+    auto = AutoWeightDecay(**{"limit": 1.0, "smoothing": 0.0, "horizon": 0, **options})
 
     class Watch(Callback):
         def on_train_batch_end(self, *_: Any) -> None:
             active.append(auto.active)
 
-    fit(regression(healthy), max_epochs=1, limit_train_batches=len(values), callbacks=[Script(values), auto, Watch()])
+    batches = len(values) // max_epochs
+    fit(
+        regression(healthy),
+        max_epochs=max_epochs,
+        limit_train_batches=batches,
+        callbacks=[Script(values), auto, Watch()],
+    )
     return active
 
 
@@ -105,30 +130,36 @@ def test_hysteresis(regression: Module, fit: Fit) -> None:
     assert decisions(regression, fit, values, release=0.8) == expected
 
 
-def test_the_ramp_goes_up_and_back_step_by_step(regression: Module, fit: Fit) -> None:
-    curve: list[float] = []
-
-    class Watch(Callback):
-        def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
-            curve.append(decay(trainer))
-
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_ramp_goes_up_and_back_step_by_step(regression: Module, fit: Fit, accumulate: int) -> None:
     auto = AutoWeightDecay(limit=1.0, weight_decay=0.5, smoothing=0.0, horizon=0, ramp_steps=4)
     values = [2.0] * 5 + [0.1] * 5
-    fit(regression(healthy), callbacks=[Script(values), auto, Watch()])
-    assert curve == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1])
+    seen = Applied()
+    fit(
+        regression(healthy),
+        callbacks=[Script(values), auto, seen],
+        max_epochs=accumulate,
+        accumulate_grad_batches=accumulate,
+    )
+    # an epoch of ten batches ends with a step: four of them when accumulating three
+    expected = [0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1] + [0.1] * 2 * (accumulate > 1)
+    assert seen.curve() == pytest.approx(expected)
 
 
 def test_only_muon_groups_are_touched(regression: Module, fit: Fit) -> None:
-    trainer = fit(regression(unstable), max_epochs=3, callbacks=[AutoWeightDecay(limit=0.1, ramp_steps=1)])
-    found = {group["algorithm"]: group["weight_decay"] for group in trainer.optimizers[0].param_groups}
-    assert found == {"muon": 0.5, "adamw": 0.0}
+    """And these only while the optimizer steps."""
+    seen = Applied()
+    trainer = fit(regression(unstable), max_epochs=3, callbacks=[AutoWeightDecay(limit=0.1, ramp_steps=1), seen])
+    assert seen.decays[-1] == {"muon": 0.5, "adamw": 0.0}
+    assert {group["weight_decay"] for group in trainer.optimizers[0].param_groups} == {0.0}
 
 
 def test_a_group_with_more_decay_keeps_it(regression: Module, fit: Fit) -> None:
     auto = AutoWeightDecay(limit=0.1, weight_decay=0.05, ramp_steps=1)
-    trainer = fit(regression(healthy), callbacks=[auto])
+    seen = Applied()
+    fit(regression(healthy), callbacks=[auto, seen])
     assert auto.active
-    assert decay(trainer) == pytest.approx(0.1)
+    assert seen.curve() == pytest.approx([0.1] * 10)
 
 
 def test_a_decay_that_someone_else_sets_becomes_the_new_base(regression: Module, fit: Fit) -> None:
@@ -137,7 +168,36 @@ def test_a_decay_that_someone_else_sets_becomes_the_new_base(regression: Module,
             if trainer.global_step == 5:
                 trainer.optimizers[0].param_groups[0]["weight_decay"] = 0.02
 
-    trainer = fit(regression(healthy), callbacks=[Someone(), AutoWeightDecay(limit=100.0)])
+    seen = Applied()
+    auto = AutoWeightDecay(limit=1e-6, weight_decay=0.5, ramp_steps=2)
+    trainer = fit(regression(healthy), callbacks=[Someone(), auto, seen])
+    assert decay(trainer) == pytest.approx(0.02)
+    assert seen.curve() == pytest.approx([0.1, 0.3, *[0.5] * 8])
+    fit(regression(healthy), callbacks=[Someone(), AutoWeightDecay(limit=100.0), seen])
+    assert seen.curve()[10:] == pytest.approx([0.1] * 5 + [0.02] * 5)
+
+
+def test_a_relative_schedule_of_someone_else_keeps_its_meaning(regression: Module, fit: Fit) -> None:
+    class Someone(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            trainer.optimizers[0].param_groups[0]["weight_decay"] *= 0.5
+
+    seen = Applied()
+    auto = AutoWeightDecay(limit=1.0, weight_decay=0.5, smoothing=0.0, horizon=0, ramp_steps=2)
+    values = [2.0] * 3 + [0.1] * 3
+    trainer = fit(regression(healthy), callbacks=[Script(values), auto, Someone(), seen], limit_train_batches=6)
+    assert decay(trainer) == pytest.approx(0.1 / 64)
+    halves = [0.1 / 2**step for step in range(6)]
+    strengths = [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
+    assert seen.curve() == pytest.approx([own + s * (0.5 - own) for own, s in zip(halves, strengths, strict=True)])
+
+
+def test_a_decay_set_during_the_step_is_not_taken_back(regression: Module, fit: Fit) -> None:
+    class Someone(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
+            trainer.optimizers[0].param_groups[0]["weight_decay"] = 0.02
+
+    trainer = fit(regression(healthy), callbacks=[Someone(), AutoWeightDecay(limit=1e-6, ramp_steps=2)])
     assert decay(trainer) == pytest.approx(0.02)
 
 
@@ -155,7 +215,7 @@ def test_state_and_decision_survive_a_checkpoint(regression: Module, fit: Fit, t
     torch.load(tmp_path / "half.ckpt", weights_only=True)
     trainer = fit(second, max_epochs=2, callbacks=[resumed], ckpt_path=str(tmp_path / "half.ckpt"))
     assert whole.state_dict() == resumed.state_dict()
-    assert decay(trainer) == whole.state_dict()["set_decay"]["muon"]
+    assert decay(trainer) == 0.0
     for a, b in zip(straight.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -181,3 +241,196 @@ def test_a_run_without_muon_groups_is_refused(regression: Module, fit: Fit) -> N
     module = regression(lambda groups: torch.optim.AdamW([p for group in groups for p in group["params"]]))
     with pytest.raises(MisconfigurationException, match="no parameter group has algorithm='muon'"):
         fit(module, callbacks=[AutoWeightDecay()])
+
+
+def test_an_optimizer_without_decay_is_refused(regression: Module, fit: Fit) -> None:
+    with pytest.raises(MisconfigurationException, match="Rprop has no weight_decay in its group 'muon'"):
+        fit(regression(torch.optim.Rprop), callbacks=[AutoWeightDecay()])
+
+
+Measurements = list[tuple[int, float]]
+
+
+def course_of(values: Measurements, smoothing: float) -> tuple[float, float]:
+    """Smoothed RMS and growth after measurements (step, RMS), written as weighted sums."""
+
+    def average(numbers: list[float]) -> float:
+        weights = [(1 - smoothing) * smoothing**age for age in range(len(numbers) - 1)] + [
+            smoothing ** (len(numbers) - 1)
+        ]
+        return sum(weight * number for weight, number in zip(weights, reversed(numbers), strict=True))
+
+    smoothed = [average([value for _, value in values[: n + 1]]) for n in range(len(values))]
+    steps = [step for step, _ in values]
+    slopes = [(smoothed[n + 1] - smoothed[n]) / (steps[n + 1] - steps[n]) for n in range(len(values) - 1)]
+    return smoothed[-1], average(slopes) if slopes else 0.0
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_course_is_the_smoothed_largest_rms_and_its_growth_per_step(
+    regression: Module, fit: Fit, accumulate: int, every: int
+) -> None:
+    """Of two matrices the second is larger; steps, not batches, are counted."""
+    script = [0.1, 0.3, 0.2, 0.6, 0.5, 0.9, 0.4, 0.7, 0.8, 1.0]
+    auto = AutoWeightDecay(limit=100.0, smoothing=0.6, every_n_steps=every)
+    courses: list[dict[str, float]] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step % every == 0 and trainer.global_step > every * len(courses):
+                courses.append(auto.state_dict())
+
+    callbacks = [Script(script, second=2.0), auto, Watch()]
+    fit(regression(healthy), callbacks=callbacks, max_epochs=accumulate, accumulate_grad_batches=accumulate)
+    measured = [(step, 2.0 * script[step]) for step in range(10) if (step + 1) % every == 0]
+    assert len(courses) == len(measured)
+    for count, course in enumerate(courses, start=1):
+        smoothed, growth = course_of(measured[:count], 0.6)
+        assert course["measurements"] == count
+        assert course["measured_at"] == measured[count - 1][0]
+        assert course["smoothed"] == pytest.approx(smoothed, rel=1e-5)
+        assert course["growth"] == pytest.approx(growth, rel=1e-4)
+
+
+def test_growth_acts_from_the_fifth_measurement_on(regression: Module, fit: Fit) -> None:
+    """Growing by 0.1 a step and looking ten steps ahead, the limit of 2 is foreseen at once; four are too few."""
+    active = decisions(regression, fit, [0.1 * n for n in range(1, 9)], limit=1.2, horizon=10)
+    assert active == [False] * 4 + [True] * 4
+
+
+def test_growth_is_per_step(regression: Module, fit: Fit) -> None:
+    """Measured at every second step, 0.01 a step for ten steps stays under the limit; 0.02 for ten would not."""
+    values = [0.01 * n for n in range(1, 25)]
+    active = decisions(regression, fit, values, limit=0.39, horizon=10, every_n_steps=2, max_epochs=3)
+    assert active == [False] * 24
+    active = decisions(regression, fit, values, limit=0.29, horizon=10, every_n_steps=2, max_epochs=3)
+    assert active.index(True) == 19  # 0.20 + 10 · 0.01 > 0.29
+
+
+def test_it_is_not_released_on_the_way_up(regression: Module, fit: Fit) -> None:
+    """Under the release, but growing towards the limit: the decay stays on until the growth ends."""
+    values = [1.1, 1.1, 1.1, 0.6, 0.7, 0.72, 0.72, 0.72]
+    active = decisions(regression, fit, values, horizon=50, release=0.74)
+    assert active == [True, True, True, False, True, True, False, False]
+
+
+def test_the_decay_is_a_metric(regression: Module, fit: Fit) -> None:
+    auto = AutoWeightDecay(limit=1e-6, weight_decay=0.5, ramp_steps=18)
+    trainer = fit(regression(healthy), callbacks=[auto])
+    assert float(trainer.callback_metrics["weight_decay/muon"]) == pytest.approx(0.1 + 0.4 * 9 / 18)
+
+
+@pytest.mark.parametrize("log_every_n_steps", [0, 50])
+def test_a_trainer_that_logs_nothing_is_still_controlled(regression: Module, fit: Fit, log_every_n_steps: int) -> None:
+    auto = AutoWeightDecay(limit=1e-6)
+    fit(regression(healthy), callbacks=[auto], max_epochs=10, log_every_n_steps=log_every_n_steps)
+    assert auto.active
+    assert auto.state_dict()["measurements"] == 2
+
+
+def test_two_optimizers_are_one_course(
+    adversaries: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any
+) -> None:
+    """Networks of different size at rest: no growth; each group has its own decay, and goes along one ramp."""
+    module = adversaries(lambda groups, place: MuonAdamW(groups, lr=1e-9, weight_decay=(0.1, 0.0)[place]))
+    with torch.no_grad():
+        module.critic[0].weight.fill_(4.0)
+    quiet = AutoWeightDecay(limit=5.0, horizon=1000)
+    fit(module, callbacks=[quiet], max_epochs=2)
+    assert not quiet.active
+    assert quiet.state_dict()["measurements"] == 20
+    assert quiet.state_dict()["smoothed"] == pytest.approx(4.0)
+    assert quiet.state_dict()["growth"] == pytest.approx(0.0, abs=1e-6)
+
+    auto = AutoWeightDecay(limit=3.0, weight_decay=0.5, ramp_steps=4)
+    seen = [Applied(0), Applied(1)]
+    trainer = fit(module, callbacks=[auto, *seen], logger=tensorboard, limit_train_batches=6)
+    expected = [[0.1, 0.2, 0.3, 0.4, 0.5, 0.5], [0.0, 0.125, 0.25, 0.375, 0.5, 0.5]]
+    assert [one.curve() for one in seen] == [pytest.approx(curve) for curve in expected]
+    assert [optimizer.param_groups[0]["weight_decay"] for optimizer in trainer.optimizers] == [0.1, 0.0]
+    scalars = events(trainer).scalars()
+    for tag, curve in zip(("weight_decay/muon", "weight_decay/muon-1"), expected, strict=True):
+        assert scalars[tag] == [(step, pytest.approx(value)) for step, value in enumerate(curve)]
+
+
+def test_several_steps_a_batch_are_one_on_the_ramp(adversaries: Module, fit: Fit) -> None:
+    module = adversaries(lambda groups, _: MuonAdamW(groups, weight_decay=0.1), lambda _: (3, 1))
+    seen = Applied()
+    auto = AutoWeightDecay(limit=1e-6, weight_decay=0.5, ramp_steps=4)
+    fit(module, callbacks=[auto, seen], limit_train_batches=3)
+    assert seen.curve() == pytest.approx([0.1] * 3 + [0.2] * 3 + [0.3] * 3)
+    assert auto.state_dict()["measurements"] == 3
+
+
+def test_a_ramp_is_not_in_the_optimizer_of_a_checkpoint(regression: Module, fit: Fit, tmp_path: Path) -> None:
+    """Resumed with another limit, without the callback, or with a decay that was changed meanwhile."""
+    path = str(tmp_path / "ramp.ckpt")
+    trainer = fit(regression(healthy), callbacks=[AutoWeightDecay(limit=1e-6, ramp_steps=20)])
+    trainer.save_checkpoint(path)
+    groups = torch.load(path, weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert groups[0]["weight_decay"] == 0.1
+
+    seen = Applied()
+    fit(regression(healthy), max_epochs=2, callbacks=[AutoWeightDecay(limit=100.0), seen], ckpt_path=path)
+    fit(regression(healthy), max_epochs=2, callbacks=[seen], ckpt_path=path)
+    assert seen.curve() == pytest.approx([0.1] * 20)
+
+    class CommandLine(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            trainer.optimizers[0].param_groups[0]["weight_decay"] = 0.3  # where the ramp stood
+
+    seen = Applied()
+    auto = AutoWeightDecay(limit=1e-6, ramp_steps=20)
+    trainer = fit(regression(healthy), max_epochs=2, callbacks=[CommandLine(), auto, seen], ckpt_path=path)
+    assert seen.curve() == pytest.approx([0.3 + 0.2 * (10 + n) / 20 for n in range(10)])
+    assert decay(trainer) == 0.3
+
+
+def test_an_interrupted_step_leaves_the_own_decay(regression: Module, fit: Fit) -> None:
+    class Interrupted(regression):  # type: ignore[valid-type,misc]
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            if self.global_step == 5:
+                raise RuntimeError("stop")
+
+    module = Interrupted(healthy)
+    with pytest.raises(RuntimeError, match="stop"):
+        fit(module, callbacks=[AutoWeightDecay(limit=1e-6, ramp_steps=2)])
+    optimizer = module.trainer.optimizers[0]
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_a_second_fit_starts_afresh(regression: Module, fit: Fit) -> None:
+    """Whether the first was quiet or not, and also when the trainer counts on."""
+    quiet = AutoWeightDecay(limit=100.0)
+    seen = Applied()
+    fit(regression(healthy), max_epochs=5, callbacks=[quiet])
+    fit(regression(healthy), callbacks=[quiet, seen])
+    assert seen.curve() == pytest.approx([0.1] * 10)
+
+    loud, seen = AutoWeightDecay(limit=1e-6, ramp_steps=20), Applied()
+    trainer = fit(regression(healthy), callbacks=[loud, seen])
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(regression(healthy))
+    assert seen.curve()[:10] == pytest.approx(seen.curve()[10:])
+
+
+def test_what_is_not_finite_is_told_and_ignored(regression: Module, fit: Fit) -> None:
+    """The first matrix is NaN for two steps; the second is judged all along."""
+
+    class Broken(Callback):
+        @torch.no_grad()
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step in {2, 3}:
+                trainer.optimizers[0].param_groups[0]["params"][0].fill_(torch.nan)
+
+    auto = AutoWeightDecay(limit=1.0, smoothing=0.0, horizon=0)
+    callbacks = [Script([0.5, 0.5, 0.5, 2.0]), Broken(), auto]
+    with pytest.warns(UserWarning, match=r"step 1: the weight RMS is not finite for net\.0\.weight; nothing") as caught:
+        fit(regression(healthy), callbacks=callbacks, limit_train_batches=4)
+    assert sum("AutoWeightDecay" in str(one.message) for one in caught) == 1
+    assert auto.active
+    assert auto.state_dict()["measurements"] == 4
+    assert auto.state_dict()["smoothed"] == pytest.approx(2.0)

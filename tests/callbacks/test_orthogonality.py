@@ -1,5 +1,6 @@
 """The orthogonality error, against float64 on what was applied."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -99,4 +100,89 @@ def test_an_interrupted_step_leaves_no_listener(regression: Module, fit: Fit) ->
     monitor = OrthogonalityMonitor()
     with pytest.raises(RuntimeError, match="stop"):
         fit(module, callbacks=[monitor])
-    assert not monitor._handles
+    assert not module.trainer.optimizers[0]._orthogonalize_hooks
+    assert not module.trainer.optimizers[0]._optimizer_step_post_hooks
+
+
+def test_of_several_blocks_the_largest_error_counts(fit: Fit, regression: Module) -> None:
+    """A fused projection is orthogonalized in blocks; here the middle one has lost its rank."""
+
+    class Fused(MuonAdamW):
+        def step(self, closure: Any = None) -> Any:
+            closure()
+            factors = torch.eye(4).repeat(4, 1, 1) * torch.tensor([1.0, 0.9, 0.0, 1.0]).view(4, 1, 1)
+            for hook in self._orthogonalize_hooks.values():
+                hook(["net.0.weight"] * 3 + ["net.2.weight"], factors)
+
+    trainer = fit(regression(Fused), callbacks=[OrthogonalityMonitor(per_parameter=True)])
+    found = {name: float(value) for name, value in trainer.callback_metrics.items() if "orthogonality" in name}
+    assert found["orthogonality_error/net.0.weight"] == pytest.approx(1.0)
+    assert found["orthogonality_error/net.2.weight"] == pytest.approx(0.0)
+    assert found["orthogonality_error/mean"] == pytest.approx(0.5)
+
+
+def test_two_optimizers_are_one_summary(
+    adversaries: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any
+) -> None:
+    """Each matrix has the error of its own optimizer's first step in a batch; names of the two collide."""
+    errors: defaultdict[str, list[float]] = defaultdict(list)
+
+    def make(groups: list[dict[str, Any]], place: int) -> MuonAdamW:
+        def listen(names: list[str], factors: Tensor) -> None:
+            for name, factor in zip(names, factors, strict=True):
+                errors[f"{('generator', 'critic')[place]}.{name}"].append(error(factor.double()))
+
+        optimizer = MuonAdamW(groups)
+        optimizer.register_orthogonalize_hook(listen)
+        return optimizer
+
+    module = adversaries(make, lambda _: (1, 3))
+    trainer = fit(module, callbacks=[OrthogonalityMonitor(per_parameter=True)], logger=tensorboard)
+    scalars = events(trainer).scalars()
+    firsts = {name: found[:: 3 if name.startswith("critic") else 1] for name, found in errors.items()}
+    assert len(firsts) == 4
+    for name, expected in firsts.items():
+        assert scalars[f"orthogonality_error/{name}"] == list(enumerate(pytest.approx(e, rel=1e-4) for e in expected))
+    for kind, reduce in (("max", max), ("min", min), ("mean", lambda four: sum(four) / 4)):
+        summary = [reduce(four) for four in zip(*firsts.values(), strict=True)]
+        assert scalars[f"orthogonality_error/{kind}"] == list(enumerate(pytest.approx(e, rel=1e-4) for e in summary))
+
+
+def test_only_the_first_of_several_steps_is_listened_to(adversaries: Module, fit: Fit) -> None:
+    listeners: list[int] = []
+
+    def make(groups: list[dict[str, Any]], place: int) -> MuonAdamW:
+        optimizer = MuonAdamW(groups)
+        if place == 0:
+            optimizer.register_step_post_hook(lambda o, *_: listeners.append(len(o._orthogonalize_hooks)))
+        return optimizer
+
+    fit(adversaries(make, lambda _: (3, 1)), callbacks=[OrthogonalityMonitor()], limit_train_batches=2)
+    assert listeners == [1, 0, 0, 1, 0, 0]
+
+
+def test_autocast_does_not_round_the_error() -> None:
+    factor = torch.linalg.qr(torch.randn(1, 64, 64)).Q
+    with torch.autocast("cpu", torch.bfloat16):
+        assert orthogonality_error(factor).item() < 1e-5
+
+
+def test_a_gradient_of_nan_is_named(regression: Module, fit: Fit) -> None:
+    class Broken(regression):  # type: ignore[valid-type,misc]
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            if self.global_step == 4:
+                self.net[2].weight.grad[0, 0] = torch.nan
+
+    with pytest.warns(
+        UserWarning, match=r"step 4: orthogonality_error is not finite for net\.2\.weight\. This"
+    ) as caught:
+        trainer = fit(Broken(MuonAdamW), callbacks=[OrthogonalityMonitor()])
+    assert sum("OrthogonalityMonitor" in str(one.message) for one in caught) == 1
+    assert trainer.callback_metrics["orthogonality_error/max"].isnan()
+
+
+def test_a_long_list_of_names_is_cut() -> None:
+    monitor = OrthogonalityMonitor()
+    values = {f"layer{i}": float("nan") for i in range(7)}
+    with pytest.warns(UserWarning, match="for layer0, layer1, layer2, layer3, layer4 and 2 more"):
+        monitor.warn_of_not_finite(Trainer(logger=False, accelerator="cpu"), "error", values)

@@ -1,5 +1,6 @@
 """Weight RMS, largest entry and bf16 headroom, against float64 on the weights themselves."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,9 +10,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_muon.callbacks import WeightRMSMonitor
+from lightning_muon.callbacks import AutoWeightDecay, OrthogonalityMonitor, WeightRMSMonitor
+from lightning_muon.callbacks.muon_matrices import root_mean_square
 from lightning_muon.callbacks.weight_rms import bf16_spacing
 from lightning_muon.optim import MuonAdamW
 
@@ -33,6 +35,15 @@ class Snapshots(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.on_train_batch_end(trainer, pl_module)
+
+
+HIDDEN = [f"{part}.{layer}.weight" for part in ("generator", "critic") for layer in (0, 2)]
+
+
+def measured_in(trainer: Trainer, quantity: str) -> set[str]:
+    """The matrices whose value of a quantity was logged."""
+    names = (name.removeprefix(f"{quantity}/") for name in trainer.callback_metrics if name.startswith(f"{quantity}/"))
+    return {name for name in names if name not in {"max", "mean", "min"}}
 
 
 def rms(tensor: Tensor) -> float:
@@ -92,7 +103,6 @@ def test_the_sample_is_bounded_and_the_rest_is_still_measured(regression: Module
     names = [name for name in trainer.callback_metrics if name.startswith("bf16_headroom/net")]
     assert len(names) == 1
     assert {f"weight_rms/{name}" for name in MATRICES} <= set(trainer.callback_metrics)
-    assert not monitor._before
 
 
 @pytest.mark.parametrize("make", [torch.optim.AdamW, partial(torch.optim.SGD, lr=0.1)])
@@ -137,3 +147,190 @@ def test_any_logger_or_none(regression: Module, fit: Fit, tmp_path: Any, tensorb
 def test_bad_arguments_are_named(argument: str, value: int) -> None:
     with pytest.raises(MisconfigurationException, match=f"WeightRMSMonitor: {argument} must be at least 1, got 0"):
         WeightRMSMonitor(**{argument: value})
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_precisions(regression: Module, fit: Fit, precision: str) -> None:
+    module = regression(MuonAdamW)
+    trainer = fit(module, precision=precision, callbacks=[WeightRMSMonitor(per_parameter=True)])
+    for name in MATRICES:
+        weight = module.get_parameter(name).detach().double()
+        assert float(trainer.callback_metrics[f"weight_rms/{name}"]) == pytest.approx(rms(weight), rel=1e-5)
+        assert float(trainer.callback_metrics[f"weight_absmax/{name}"]) == pytest.approx(float(weight.abs().max()))
+
+
+def test_matrices_of_several_precisions_and_none() -> None:
+    tensors = [torch.randn(3, 5).bfloat16(), torch.randn(4, 4).double(), torch.randn(2, 7), torch.randn(5, 2).half()]
+    expected = torch.tensor([rms(tensor.double()) for tensor in tensors])
+    torch.testing.assert_close(root_mean_square(tensors), expected, rtol=1e-6, atol=0)
+    assert root_mean_square([]).tolist() == []
+
+
+def test_a_small_float64_matrix_keeps_its_size() -> None:
+    """Squares of 1e-30 are below float32."""
+    assert root_mean_square([torch.full((2, 2), 1e-30, dtype=torch.float64)]).item() == pytest.approx(1e-30)
+
+
+def test_an_empty_matrix_is_left_out(regression: Module, fit: Fit) -> None:
+    class WithEmpty(regression):  # type: ignore[valid-type,misc]
+        def __init__(self) -> None:
+            super().__init__(MuonAdamW)
+            self.empty, self.head = nn.Linear(0, 4), nn.Linear(4, 1)
+
+    trainer = fit(WithEmpty(), callbacks=[WeightRMSMonitor(per_parameter=True)])
+    assert measured_in(trainer, "weight_absmax") == {*MATRICES, "net.4.weight"}
+
+
+def test_two_optimizers_are_one_summary(
+    adversaries: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any
+) -> None:
+    """Relative names collide; each step is logged once, over all matrices, under the names of the whole module."""
+    module = adversaries(lambda groups, _: MuonAdamW(groups, lr=0.02))
+    trainer = fit(module, callbacks=[WeightRMSMonitor(per_parameter=True)], logger=tensorboard)
+    scalars = events(trainer).scalars()
+    for quantity in ("weight_rms", "weight_absmax", "bf16_headroom"):
+        assert measured_in(trainer, quantity) == set(HIDDEN)
+        assert [step for step, _ in scalars[f"{quantity}/max"]] == list(range(10))
+        last = [scalars[f"{quantity}/{name}"][-1][1] for name in HIDDEN]
+        assert scalars[f"{quantity}/max"][-1][1] == pytest.approx(max(last))
+        assert scalars[f"{quantity}/mean"][-1][1] == pytest.approx(sum(last) / 4)
+    for name in HIDDEN:
+        final = rms(module.get_parameter(name).detach().double())
+        assert scalars[f"weight_rms/{name}"][-1][1] == pytest.approx(final, rel=1e-5)
+
+
+def test_of_several_steps_in_a_batch_one_is_measured(adversaries: Module, fit: Fit) -> None:
+    """The headroom is that of the first of three steps, not of their sum."""
+    steps: list[dict[str, Tensor]] = []
+    module = adversaries(lambda groups, _: MuonAdamW(groups, lr=0.02), lambda _: (3, 0))
+
+    class Weights(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            self.keep()
+            trainer.optimizers[0].register_step_post_hook(self.keep)
+
+        def keep(self, *_: Any) -> None:
+            steps.append({name: module.get_parameter(name).detach().double().clone() for name in HIDDEN[:2]})
+
+    trainer = fit(module, callbacks=[Weights(), WeightRMSMonitor(per_parameter=True)], limit_train_batches=1)
+    assert measured_in(trainer, "bf16_headroom") == set(HIDDEN[:2])
+    for name in HIDDEN[:2]:
+        spacing = 2.0 ** (torch.tensor(rms(steps[0][name])).log2().floor().item() - 7)
+        expected = rms(steps[1][name] - steps[0][name]) / spacing
+        assert float(trainer.callback_metrics[f"bf16_headroom/{name}"]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_optimizers_that_take_turns_are_both_measured(
+    adversaries: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any
+) -> None:
+    """Due at every second batch, the one that does not step then is measured at its next step."""
+    module = adversaries(lambda groups, _: MuonAdamW(groups), lambda batch: (batch % 2 == 0, batch % 2))
+    trainer = fit(module, callbacks=[WeightRMSMonitor(2, per_parameter=True)], logger=tensorboard)
+    scalars = events(trainer).scalars()
+    assert [step for step, _ in scalars["bf16_headroom/critic.0.weight"]] == [1, 3, 5, 7, 9]
+    assert [step for step, _ in scalars["bf16_headroom/generator.0.weight"]] == [2, 4, 6, 8]
+
+
+def test_accumulation_by_hand_is_measured_at_its_steps(
+    adversaries: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any
+) -> None:
+    module = adversaries(lambda groups, _: MuonAdamW(groups), lambda batch: (batch % 3 == 2, 0))
+    trainer = fit(module, callbacks=[WeightRMSMonitor(2)], logger=tensorboard)
+    assert [step for step, _ in events(trainer).scalars()["weight_rms/max"]] == [2, 5, 8]
+
+
+def test_a_skipped_step_is_not_measured(
+    regression: Module, fit: Fit, scaled: Any, tensorboard: TensorBoardLogger, events: Any
+) -> None:
+    """A gradient scaler skips the second step; the optimizer stays due for the third."""
+
+    class Overflow(regression):  # type: ignore[valid-type,misc]
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx) * (float("inf") if batch_idx == 1 else 1.0)
+
+    monitors = [WeightRMSMonitor(2), OrthogonalityMonitor(2)]
+    trainer = fit(Overflow(MuonAdamW), plugins=[scaled()], callbacks=monitors, logger=tensorboard)
+    scalars = events(trainer).scalars()
+    for tag in ("bf16_headroom/min", "orthogonality_error/max"):
+        assert [step for step, _ in scalars[tag]] == [2, 3, 5, 7, 9]
+    assert all(value > 0 for _, value in scalars["bf16_headroom/min"])
+
+
+def test_headroom_is_for_matrices_that_can_move(regression: Module, fit: Fit) -> None:
+    """A matrix of zeros has no spacing, one without gradient has no update."""
+
+    class Odd(regression):  # type: ignore[valid-type,misc]
+        def __init__(self) -> None:
+            super().__init__(MuonAdamW)
+            self.unused, self.head = nn.Linear(8, 8), nn.Linear(8, 1)
+            nn.init.zeros_(self.net[2].weight)
+
+    trainer = fit(Odd(), callbacks=[WeightRMSMonitor(per_parameter=True)], limit_train_batches=1)
+    assert measured_in(trainer, "bf16_headroom") == {"net.0.weight", "net.4.weight"}
+    assert measured_in(trainer, "weight_rms") == {*MATRICES, "net.4.weight", "unused.weight"}
+
+
+@pytest.mark.parametrize("broken", MATRICES)
+def test_nan_is_seen_and_named_once(
+    regression: Module, fit: Fit, broken: str, tensorboard: TensorBoardLogger, events: Any
+) -> None:
+    class Around(regression):  # type: ignore[valid-type,misc]
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return self.net[4](torch.ones(2, 16)).square().mean()
+
+    module = Around(MuonAdamW)
+    with torch.no_grad():
+        module.get_parameter(broken)[0, 0] = torch.nan
+    with pytest.warns(UserWarning, match="WeightRMSMonitor, step") as caught:
+        trainer = fit(module, callbacks=[WeightRMSMonitor()], logger=tensorboard, limit_train_batches=3)
+    messages = [str(one.message) for one in caught if "WeightRMSMonitor" in str(one.message)]
+    assert len(messages) == 1
+    assert f"step 0: weight_rms is not finite for {broken}." in messages[0]
+    scalars = events(trainer).scalars()
+    for kind in ("max", "mean", "min"):
+        assert all(math.isnan(value) for _, value in scalars[f"weight_rms/{kind}"])
+        assert len(scalars[f"weight_rms/{kind}"]) == 3
+
+
+def test_an_interrupted_run_leaves_nothing_for_the_next(regression: Module, adversaries: Module, fit: Fit) -> None:
+    class Interrupted(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            raise RuntimeError("stop")
+
+    monitors = [WeightRMSMonitor(per_parameter=True), OrthogonalityMonitor(per_parameter=True)]
+    with pytest.raises(RuntimeError, match="stop"):
+        fit(regression(MuonAdamW), callbacks=[Interrupted(), *monitors])
+    trainer = fit(adversaries(lambda groups, _: MuonAdamW(groups)), callbacks=monitors, limit_train_batches=1)
+    assert measured_in(trainer, "bf16_headroom") == measured_in(trainer, "orthogonality_error") == set(HIDDEN)
+
+
+def test_names_are_without_wrappers(regression: Module, fit: Fit) -> None:
+    class Compiled(regression):  # type: ignore[valid-type,misc]
+        def __init__(self) -> None:
+            super().__init__(None)
+            plain = self.net
+            self.net: Any = torch.compile(plain, backend="eager")
+            self.matrices = [plain[0].weight, plain[2].weight]
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Muon(self.matrices)
+
+    trainer = fit(Compiled(), callbacks=[WeightRMSMonitor(per_parameter=True)], limit_train_batches=1)
+    assert measured_in(trainer, "weight_rms") == set(MATRICES)
+
+
+def test_off_its_cadence_it_looks_at_nothing(regression: Module, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks: list[int] = []
+    walk = LightningModule.named_parameters
+
+    class Count(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            def counted(*args: Any, **options: Any) -> Any:
+                walks.append(trainer.global_step)
+                return walk(pl_module, *args, **options)
+
+            monkeypatch.setattr(pl_module, "named_parameters", counted)
+
+    monitors = [WeightRMSMonitor(5), OrthogonalityMonitor(5), AutoWeightDecay(every_n_steps=5)]
+    fit(regression(MuonAdamW), callbacks=[Count(), *monitors])
+    assert set(walks) == {4, 5, 9, 10}  # before and after the fifth and the tenth step
