@@ -100,10 +100,10 @@ class Contestant:
 
     def state_bytes(self) -> int:
         """Return what their state takes."""
-        states = [state for optimizer in self.optimizers for state in optimizer.state.values()]
-        return sum(
-            t.numel() * t.element_size() for state in states for t in state.values() if isinstance(t, torch.Tensor)
+        tensors = (
+            t for o in self.optimizers for state in o.state.values() for t in state.values() if torch.is_tensor(t)
         )
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def torch_muon(model: nn.Module) -> list[torch.optim.Optimizer]:
