@@ -107,7 +107,7 @@ class Contestant:
 
 
 def torch_muon(model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Return ``torch.optim.Muon`` for what it takes, hidden matrices of two dimensions, beside AdamW, as its docs do."""
+    """Return ``torch.optim.Muon`` for hidden matrices of two dimensions beside AdamW, as its documentation does."""
     groups = route_parameters(model)
     parameters = [(p, g["algorithm"] == "muon" and p.ndim == 2) for g in groups for p in g["params"]]
     rest = torch.optim.AdamW([p for p, fits in parameters if not fits])
