@@ -172,7 +172,7 @@ class AutoWeightDecay(StepMonitor):
         if finite:
             largest = max(finite, key=finite.__getitem__)
             self._watch(finite[largest], logged_step(trainer))
-            self._decide(trainer, largest)
+            self._decide(trainer, largest, finite[largest])
         log_scalars(trainer, self._curve(trainer.optimizers))
 
     @override
@@ -238,11 +238,14 @@ class AutoWeightDecay(StepMonitor):
         course.measurements += 1
         course.measured_at = step
 
-    def _decide(self, trainer: Trainer, largest: str) -> None:
+    def _decide(self, trainer: Trainer, largest: str, now: float) -> None:
         course = self._course
         predictable = course.measurements >= MEASUREMENTS_TO_PREDICT
         expected = course.smoothed + (self.horizon * max(0.0, course.growth) if predictable else 0.0)
-        state = f"the weight RMS of {largest} is {course.smoothed:.3g} and changes by {course.growth:+.2g} a step"
+        state = (
+            f"the weight RMS of {largest} is {now:.3g}, smoothed {course.smoothed:.3g},"
+            f" and changes by {course.growth:+.2g} a step"
+        )
         if not course.active and expected > self.limit:
             course.active = True
             limit = f"the limit of {self.limit:g}"

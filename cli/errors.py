@@ -81,7 +81,7 @@ def explain(message: str, parser: ArgumentParser, given: Sequence[Given]) -> str
         return _explain_interpolation(message, parser, given)
     if match := re.search(r"unrecognized arguments: (\S+)", message):
         if not match[1].startswith("-"):
-            return f"unexpected argument '{match[1]}'; options are written --key value"
+            return f"unexpected argument '{match[1]}'; options are written --key value, and patterns of files in quotes"
         return _explain_unknown_key(match[1].lstrip("-").split("=")[0], message, parser, given)
     if match := _UNKNOWN_OPTION.search(message):
         return _explain_unknown_key(_key_path(message, match[1]), message, parser, given)

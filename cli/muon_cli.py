@@ -21,9 +21,9 @@ from lightning_muon.cli.closing import print_closing, program_name
 from lightning_muon.cli.errors import debugging, exit_with, explain, message_for_the_user
 from lightning_muon.cli.optimizer_resume import KeepCommandLineOnResume
 from lightning_muon.cli.quiet import hush_lightning
-from lightning_muon.cli.resume import CheckpointHyperparameters, ModuleArguments
+from lightning_muon.cli.resume import CheckpointHyperparameters, ModuleArguments, say
 from lightning_muon.cli.saved_config import SaveRunConfig
-from lightning_muon.cli.sources import INTERPOLATION, Given, read_given
+from lightning_muon.cli.sources import INTERPOLATION, Given, flatten, plain_key, read_given
 
 # Without it `${model.dim}` could not be told from a key of the parser's root, which lies above the subcommand.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -154,8 +154,21 @@ class MuonCLI(LightningCLI):
             module, values = module.get("init_args"), values.get("init_args", {})
         return ModuleArguments(class_path, {name: values.get(name) for name in (vars(module) if module else ())})
 
+    def _check_lengths(self) -> None:
+        """Refuse lengths, such as a schedule's, that follow ``trainer.max_steps`` where that is -1, for no limit."""
+        if self.config[self.config["subcommand"]].get("trainer.max_steps") != -1:
+            return
+        for key, value in flatten(dict(self._module_arguments().arguments), "model"):
+            written = next((str(entry.value) for entry in reversed(self.given) if entry.key == plain_key(key)), "")
+            if value == -1 and "trainer.max_steps" in written:
+                raise ValueError(
+                    f"{plain_key(key)} follows trainer.max_steps, which is -1, for no limit:"
+                    f" give --{plain_key(key)}, or --trainer.max_steps"
+                )
+
     @override
     def before_instantiate_classes(self) -> None:
+        self._check_lengths()
         resume = KeepCommandLineOnResume(
             self._module_arguments(),
             seed=self.config[self.config["subcommand"]].get("seed_everything"),
@@ -175,6 +188,11 @@ class MuonCLI(LightningCLI):
             kept = [entry for entry in config["callbacks"] or [] if not isinstance(entry, LearningRateMonitor)]
             config["callbacks"] = kept
         return super()._instantiate_trainer(config, callbacks)
+
+    def before_predict(self) -> None:
+        """Warns of predictions that mean nothing."""
+        if self.config["predict"].get("ckpt_path") is None:
+            say("no --ckpt_path: the model predicts untrained")
 
     def after_fit(self) -> None:
         """Prints the final metrics, and what to do with the run."""

@@ -150,7 +150,11 @@ def _is_plain(value: object) -> bool:
 
 
 def _following_keys(given: Sequence[Given]) -> set[str]:
-    """The keys whose value is an interpolation of a key that the user asked for, directly or by way of others."""
+    """The keys whose value follows what the user asked for, or the settings of this run, by interpolation.
+
+    A module's argument that follows another one of the module's comes from the checkpoint with it, unless the user
+    asked for that one. Whatever follows another key, such as ``trainer.max_steps``, follows this run's.
+    """
     written = {entry.key: entry.value for entry in given}
     moved = {entry.key for entry in given if entry.asked}
     follows: set[str] = set()
@@ -158,12 +162,16 @@ def _following_keys(given: Sequence[Given]) -> set[str]:
         further = {
             key
             for key, value in written.items()
-            if key not in follows and {plain_key(target) for target in INTERPOLATION.findall(str(value))} & moved
+            if key not in follows and any(_is_moved(target, moved) for target in INTERPOLATION.findall(str(value)))
         }
         if not further:
             return follows
         follows |= further
         moved |= further
+
+
+def _is_moved(target: str, moved: set[str]) -> bool:
+    return plain_key(target) in moved or not target.startswith("model.")
 
 
 def _without(node: object, prefix: str, keys: set[str]) -> object:

@@ -21,7 +21,8 @@ class SaveRunConfig(SaveConfigCallback):
         if not self.already_saved:
             subcommand = TrainerFn(stage).value
             stem = "config" if subcommand == "fit" else subcommand
-            name = _free_name(Path(str(trainer.log_dir)), stem) if trainer.is_global_zero else ""
+            directory = Path(str(trainer.log_dir))  # which every rank must ask for: it is broadcast
+            name = _free_name(directory, stem) if trainer.is_global_zero else ""
             self.config_filename = trainer.strategy.broadcast(name)
         super().setup(trainer, pl_module, stage)
 

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cookiecutter.config import get_user_config
+
 # JSON is ASCII and escapes every quote and backslash, so that no answer can break out of the raw string.
 ANSWERS: dict[str, str] = json.loads(r"""{{ cookiecutter | tojson }}""")
 
@@ -53,12 +55,13 @@ def settle_license() -> None:
 def place_of_lightning_muon() -> str:
     """Where pip finds the repository that this template came from: its folder, or `git+URL`."""
     template = ANSWERS["_template"]
-    if Path(template).is_dir():
+    clones = Path(get_user_config()["cookiecutters_dir"]).expanduser().resolve()
+    if Path(template).is_dir() and not Path(template).resolve().is_relative_to(clones):
         folder = Path(template).resolve()
         return str(folder if (folder / "pyproject.toml").is_file() else folder.parent)
     url = template.removeprefix("git+")
     if "_repo_dir" in ANSWERS:
-        # An abbreviation such as gh:owner/name was resolved when it was cloned; the clone knows to what.
+        # It was cloned, from an abbreviation such as gh:owner/name perhaps; the clone knows from where.
         command = ["git", "-C", ANSWERS["_repo_dir"], "remote", "get-url", "origin"]
         cloned = subprocess.run(command, capture_output=True, text=True, check=False)
         url = cloned.stdout.strip() or url
@@ -79,10 +82,15 @@ def from_where_the_user_stands(path: Path) -> Path:
 
 def next_commands() -> list[str]:
     """The three commands from here to a trained model."""
-    install = "make install"
-    if ANSWERS["lightning_muon"] == "dependency":
-        install += f" LIGHTNING_MUON={shlex.quote(place_of_lightning_muon())}"
-    return [f"cd {shlex.quote(str(from_where_the_user_stands(PROJECT)))}", install, "make train"]
+    return [f"cd {shlex.quote(str(from_where_the_user_stands(PROJECT)))}", "make install", "make train"]
+
+
+def say_where_the_dependency_is() -> None:
+    """Write into the Makefile what pip installs for lightning-muon, for whoever installs the project after this."""
+    makefile = Path("Makefile")
+    place = place_of_lightning_muon().replace("$", "$$").replace("#", r"\#")
+    text = makefile.read_text(encoding="utf-8")
+    makefile.write_text(text.replace("LIGHTNING_MUON ?=", f"LIGHTNING_MUON ?= {place}"), encoding="utf-8")
 
 
 if __name__ == "__main__":
@@ -91,6 +99,7 @@ if __name__ == "__main__":
     settle_license()
     if ANSWERS["lightning_muon"] == "dependency":
         shutil.rmtree(VENDORED)
+        say_where_the_dependency_is()
     print("Your project is ready. Next:\n")
     for command in next_commands():
         print(f"    {command}")

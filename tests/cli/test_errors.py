@@ -29,6 +29,11 @@ def line_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ("fit --trainer.max_step 3", "unknown key 'trainer.max_step'; did you mean 'trainer.max_steps'?"),
         ("fit --trainer.max_step=3", "unknown key 'trainer.max_step'; did you mean 'trainer.max_steps'?"),
         ("fit --modle.dim 3", "unknown key 'modle.dim'; did you mean 'model.dim'?"),
+        (
+            "fit --trainer.max_epochs 2 --trainer.max_steps -1",
+            "model.lr_scheduler.T_max follows trainer.max_steps, which is -1, for no limit: "
+            "give --model.lr_scheduler.T_max, or --trainer.max_steps",
+        ),
         ("fit --chekpoint 3", "unknown key 'chekpoint'; --help lists all keys"),
         (
             "fit --model.lr_scheduler ReduceLROnPlateau",
@@ -49,7 +54,7 @@ def line_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
             "unknown key 'trainer.callbacks.monitr' for lightning.pytorch.callbacks.EarlyStopping; "
             "did you mean 'trainer.callbacks.monitor'?",
         ),
-        ("fit 3", "unexpected argument '3'; options are written --key value"),
+        ("fit 3", "unexpected argument '3'; options are written --key value, and patterns of files in quotes"),
         ("fit --trainer.max_steps ten", "trainer.max_steps: expected a whole number, got 'ten'"),
         ("fit --model.optimizer.lr ten", "model.optimizer.lr: expected a number, got 'ten'"),
         ("fit --trainer.max_steps", "--trainer.max_steps: a value is missing after it"),
@@ -64,7 +69,7 @@ def line_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ),
         (
             "fit --model.optimizer MuonAdamW --model.optimizer.update_scale mop",
-            "model.optimizer.update_scale: expected one of none, keller_jordan, mup, moonlight, got 'mop'; "
+            "model.optimizer.update_scale: expected one of none, keller_jordan, mup, moonlight, nuclear_norm, got 'mop'; "
             "did you mean 'mup'?",
         ),
         (

@@ -41,7 +41,12 @@ class GPT(nn.Module):
 
         Returns:
             Logits of shape (batch, time, 256).
+
+        Raises:
+            ValueError: If the text is longer than the context.
         """
+        if tokens.shape[1] > self.context:
+            raise ValueError(f"the text comes in {tokens.shape[1]} bytes, the model looks back on {self.context}: set context")
         x = self.embedding(tokens)
         for block in self.blocks:
             x = block(x)

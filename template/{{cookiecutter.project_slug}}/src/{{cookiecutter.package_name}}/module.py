@@ -81,7 +81,7 @@ class TextModule(L.LightningModule):
         """Log what a model reaches that knows only how frequent each byte is: the least to be better than."""
         unigram_loss = getattr(self.trainer.datamodule, "unigram_loss", None)  # type: ignore[attr-defined]
         if unigram_loss is not None:
-            self.log("val/unigram_loss", unigram_loss, rank_zero_only=True)
+            self.log("val/unigram_loss", unigram_loss, sync_dist=True)
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> list[str]:
         """Continue each text of a batch (batch, bytes), print it and return it."""
