@@ -74,7 +74,7 @@ def _heads(part: Part, *, is_end: bool) -> dict[str, str]:
 def _leads_on(head: Part, last: Part) -> bool:
     """Tell whether a module that is called a head comes before the output layer, as the transform of ModernBERT."""
     *_, output = head.layers()
-    return bool(not head.layer and last.layer and not is_head_name(last.name) and output.fits(last.layer))
+    return bool(not head.layer and last.layer and output.fits(last.layer))
 
 
 def _is_attention(part: Part) -> bool:

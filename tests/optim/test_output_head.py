@@ -40,6 +40,16 @@ class Block(nn.Module):
         self.down = nn.Linear(16, 8)
 
 
+class Residual(nn.Module):
+    """The anatomy of a block of torchvision's ResNet, of which the first of a stage has a layer more."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, 8, 3)
+        self.conv2 = nn.Conv2d(8, 8, 3)
+        self.downsample = nn.Conv2d(inputs, 8, 1) if inputs != 8 else None
+
+
 def tied(embedding: nn.Embedding, bias: bool = False) -> nn.Linear:
     layer = nn.Linear(8, embedding.num_embeddings, bias=bias)
     layer.weight = embedding.weight
@@ -78,6 +88,7 @@ def test_a_tied_head_speaks_for_its_own_network_only() -> None:
     language = modules(embedding=embedding, trunk=mlp(8, 16, 8), output=tied(embedding))
     assert heads(modules(language=language, value=mlp(8, 16, 1))) == {"language.embedding", "value.2"}
     assert heads(language) == {"embedding"}
+    assert heads(modules(**dict(language.items()), auxiliary=nn.Linear(8, 8))) == {"embedding"}
 
 
 def test_a_frozen_tied_head_is_a_head_still() -> None:
@@ -91,10 +102,13 @@ def test_layers_beside_the_last_with_the_same_input_are_heads_too() -> None:
     assert heads(policy) == {"mean", "deviation"}
     assert heads(modules(actor=policy, q=mlp(12, 16, 1))) == {"actor.mean", "actor.deviation", "q.2"}
     assert heads(modules(fc1=nn.Linear(8, 8), fc2=nn.Linear(8, 8), fc3=nn.Linear(8, 3))) == {"fc3"}
+    joined = modules(state=nn.Linear(8, 16), action=nn.Linear(4, 16), value=nn.Linear(32, 1))
+    assert heads(joined) == {"value"}
 
 
 def test_stages_of_one_network_have_one_head() -> None:
     assert heads(modules(encoder=mlp(8, 16, 4), decoder=mlp(4, 16, 8))) == {"decoder.2"}
+    assert heads(modules(project=nn.Linear(8, 16), network=mlp(32, 16, 3))) == {"network.2"}  # joined with more
     convolutions = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 8, 3))
     assert heads(modules(features=convolutions, fc1=nn.Linear(8 * 9, 16), fc2=nn.Linear(16, 3))) == {"fc2"}
     assert heads(modules(features=convolutions, mlp=mlp(8 * 9, 16, 3))) == {"mlp.2"}
@@ -176,6 +190,7 @@ def test_a_model_that_is_called_after_its_attention_has_a_head() -> None:
         nn.ModuleList([Block()]),
         nn.Sequential(Block(), Block()),
         modules(a=Block(), b=Block()),
+        nn.Sequential(Residual(4), Residual(8)),
         nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1),
         modules(layer=nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)),
         nn.MultiheadAttention(8, 2),

@@ -117,7 +117,7 @@ def test_fused_projections_are_orthogonalized_block_by_block() -> None:
         ("qkv", nn.Linear(8, 48), {"proj": nn.Linear(16, 8)}, 3),  # wider inside than outside
         ("to_qkv", nn.Linear(8, 48), {"to_out": nn.Sequential(nn.Linear(16, 8), nn.Dropout())}, 3),
         ("qkv", nn.Linear(8, 24), {"o_proj": nn.Linear(16, 8)}, 1),  # 16 of the queries, 4 and 4 of keys and values
-        ("c_attn", Conv1D(16, 8), {"c_proj": Conv1D(8, 8)}, 2),  # keys and values of a cross-attention
+        ("c_attn", Conv1D(32, 8), {"c_proj": Conv1D(8, 16)}, 2),  # keys and values of a cross-attention
         ("in_proj", nn.Linear(8, 32), {"out_proj": nn.Linear(16, 8)}, 2),  # Mamba
         ("in_proj", nn.Linear(8, 24), {}, 1),
         ("Wi", nn.Linear(8, 24), {"Wo": nn.Linear(12, 8)}, 2),  # ModernBERT
