@@ -94,6 +94,8 @@ def route_parameters(
             to train, or if the part is not in the model.
     """
     suffix = "" if part is None else f"_{_path_in(module, part)}"
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"route_parameters takes the module, not its parameters; got {type(module).__name__}")
     of_part = {id(parameter) for parameter in (module if part is None else part).parameters()}
     trained = [r for r in find_routes(module, rules) if r.algorithm != "frozen" and id(r.parameter) in of_part]
     if not trained:

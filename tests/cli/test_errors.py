@@ -69,7 +69,8 @@ def line_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ),
         (
             "fit --model.optimizer MuonAdamW --model.optimizer.update_scale mop",
-            "model.optimizer.update_scale: expected one of none, keller_jordan, mup, moonlight, nuclear_norm, got 'mop'; "
+            "model.optimizer.update_scale: expected one of none, keller_jordan, mup, moonlight, nuclear_norm, "
+            "got 'mop'; "
             "did you mean 'mup'?",
         ),
         (

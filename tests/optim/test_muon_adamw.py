@@ -2,6 +2,7 @@
 
 import copy
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -320,7 +321,7 @@ def test_hooks_on_loading_have_the_last_word(dtype: torch.dtype) -> None:
     for entry in state["param_groups"]:
         entry["param_names"] = [f"old.{name}" for name in entry["param_names"]]
 
-    def rename(_: torch.optim.Optimizer, state_dict: dict[str, object]) -> dict[str, object]:
+    def rename(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         for entry in state_dict["param_groups"]:
             entry["param_names"] = [name.removeprefix("old.") for name in entry["param_names"]]
         return state_dict

@@ -427,6 +427,11 @@ def test_nothing_to_train_raises() -> None:
         route_parameters(Transformer().requires_grad_(False))
 
 
+def test_parameters_in_place_of_the_module_are_refused() -> None:
+    with pytest.raises(TypeError, match="takes the module, not its parameters; got generator"):
+        route_parameters(Transformer().parameters())
+
+
 def test_lazy_modules_are_named() -> None:
     with pytest.raises(ValueError, match=r"0\.weight has no shape yet"):
         route_parameters(nn.Sequential(nn.LazyLinear(3)))

@@ -33,7 +33,8 @@ def follow(shape: tuple[int, int], options: dict[str, Any], rule: Rule, steps: i
     """A weight after some steps of ours, and of a rule that gives the new weight from the old and the gradient."""
     torch.manual_seed(3)
     start, gradients = torch.randn(shape, dtype=torch.float64), torch.randn(steps, *shape, dtype=torch.float64)
-    ours, theirs, state = nn.Parameter(start.clone()), start.clone(), {}
+    ours, theirs = nn.Parameter(start.clone()), start.clone()
+    state: State = {}
     optimizer = MuonAdamW([{"params": [ours], "algorithm": "muon"}], **{**EXACT, **options})
     for gradient in gradients:
         ours.grad = gradient.clone()
@@ -144,7 +145,7 @@ def test_cautious_decay_in_adamw_groups() -> None:
     assert 0 < inwards.sum() < 50
 
 
-ALL = {
+ALL: dict[str, list[Any]] = {
     "update_scale": ["moonlight", "nuclear_norm"],
     "polar_first": [False, True],
     "neuron_beta": [None, 0.95],

@@ -46,7 +46,7 @@ class GPT(nn.Module):
             ValueError: If the text is longer than the context.
         """
         if tokens.shape[1] > self.context:
-            raise ValueError(f"the text comes in {tokens.shape[1]} bytes, the model looks back on {self.context}: set context")
+            raise ValueError(f"crops of {tokens.shape[1]} bytes are longer than the model's context of {self.context}")
         x = self.embedding(tokens)
         for block in self.blocks:
             x = block(x)
