@@ -131,8 +131,8 @@ class AutoWeightDecay(StepMonitor):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if stage == "fit":  # of which a checkpoint is restored later
-            self._course = Course(ramped_at=logged_step(trainer))
+        if stage == "fit":  # before the state in a checkpoint is restored
+            self._course = Course()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -38,7 +38,7 @@ class StepMonitor(Callback):
         self.every_n_steps = every_n_steps
         self._due: set[Optimizer] = set()
         self._watched: dict[Optimizer, tuple[Generator[None, None, None], RemovableHandle]] = {}
-        self._stepped: list[Optimizer] = []
+        self._stepped: set[Optimizer] = set()
         self._warned = False
 
     def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
@@ -110,16 +110,15 @@ class StepMonitor(Callback):
             )
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if optimizer not in self._stepped:
-            self._stepped.append(optimizer)
-            watch, _ = self._watched[optimizer]
-            next(watch, None)
+        self._stepped.add(optimizer)
+        watch, _ = self._watched[optimizer]
+        next(watch, None)  # of several steps in a batch the first: then it is at its end
 
     def _stop_watching(self) -> None:
         for watch, handle in self._watched.values():
             handle.remove()
             watch.close()
-        self._watched, self._stepped = {}, []
+        self._watched, self._stepped = {}, set()
 
 
 def logged_step(trainer: Trainer) -> int:

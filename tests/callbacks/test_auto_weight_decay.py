@@ -308,6 +308,12 @@ def test_growth_is_per_step(regression: Module, fit: Fit) -> None:
     assert active.index(True) == 19  # 0.20 + 10 · 0.01 > 0.29
 
 
+def test_over_the_limit_is_over_the_limit(regression: Module, fit: Fit) -> None:
+    """A jump over the limit counts, though the averaged growth still points down."""
+    active = decisions(regression, fit, [0.99, 0.0, 0.0, 0.0, 0.0, 4.5], horizon=10, smoothing=0.9)
+    assert active == [False] * 5 + [True]
+
+
 def test_it_is_not_released_on_the_way_up(regression: Module, fit: Fit) -> None:
     """Under the release, but growing towards the limit: the decay stays on until the growth ends."""
     values = [1.1, 1.1, 1.1, 0.6, 0.7, 0.72, 0.72, 0.72]

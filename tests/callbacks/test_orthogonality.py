@@ -1,5 +1,6 @@
 """The orthogonality error, against float64 on what was applied."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from lightning_muon.callbacks import OrthogonalityMonitor
 from lightning_muon.callbacks.orthogonality import orthogonality_error
-from lightning_muon.optim import MuonAdamW
+from lightning_muon.optim import MuonAdamW, route_parameters
 
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]
@@ -104,21 +105,38 @@ def test_an_interrupted_step_leaves_no_listener(regression: Module, fit: Fit) ->
     assert not module.trainer.optimizers[0]._optimizer_step_post_hooks
 
 
-def test_of_several_blocks_the_largest_error_counts(fit: Fit, regression: Module) -> None:
-    """A fused projection is orthogonalized in blocks; here the middle one has lost its rank."""
+@pytest.mark.parametrize(("worst", "largest"), [(0.0, 1.0), (math.nan, math.nan)])
+def test_of_several_blocks_the_largest_error_counts(fit: Fit, regression: Module, worst: float, largest: float) -> None:
+    """A fused projection is orthogonalized in blocks; here the middle one has lost its rank, or is NaN."""
 
     class Fused(MuonAdamW):
         def step(self, closure: Any = None) -> Any:
             closure()
-            factors = torch.eye(4).repeat(4, 1, 1) * torch.tensor([1.0, 0.9, 0.0, 1.0]).view(4, 1, 1)
+            factors = torch.eye(4).repeat(4, 1, 1) * torch.tensor([1.0, worst, 0.9, 1.0]).view(4, 1, 1)
             for hook in self._orthogonalize_hooks.values():
                 hook(["net.0.weight"] * 3 + ["net.2.weight"], factors)
 
     trainer = fit(regression(Fused), callbacks=[OrthogonalityMonitor(per_parameter=True)])
     found = {name: float(value) for name, value in trainer.callback_metrics.items() if "orthogonality" in name}
-    assert found["orthogonality_error/net.0.weight"] == pytest.approx(1.0)
+    assert found["orthogonality_error/net.0.weight"] == pytest.approx(largest, nan_ok=True)
     assert found["orthogonality_error/net.2.weight"] == pytest.approx(0.0)
-    assert found["orthogonality_error/mean"] == pytest.approx(0.5)
+    assert found["orthogonality_error/mean"] == pytest.approx(largest / 2, nan_ok=True)
+
+
+def test_names_that_collide_in_one_optimizer_are_kept(adversaries: Module, fit: Fit) -> None:
+    """What the optimizer calls alike cannot be told apart: better its own name than a wrong one."""
+
+    class Joint(adversaries):  # type: ignore[valid-type,misc]
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            self.manual_backward(self.generator(batch[0]).mean() + self.critic(batch[0]).mean())
+            self.optimizers().step()
+
+        def configure_optimizers(self) -> Any:
+            return MuonAdamW(route_parameters(self.generator) + route_parameters(self.critic))
+
+    trainer = fit(Joint(None), callbacks=[OrthogonalityMonitor(per_parameter=True)], limit_train_batches=1)
+    names = {name.split("/")[1] for name in trainer.callback_metrics}
+    assert names == {"max", "mean", "min", "0.weight", "2.weight"}
 
 
 def test_two_optimizers_are_one_summary(

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_muon.callbacks import AutoWeightDecay, OrthogonalityMonitor, WeightRMSMonitor
-from lightning_muon.callbacks.muon_matrices import root_mean_square
+from lightning_muon.callbacks.muon_matrices import entry_norms, root_mean_square
 from lightning_muon.callbacks.weight_rms import bf16_spacing
 from lightning_muon.optim import MuonAdamW
 
@@ -163,7 +163,7 @@ def test_matrices_of_several_precisions_and_none() -> None:
     tensors = [torch.randn(3, 5).bfloat16(), torch.randn(4, 4).double(), torch.randn(2, 7), torch.randn(5, 2).half()]
     expected = torch.tensor([rms(tensor.double()) for tensor in tensors])
     torch.testing.assert_close(root_mean_square(tensors), expected, rtol=1e-6, atol=0)
-    assert root_mean_square([]).tolist() == []
+    assert root_mean_square([]).tolist() == entry_norms([], 2).tolist() == []
 
 
 def test_a_small_float64_matrix_keeps_its_size() -> None:
@@ -239,6 +239,17 @@ def test_accumulation_by_hand_is_measured_at_its_steps(
     assert [step for step, _ in events(trainer).scalars()["weight_rms/max"]] == [2, 5, 8]
 
 
+def test_steps_of_an_optimizer_without_muon_are_not_measured(
+    adversaries: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any
+) -> None:
+    def make(groups: list[dict[str, Any]], place: int) -> torch.optim.Optimizer:
+        return MuonAdamW(groups) if place == 0 else torch.optim.SGD([p for group in groups for p in group["params"]])
+
+    module = adversaries(make, lambda batch: (batch % 3 == 2, 1))
+    trainer = fit(module, callbacks=[WeightRMSMonitor()], logger=tensorboard)
+    assert [step for step, _ in events(trainer).scalars()["weight_rms/max"]] == [2, 5, 8]
+
+
 def test_a_skipped_step_is_not_measured(
     regression: Module, fit: Fit, scaled: Any, tensorboard: TensorBoardLogger, events: Any
 ) -> None:
@@ -281,8 +292,9 @@ def test_nan_is_seen_and_named_once(
     module = Around(MuonAdamW)
     with torch.no_grad():
         module.get_parameter(broken)[0, 0] = torch.nan
+    monitor = WeightRMSMonitor()
     with pytest.warns(UserWarning, match="WeightRMSMonitor, step") as caught:
-        trainer = fit(module, callbacks=[WeightRMSMonitor()], logger=tensorboard, limit_train_batches=3)
+        trainer = fit(module, callbacks=[monitor], logger=tensorboard, limit_train_batches=3)
     messages = [str(one.message) for one in caught if "WeightRMSMonitor" in str(one.message)]
     assert len(messages) == 1
     assert f"step 0: weight_rms is not finite for {broken}." in messages[0]
@@ -290,6 +302,8 @@ def test_nan_is_seen_and_named_once(
     for kind in ("max", "mean", "min"):
         assert all(math.isnan(value) for _, value in scalars[f"weight_rms/{kind}"])
         assert len(scalars[f"weight_rms/{kind}"]) == 3
+    with pytest.warns(UserWarning, match="WeightRMSMonitor, step 0"):
+        fit(module, callbacks=[monitor], limit_train_batches=1)
 
 
 def test_an_interrupted_run_leaves_nothing_for_the_next(regression: Module, adversaries: Module, fit: Fit) -> None:
