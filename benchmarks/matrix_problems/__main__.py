@@ -38,11 +38,15 @@ def main(arguments: list[str] | None = None) -> None:
             [row for row in shown if row["problem"] == name],
             ["method", "lr decay", "momentum", "best lr", "steps", "loss", "condition", "nuclear norm", "sweep"],
             {"seed": options.seed, "quick": options.quick, "gradient": "condition and nuclear norm at the end"},
-            name=f"matrix_problems_{name}",
+            name=f"matrix_problems-{name}",
             results=options.results,
         )
-        curves = {_label(row): row.curve for row in rows if row.best.problem == name}
-        print(plot(PROBLEMS[name].title, PROBLEMS[name].loss_label, curves, options.images / f"problem_{name}.png"))
+        curves = {_name(row.best): row.curve for row in rows if row.best.problem == name}
+        print(
+            plot(
+                PROBLEMS[name].title, PROBLEMS[name].loss_label, curves, options.images / f"matrix_problems-{name}.png"
+            )
+        )
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -65,11 +69,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def _runs(options: argparse.Namespace) -> Iterable[Run]:
     for problem in options.problems:
         steps = options.steps or (QUICK_STEPS if options.quick else PROBLEMS[problem].steps)
+        every = steps if options.quick else max(1, steps // POINTS)
         for name, method in METHODS.items():
             rates = method.learning_rates.get(problem, [])
             for decay in method.decays:
                 for lr in rates[:1] if options.quick else rates:
-                    yield Run(problem, name, decay, lr, steps, max(1, steps // POINTS), options.seed)
+                    yield Run(problem, name, decay, lr, steps, every, options.seed)
 
 
 def _train_all(runs: list[Run], workers: int) -> Iterable[Curve]:
@@ -81,7 +86,7 @@ def _train_all(runs: list[Run], workers: int) -> Iterable[Curve]:
 
 
 def _best(runs: list[Run], curves: Iterable[Curve]) -> list[Row]:
-    """Choose for each method the learning rate with the lowest loss at the end; the fewest steps, where it converges."""
+    """Choose the best learning rate for each method."""
     found: dict[tuple[str, str, bool], list[tuple[Run, Curve]]] = {}
     for number, (run, curve) in enumerate(zip(runs, curves, strict=True), start=1):
         found.setdefault((run.problem, run.method, run.decay), []).append((run, curve))
@@ -89,11 +94,15 @@ def _best(runs: list[Run], curves: Iterable[Curve]) -> list[Row]:
         print(f"[{number}/{len(runs)}] {run.problem}: {_name(run)}, lr {run.lr:g}: {ending}", flush=True)
     rows = []
     for tried in found.values():
-        run, curve = min(
-            tried, key=lambda pair: (pair[1].diverged, pair[1].step[-1] < pair[0].steps and -1, pair[1].loss[-1])
-        )
+        run, curve = min(tried, key=lambda pair: _rank(*pair))
         rows.append(Row(run, curve, {r.lr: None if c.diverged else c.loss[-1] for r, c in tried}))
     return rows
+
+
+def _rank(run: Run, curve: Curve) -> tuple[bool, float, int]:
+    """Order runs by the loss at the end, and those that have converged before by their number of steps."""
+    steps = curve.step[-1]
+    return curve.diverged, curve.loss[-1] if steps == run.steps else 0.0, steps
 
 
 def _shown(row: Row) -> dict[str, Any]:
@@ -111,10 +120,6 @@ def _shown(row: Row) -> dict[str, Any]:
         "sweep": ", ".join(f"{lr:g}: {'–' if loss is None else f'{loss:.2g}'}" for lr, loss in row.sweep.items()),
         "curve": curve._asdict(),
     }
-
-
-def _label(row: Row) -> str:
-    return _name(row.best)
 
 
 def _name(run: Run) -> str:

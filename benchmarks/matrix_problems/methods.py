@@ -55,14 +55,10 @@ def _adam(matrices: list[Tensor], lr: float, momentum: float) -> torch.optim.Opt
     return torch.optim.Adam(matrices, lr=lr, betas=(momentum, 0.999))
 
 
-def _stopped(matrices: list[Tensor], lr: float, momentum: float) -> torch.optim.Optimizer:
-    return StoppedPolarGrad(matrices, lr=lr)
-
-
 _MUON_RATES = {
     "quadratic": [0.01, 0.03, 0.1],
     "logistic": [0.03, 0.1, 0.3],
-    "completion": [0.05, 0.1, 0.25, 0.5],
+    "completion": [0.03, 0.05, 0.1, 0.25],
 }
 
 # The momenta, and Muon's look ahead along it, are those of the paper's code.
@@ -77,7 +73,7 @@ METHODS = {
         },
     ),
     "PolarGrad, two QDWH steps": Method(
-        _stopped, {"quadratic": 0.0}, {"quadratic": [3.2e-8, 4e-8, 5e-8]}, decays=(False,)
+        StoppedPolarGrad, {"quadratic": 0.0}, {"quadratic": [3.2e-8, 4e-8, 5e-8]}, decays=(False,)
     ),
     "PolarGrad, momentum": Method(
         _polargrad(),

@@ -1,7 +1,7 @@
 """The problems: what is minimized, its gradient, and how far from the minimum one is.
 
-Sizes, distributions and numbers of steps are those of Lau, Long & Su, "PolarGrad" (2025), arXiv:2505.21799, section 6, and
-of its code, https://github.com/timlautk/polargrad. Gradients are written out: they are cheaper than a graph.
+Sizes, distributions and numbers of steps are those of Lau, Long & Su, "PolarGrad" (2025), arXiv:2505.21799, section 6,
+and of its code, https://github.com/timlautk/polargrad. Gradients are written out: they are cheaper than a graph.
 """
 
 from functools import cached_property
@@ -34,8 +34,8 @@ class Problem(Protocol):
 class QuadraticRegression:
     """½‖AXB − C‖² for Gaussian A, B and C, in float64: strongly convex, with exact gradients.
 
-    With the minimum X*, the gradient is AᵀA(X − X*)BBᵀ, and the distance of the loss from its minimum ½⟨X − X*, gradient⟩:
-    nothing is lost to cancellation, however near the minimum.
+    With the minimum X*, the gradient is AᵀA(X − X*)BBᵀ, and the distance of the loss from its minimum is half the inner
+    product of that with X − X*: nothing is lost to cancellation, however near the minimum.
     """
 
     title = "Quadratic regression, X 500×100"
@@ -45,10 +45,11 @@ class QuadraticRegression:
 
     def __init__(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        a = torch.randn(1000, 500, generator=generator, dtype=torch.float64)
-        b = torch.randn(100, 250, generator=generator, dtype=torch.float64)
-        c = torch.randn(1000, 250, generator=generator, dtype=torch.float64)
-        self._start = torch.empty(500, 100, dtype=torch.float64).uniform_(-1, 1, generator=generator)
+        # Drawn in float32 and in this order, a seed gives the A, B and C of the paper's code.
+        a = torch.randn(1000, 500, generator=generator).double()
+        b = torch.randn(100, 250, generator=generator).double()
+        c = torch.randn(1000, 250, generator=generator).double()
+        self._start = torch.empty(500, 100).uniform_(-1, 1, generator=generator).double()
         self._left, self._right = a.mT @ a, b @ b.mT
         self._minimum = torch.linalg.solve(self._left, a.mT @ c @ b.mT) @ torch.linalg.inv(self._right)
 

@@ -1,8 +1,5 @@
 """PolarGrad with the polar factor that the code of its paper uses: QDWH stopped after two iterations."""
 
-from collections.abc import Callable
-from typing import Any, overload
-
 import torch
 from torch import Tensor
 
@@ -19,23 +16,21 @@ class StoppedPolarGrad(torch.optim.Optimizer):
     Args:
         params: Matrices.
         lr: Learning rate.
+        momentum: Zero; the other optimizers here have one.
     """
 
-    def __init__(self, params: list[Tensor], lr: float) -> None:
+    def __init__(self, params: list[Tensor], lr: float, momentum: float = 0.0) -> None:
+        if momentum:
+            raise ValueError(f"StoppedPolarGrad has no momentum, got momentum={momentum}")
         super().__init__(params, {"lr": lr})
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every matrix."""
         for group in self.param_groups:
             for param in group["params"]:
                 factor = two_qdwh_steps(param.grad)
                 param.sub_(factor * torch.sum(param.grad * factor), alpha=group["lr"])
-        return None
 
 
 def two_qdwh_steps(matrix: Tensor) -> Tensor:
@@ -43,7 +38,7 @@ def two_qdwh_steps(matrix: Tensor) -> Tensor:
     u, values, vh = torch.linalg.svd(matrix, full_matrices=False)
     # The bounds that JAX's QDWH starts from, which the paper's is a translation of: at most one, at least the epsilon.
     values = values / torch.sqrt(torch.linalg.norm(matrix, 1) * torch.linalg.norm(matrix, torch.inf))
-    lower: Any = torch.finfo(torch.float32).eps
+    lower = torch.finfo(torch.float32).eps
     for _ in range(2):
         a, b, c = halley_weights(lower)
         values = values * (a + b * values**2) / (1 + c * values**2)
