@@ -21,8 +21,8 @@ Change = tuple[Any, Any]
 class KeepCommandLineOnResume(Callback):
     """Makes the options of the optimizer follow the command line when training goes on from a checkpoint.
 
-    A restored optimizer has the option values of the checkpoint. Options that differ now are set in the groups that had
-    the checkpoint's value, so that what single groups were given survives. A new learning rate scales all learning
+    A restored optimizer has the option values of the checkpoint. Options that differ now are set in the groups that
+    would have them in a new run: what single groups were given survives. A new learning rate scales all learning
     rates of a group, and the base learning rates of its schedulers, by new/old: the schedule goes on at the same point
     of its curve, at the new height. A changed schedule, such as another ``T_max``, goes on where it would stand by now.
     Another class of optimizer starts afresh. What cannot follow is said, such as the seed.
@@ -39,7 +39,7 @@ class KeepCommandLineOnResume(Callback):
         self.compared = compared
         self._changed: dict[str, Change] = {}
         self._rates: dict[str, Change] = {}
-        self._steps_of_schedule: int | None = None  # of a new one, when the old one does not go on
+        self._schedule_progress: dict[str, int] | None = None  # by interval, when the old schedule does not go on
         self._fresh: list[list[dict[str, Any]]] = []
 
     @override
@@ -99,13 +99,11 @@ class KeepCommandLineOnResume(Callback):
             for change, now in zip(changes, used, strict=True):
                 say(f"{change} in the checkpoint goes on, {now} is not applied: a plateau cannot be seen again")
             return
-        self._steps_of_schedule = states[0]["last_epoch"] if states else checkpoint["global_step"]
+        progress = {"step": checkpoint["global_step"], "epoch": checkpoint["epoch"]}
+        self._schedule_progress = dict.fromkeys(progress, states[0]["last_epoch"]) if states else progress
         checkpoint["lr_schedulers"] = []
         for change, now in zip(changes, used, strict=True):
-            say(
-                f"{change} in the checkpoint, {now} used: the learning rates go on as at step "
-                f"{self._steps_of_schedule} of the new schedule"
-            )
+            say(f"{change} in the checkpoint, {now} used: the schedule goes on where the new one would be")
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -115,22 +113,26 @@ class KeepCommandLineOnResume(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for optimizer, fresh in zip(trainer.optimizers, self._fresh, strict=True):
-            self._set_options(optimizer)
-            if self._steps_of_schedule is not None:
+            self._set_options(optimizer, fresh)
+            if self._schedule_progress is not None:
                 _copy_learning_rates(optimizer, fresh)
-                _advance_schedulers(trainer, optimizer, self._steps_of_schedule)
+                _advance_schedulers(trainer, optimizer, self._schedule_progress)
             elif any(option in self._rates for option in self._changed):
                 self._scale_learning_rates(trainer, optimizer, fresh)
 
-    def _set_options(self, optimizer: Optimizer) -> None:
-        for option, (old, new) in self._changed.items():
-            if option in self._rates:
-                continue
-            following = [group for group in optimizer.param_groups if option in group and _equal(group[option], old)]
-            for group in following:
-                group[option] = tuple(new) if isinstance(group[option], tuple) else new
+    def _set_options(self, optimizer: Optimizer, fresh: Sequence[Mapping[str, Any]]) -> None:
+        for option in self._changed.keys() - self._rates.keys():
+            new = self._changed[option][1]
+            following = [
+                (group, now[option])
+                for group, now in zip(optimizer.param_groups, fresh, strict=True)
+                # A group that was given a value of its own, such as vectors no decay, does not have the new one now.
+                if option in now and _equal(now[option], new)
+            ]
+            for group, value in following:
+                group[option] = value
             if not following:
-                say(f"model.optimizer.{option}: {new} is not applied, no parameter group had the checkpoint's {old}")
+                say(f"model.optimizer.{option}: {new} is not applied, every parameter group has a value of its own")
 
     def _scale_learning_rates(self, trainer: Trainer, optimizer: Optimizer, fresh: Sequence[dict[str, Any]]) -> None:
         changes = [self._change_of(group, now) for group, now in zip(optimizer.param_groups, fresh, strict=True)]
@@ -188,13 +190,13 @@ def _scale_scheduler(scheduler: Any, changes: Sequence[Change]) -> None:
             setattr(scheduler, name, rates)
 
 
-def _advance_schedulers(trainer: Trainer, optimizer: Optimizer, steps: int) -> None:
+def _advance_schedulers(trainer: Trainer, optimizer: Optimizer, progress: Mapping[str, int]) -> None:
     for config in trainer.lr_scheduler_configs:
         if config.scheduler.optimizer is optimizer and not isinstance(config.scheduler, ReduceLROnPlateau):
             with warnings.catch_warnings():
                 # torch warns of the order of steps, and of learning rates past the end of a schedule.
                 warnings.simplefilter("ignore")
-                for _ in range(steps):
+                for _ in range(progress[config.interval] // config.frequency):
                     config.scheduler.step()
 
 

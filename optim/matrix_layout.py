@@ -48,6 +48,10 @@ class MatrixLayout:
             return split.transpose(1, 2).flatten(0, 1)
         return tensor.reshape(stack * self.blocks, rows // self.blocks, columns)
 
+    def count(self, shape: Sequence[int]) -> int:
+        """Return the number of matrices in a parameter of this shape."""
+        return (shape[0] if self.stacked else 1) * self.blocks
+
     def restore(self, matrices: Tensor, shape: Sequence[int]) -> Tensor:
         """Undo :meth:`matrices`: lay a batch (b, rows, columns) out in the shape of the parameter."""
         if self.transposed and self.blocks > 1:

@@ -16,7 +16,7 @@ from lightning_muon.optim.parameter_group import (
     ALGORITHMS,
     check_options,
     check_parameters,
-    first_difference,
+    check_same_parameters,
     group_label,
     matrix_layouts,
     named,
@@ -40,7 +40,9 @@ class MuonAdamW(torch.optim.Optimizer):
 
     :func:`~lightning_muon.optim.route_parameters` makes the groups. Each has its ``algorithm``, and every
     hyperparameter below may be set per group; it is read at each step, so a scheduler or a callback may change it.
-    Gradients are never modified. The momentum has the dtype of its parameter; AdamW's moments have at least float32.
+    Gradients are never modified. The momentum has the dtype of its parameter, but float32 where that is float16, whose
+    range ends at 6e-8; AdamW's moments have at least float32. Schedulers that cycle the momentum (``CyclicLR``,
+    ``OneCycleLR``) change ``betas``, as for any optimizer that has them, and leave ``momentum`` alone.
 
     Args:
         params: Parameter groups, each with an ``"algorithm"``: usually ``route_parameters(module)``.
@@ -132,6 +134,7 @@ class MuonAdamW(torch.optim.Optimizer):
         check_options(label, {**self.defaults, **param_group}, hyperparameters=self.defaults)
 
         super().add_param_group(param_group)
+        self.param_groups[-1]["orthogonalizer_options"] = dict(self.param_groups[-1]["orthogonalizer_options"])
         try:
             check_parameters(label, self.param_groups[-1])
         except ValueError:
@@ -182,46 +185,58 @@ class MuonAdamW(torch.optim.Optimizer):
             ValueError: If its groups hold other parameters, or send them to another algorithm, than this optimizer's:
                 torch matches state to parameters by position, so it would end up at the wrong ones.
         """
-        for index, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=False)):
-            for key in ("algorithm", "param_names"):
-                if key in saved and saved[key] != group[key]:
-                    raise ValueError(
-                        f"{group_label(group, index)}: {key} of the state dict differs:"
-                        f" {first_difference(saved[key], group[key])}."
-                        " Route the parameters as in the run that saved it."
-                    )
+        loaded: dict[str, Any] = {}
+
+        def before(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+            check_same_parameters(self.param_groups, state_dict["param_groups"])
+            loaded.update(state_dict)
+
+        def after(_: torch.optim.Optimizer) -> None:
+            for group, saved in zip(self.param_groups, loaded["param_groups"], strict=True):
+                for param, key in zip(group["params"], saved["params"], strict=True):
+                    self._restore_moments(param, loaded["state"].get(key, {}))
+
+        # Behind the hooks that others have registered before it, and before those after it.
+        hooks = [
+            self.register_load_state_dict_pre_hook(before),
+            self.register_load_state_dict_post_hook(after, prepend=True),
+        ]
         layouts = [group.get("layouts") for group in self.param_groups]
-        super().load_state_dict(state_dict)
-        for group, layout, saved in zip(self.param_groups, layouts, state_dict["param_groups"], strict=True):
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for group, layout in zip(self.param_groups, layouts, strict=True):
             if layout is not None:
                 group["layouts"] = layout
-            for param, key in zip(group["params"], saved["params"], strict=True):
-                self._restore_moments(param, state_dict["state"].get(key, {}))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle or a copy needs; hooks belong to the original."""
+        return {**super().__getstate__(), "_adamw_lr": self._adamw_lr}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickled or copied optimizer; hooks belong to the original."""
+        """Restore a pickled or copied optimizer, or load a state dict."""
         super().__setstate__(state)
         for group in self.param_groups:
             for option in self.defaults.keys() - {"differentiable"}:  # which torch adds, of no meaning here
                 group.setdefault(option, self.defaults[option])  # one that came after the checkpoint was written
-        self.__dict__.setdefault("_adamw_lr", None)
         self.__dict__.setdefault("_orthogonalize_hooks", OrderedDict())
 
     def _muon(self, group: dict[str, Any]) -> None:
         neurons = group["neuron_beta"] is not None
-        parameters = [
+        parameters = (
             MuonParameter(
                 name,
                 param,
                 gradient,
-                momentum=self._state(param, "momentum_buffer"),
+                momentum=self._state(param, "momentum_buffer", widest=param.dtype == torch.float16),
                 mean_square=self._state(param, "neuron_mean_square", widest=True) if neurons else None,
                 layout=layout,
             )
             for name, param, gradient, layout in _with_gradient(group)
-        ]
-        if parameters:
-            muon_update(parameters, group, tuple(self._orthogonalize_hooks.values()))
+        )
+        muon_update(parameters, group, tuple(self._orthogonalize_hooks.values()))
 
     def _adamw(self, group: dict[str, Any]) -> None:
         parameters = [(param, gradient) for _, param, gradient, _ in _with_gradient(group)]
@@ -253,9 +268,9 @@ class MuonAdamW(torch.optim.Optimizer):
         return count
 
     def _restore_moments(self, param: Tensor, saved: Mapping[str, Any]) -> None:
-        """Take second moments as they were saved: torch has cast them to the dtype of the parameter."""
-        for key in ("exp_avg", "exp_avg_sq", "neuron_mean_square"):
-            if param.dtype in HALF and key in saved:
+        """Take the averages as they were saved: torch has cast them to the dtype of the parameter."""
+        for key in saved.keys() - {"step"}:
+            if param.dtype in HALF:
                 self.state[param][key] = saved[key].to(device=param.device, copy=True)
 
 

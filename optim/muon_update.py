@@ -1,7 +1,7 @@
 """The update of the parameters that Muon owns, as a function."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,15 +29,15 @@ class MuonParameter:
 
     Args:
         name: For messages and hooks.
-        parameter: The weights W.
-        gradient: Its gradient G, of the same shape.
+        weight: The weights W.
+        gradient: Their gradient G, of the same shape.
         momentum: The moving average M, of the same shape: of gradients, or of polar factors with ``polar_first``.
         mean_square: With ``neuron_beta``, the moving average of the squares of its directions, of the same shape.
         layout: Where its matrices are.
     """
 
     name: str
-    parameter: Tensor
+    weight: Tensor
     gradient: Tensor
     momentum: Tensor
     mean_square: Tensor | None
@@ -45,99 +45,101 @@ class MuonParameter:
 
 
 def muon_update(
-    parameters: Sequence[MuonParameter], options: Mapping[str, Any], hooks: Iterable[OrthogonalizeHook] = ()
+    parameters: Iterable[MuonParameter], options: Mapping[str, Any], hooks: Sequence[OrthogonalizeHook] = ()
 ) -> None:
-    """Update parameters in place by one step of Muon; see :class:`~lightning_muon.optim.MuonAdamW` for the options."""
-    gradients = [p.gradient for p in parameters]
-    momenta = [p.momentum for p in parameters]
+    """Update parameters in place by one step of Muon; see :class:`~lightning_muon.optim.MuonAdamW` for the options.
 
+    Matrices of one shape go together, so many as ``batch_elements`` allows: one batch is all that is copied at a time.
+    """
+    for batch in _batches(parameters, options["batch_elements"]):
+        _update_batch(batch, options, hooks)
+
+
+def _update_batch(batch: list[MuonParameter], options: Mapping[str, Any], hooks: Sequence[OrthogonalizeHook]) -> None:
+    gradients = [p.gradient for p in batch]
     if options["polar_first"]:
-        sources = _matrices(parameters, gradients)
-        factors = _orthogonalize(parameters, sources, options, hooks)
-        averaged = _average([_restored(p, f) for p, f in zip(parameters, factors, strict=True)], momenta, options)
-        directions = _matrices(parameters, averaged)
+        source = _matrices(batch, gradients)
+        factor = _orthogonalize(batch, source, options, hooks)
+        direction = _matrices(batch, _average(batch, _restored(batch, factor), options))
     else:
-        sources = _matrices(parameters, _average(gradients, momenta, options))
-        directions = factors = _orthogonalize(parameters, sources, options, hooks)
+        source = _matrices(batch, _average(batch, gradients, options))
+        direction = factor = _orthogonalize(batch, source, options, hooks)
 
-    for p, source, factor, direction in zip(parameters, sources, factors, directions, strict=True):
-        scale = scale_factor(options["update_scale"], *p.layout.fans(p.parameter.shape))
-        step = _evened_out(p, direction, options)
-        if options["update_scale"] == "nuclear_norm":
-            step = step * nuclear_norm(source, factor)
-        _apply(p.parameter, _restored(p, step), options, scale)
+    if options["neuron_beta"] is not None:
+        direction = _evened_out(batch, direction, options["neuron_beta"])
+    if options["update_scale"] == "nuclear_norm":
+        direction = direction * nuclear_norm(source, factor)
+    scale = scale_factor(options["update_scale"], *batch[0].layout.fans(batch[0].weight.shape))
+    _apply([p.weight for p in batch], _restored(batch, direction), options, scale)
 
 
-def _average(new: Sequence[Tensor], momenta: Sequence[Tensor], options: Mapping[str, Any]) -> Sequence[Tensor]:
+def _batches(parameters: Iterable[MuonParameter], most_elements: int) -> Iterator[list[MuonParameter]]:
+    """Group parameters with matrices of one shape, way of storage, dtype and device; one too large goes alone."""
+    alike: defaultdict[Any, list[MuonParameter]] = defaultdict(list)
+    for p in parameters:
+        fans = p.layout.fans(p.weight.shape)
+        alike[p.weight.device, p.weight.dtype, p.momentum.dtype, p.layout.transposed, fans].append(p)
+    for members in alike.values():
+        batch: list[MuonParameter] = []
+        elements = 0
+        for p in members:
+            if batch and elements + p.weight.numel() > most_elements:
+                yield batch
+                batch, elements = [], 0
+            batch.append(p)
+            elements += p.weight.numel()
+        yield batch
+
+
+def _average(batch: list[MuonParameter], new: Sequence[Tensor], options: Mapping[str, Any]) -> Sequence[Tensor]:
     """M ← μM + (1 − μ)X; return M, or with Nesterov's look ahead (1 − μ)X + μM."""
+    momenta = [p.momentum for p in batch]
     new = [x.to(m.dtype) for x, m in zip(new, momenta, strict=True)]
-    torch._foreach_lerp_(list(momenta), new, 1 - options["momentum"])
-    return torch._foreach_lerp(new, list(momenta), options["momentum"]) if options["nesterov"] else momenta
+    torch._foreach_lerp_(momenta, new, 1 - options["momentum"])
+    return torch._foreach_lerp(new, momenta, options["momentum"]) if options["nesterov"] else momenta
 
 
 def _orthogonalize(
-    parameters: Sequence[MuonParameter],
-    matrices: Sequence[Tensor],
-    options: Mapping[str, Any],
-    hooks: Iterable[OrthogonalizeHook],
-) -> list[Tensor]:
-    """Return the polar factors (b, m, n) of each parameter's matrices, computed in batches of one shape."""
-    hooks = tuple(hooks)
-    factors = list(matrices)
-    for members in _batches(matrices, options["batch_elements"]):
-        batch = torch.cat([matrices[i] for i in members]) if len(members) > 1 else matrices[members[0]]
-        # Not to wait for the device: a gradient that is not finite spoils its own matrix, which the monitors name.
-        factor = orthogonalize(
-            batch, options["orthogonalizer"], check_finite=False, **options["orthogonalizer_options"]
-        )
-        for hook in hooks:
-            hook([parameters[i].name for i in members for _ in range(len(matrices[i]))], factor)
-        for index, piece in zip(members, factor.split([len(matrices[i]) for i in members]), strict=True):
-            factors[index] = piece
+    batch: list[MuonParameter], matrices: Tensor, options: Mapping[str, Any], hooks: Sequence[OrthogonalizeHook]
+) -> Tensor:
+    # Not to wait for the device: a gradient that is not finite spoils its own matrix, which the monitors name.
+    factors = orthogonalize(
+        matrices, options["orthogonalizer"], check_finite=False, **options["orthogonalizer_options"]
+    )
+    for hook in hooks:
+        hook([p.name for p in batch for _ in range(p.layout.count(p.weight.shape))], factors)
     return factors
 
 
-def _batches(matrices: Sequence[Tensor], most_elements: int) -> list[list[int]]:
-    """Group matrices of one shape, dtype and device, as many as fit the bound, at least one parameter's."""
-    open_batches: dict[Any, list[int]] = {}
-    elements: defaultdict[Any, int] = defaultdict(int)
-    batches = []
-    for index, matrix in enumerate(matrices):
-        key = (matrix.device, matrix.dtype, matrix.shape[1:])
-        if key not in open_batches or elements[key] + matrix.numel() > most_elements:
-            open_batches[key] = []
-            elements[key] = 0
-            batches.append(open_batches[key])
-        open_batches[key].append(index)
-        elements[key] += matrix.numel()
-    return batches
+def _evened_out(batch: list[MuonParameter], direction: Tensor, beta: float) -> Tensor:
+    mean_squares = [p.mean_square for p in batch if p.mean_square is not None]
+    for mean_square, step in zip(mean_squares, _restored(batch, direction), strict=True):
+        mean_square.lerp_(step.to(mean_square.dtype).square(), 1 - beta)
+    return normalize_neurons(direction, _matrices(batch, mean_squares), batch[0].layout.transposed)
 
 
-def _evened_out(p: MuonParameter, direction: Tensor, options: Mapping[str, Any]) -> Tensor:
-    """Apply NorMuon's normalization, where it is asked for."""
-    if p.mean_square is None:
-        return direction
-    p.mean_square.lerp_(_restored(p, direction).to(p.mean_square.dtype).square(), 1 - options["neuron_beta"])
-    return normalize_neurons(direction, p.layout.matrices(p.mean_square), neurons_are_columns=p.layout.transposed)
-
-
-def _apply(parameter: Tensor, direction: Tensor, options: Mapping[str, Any], scale: float) -> None:
+def _apply(weights: list[Tensor], steps: list[Tensor], options: Mapping[str, Any], scale: float) -> None:
     """W ← (1 − lr·wd)·W − lr·scale·D; rounded once, since 1.0·(1 − 1e-4) is 1.0 in bf16."""
     lr, decay = options["lr"], options["lr"] * options["weight_decay"]
-    weights = parameter.float() if parameter.dtype in HALF else parameter
+    wide = [weight.float() if weight.dtype in HALF else weight for weight in weights]
     if options["cautious_weight_decay"]:
-        decayed = weights * (direction * weights >= 0)
-        weights = weights.sub_(decayed, alpha=decay)
-    else:
-        weights = weights.mul_(1 - decay)
-    weights.add_(direction, alpha=-lr * scale)
-    if weights is not parameter:
-        parameter.copy_(weights)
+        inwards = [weight * (step * weight >= 0) for weight, step in zip(wide, steps, strict=True)]
+        torch._foreach_sub_(wide, inwards, alpha=decay)
+    elif decay:
+        torch._foreach_mul_(wide, 1 - decay)
+    torch._foreach_add_(wide, steps, alpha=-lr * scale)
+    for weight, new in zip(weights, wide, strict=True):
+        if new is not weight:
+            weight.copy_(new)
 
 
-def _matrices(parameters: Sequence[MuonParameter], tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [p.layout.matrices(tensor) for p, tensor in zip(parameters, tensors, strict=True)]
+def _matrices(batch: list[MuonParameter], tensors: Sequence[Tensor]) -> Tensor:
+    """Lay the matrices of all parameters in one batch (b, m, n)."""
+    matrices = [p.layout.matrices(tensor) for p, tensor in zip(batch, tensors, strict=True)]
+    return torch.cat(matrices) if len(matrices) > 1 else matrices[0]
 
 
-def _restored(p: MuonParameter, matrices: Tensor) -> Tensor:
-    return p.layout.restore(matrices, p.parameter.shape)
+def _restored(batch: list[MuonParameter], matrices: Tensor) -> list[Tensor]:
+    """Undo :func:`_matrices`."""
+    pieces = matrices.split([p.layout.count(p.weight.shape) for p in batch])
+    return [p.layout.restore(piece, p.weight.shape) for p, piece in zip(batch, pieces, strict=True)]

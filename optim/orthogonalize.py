@@ -83,7 +83,7 @@ def orthogonalize(
             "orthogonalize: expected a real floating-point tensor of shape (..., m, n),"
             f" got {tuple(matrix.shape)} of {matrix.dtype}"
         )
-    check_method(method, {"dtype": dtype, **options})
+    _check_method(method, {"dtype": dtype, **options})
     if matrix.numel() == 0:
         return matrix.clone()
 
@@ -91,14 +91,16 @@ def orthogonalize(
     tall = batch.shape[-2] > batch.shape[-1]
     if tall:  # the products of the iteration are cheapest on the smaller side
         batch = batch.mT
-    normalized = _normalize(batch)
-    if check_finite:
-        _check_finite(normalized, matrix.shape)
-    factor = _METHODS[method].function(normalized.to(_precision(matrix, method, dtype)), **options)
+    # Lightning's manual optimization steps inside autocast, which would override the precision chosen here.
+    with torch.autocast(matrix.device.type, enabled=False):
+        normalized = _normalize(batch)
+        if check_finite:
+            _check_finite(normalized, matrix.shape)
+        factor = _METHODS[method].function(normalized.to(_precision(matrix, method, dtype)), **options)
     return (factor.mT if tall else factor).to(matrix.dtype).reshape(matrix.shape)
 
 
-def check_method(method: str, options: dict[str, Any]) -> None:
+def _check_method(method: str, options: dict[str, Any]) -> None:
     """Raise a ValueError that names what is unknown, if ``method`` or one of its ``options`` is."""
     if method not in _METHODS:
         raise ValueError(f"unknown orthogonalizer {method!r}; choose one of {', '.join(get_args(Orthogonalizer))}")

@@ -1,12 +1,13 @@
 """What a parameter group of MuonAdamW holds, and the errors that say when it does not."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from lightning_muon.optim.matrix_layout import MatrixLayout
-from lightning_muon.optim.orthogonalize import check_method
+from lightning_muon.optim.orthogonalize import orthogonalize
 from lightning_muon.optim.update_scale import scale_factor
 
 Algorithm = Literal["muon", "adamw"]
@@ -32,14 +33,27 @@ def group_label(group: Any, index: int) -> str:
 
 def named(group: Mapping[str, Any], label: str) -> dict[str, Any]:
     """Return the group with ``param_names``, made up from its label where it brings none."""
+    if isinstance(group["params"], set):
+        return dict(group)  # which torch refuses: a set has no order
     params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
     if "param_names" in group or any(not isinstance(param, Tensor) for param in params):
         return {**group, "params": params}
     return {**group, "params": params, "param_names": [f"{label}[{i}]" for i in range(len(params))]}
 
 
-def first_difference(saved: Any, expected: Any) -> str:
-    """Say where two values, or the first of two lists of them, differ."""
+def check_same_parameters(groups: Sequence[Mapping[str, Any]], saved_groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raise a ValueError if saved groups hold other parameters, or send them to another algorithm."""
+    for index, (group, saved) in enumerate(zip(groups, saved_groups, strict=False)):
+        for key in ("algorithm", "param_names"):
+            if key in saved and saved[key] != group[key]:
+                raise ValueError(
+                    f"{group_label(group, index)}: {key} of the state dict differs:"
+                    f" {_first_difference(saved[key], group[key])}."
+                    " Route the parameters as in the run that saved it."
+                )
+
+
+def _first_difference(saved: Any, expected: Any) -> str:
     if isinstance(saved, list) and isinstance(expected, list):
         for a, b in zip(saved, expected, strict=False):
             if a != b:
@@ -64,9 +78,9 @@ def check_options(label: str, options: Mapping[str, Any], hyperparameters: Itera
     for i, beta in enumerate(betas):
         _check_number(label, f"betas[{i}]", beta, 0.0, 1.0)
     try:
-        check_method(options["orthogonalizer"], options["orthogonalizer_options"])
+        orthogonalize(torch.ones(1, 1), options["orthogonalizer"], **options["orthogonalizer_options"])
         scale_factor(options["update_scale"], 1, 1)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{label}: {error}") from None
 
 

@@ -2,19 +2,26 @@
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from lightning_muon.optim.expert_layout import GATE_UP, expert_layout, interleaved
+from lightning_muon.optim.fused_projection import fused_blocks
 from lightning_muon.optim.matrix_layout import MatrixLayout
 from lightning_muon.optim.parameter_group import Algorithm
 
-# Projections that are commonly fused, by the name of the module, and how many equal blocks they hold.
-_FUSED_BLOCKS = {"qkv": 3, "qkv_proj": 3, "wqkv": 3, "c_attn": 3, "kv": 2, "kv_proj": 2, "gate_up_proj": 2}
 _GATES = {"RNN": 1, "RNNCell": 1, "LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3}
+_EMBEDDING_CLASS = re.compile(r"Embeddings?(Bag)?$")
+_NORM_CLASS = re.compile(r"Norm(\dd)?$")
 _TABLE_NAME = re.compile(r"embed|token|(^|_)pos(ition|$|_)", re.IGNORECASE)
 _EXPERT_NAME = re.compile(r"expert|moe", re.IGNORECASE)
+_ROUTER_CLASS = re.compile(r"(Router|Gate)$")
+# A hidden matrix like others: the runs that showed Muon at scale on mixtures of experts kept back from it only the
+# embedding, the head and vectors: Liu et al. (2025), arXiv:2502.16982, and its code,
+# https://github.com/MoonshotAI/Moonlight/blob/master/examples/toy_train.py
+_ROUTER = "hidden matrix, router of experts"
 
 
 @dataclass(frozen=True)
@@ -40,44 +47,64 @@ class Role:
     known: bool = True
 
 
-def role_of(owner: nn.Module, path: str, name: str, parameter: Tensor) -> Role:
+def role_of(owner: nn.Module, path: str, name: str, parameter: Tensor, parent: nn.Module | None = None) -> Role:
     """Tell the role of a parameter from the module that owns it.
+
+    A module may mark a parameter that must not decay with an attribute ``_no_weight_decay``, as Mamba's do.
 
     Args:
         owner: The module that holds the parameter.
-        path: The owner's name in the model, such as ``"blocks.3.attention"``.
+        path: The owner's name in the model without wrappers, such as ``"blocks.3.attention"``.
         name: The parameter's name in its owner, such as ``"weight"``.
         parameter: The parameter itself.
+        parent: The module around the owner: what is beside the owner tells how its weight is fused.
     """
+    role = _role(owner, path, name, parameter, parent)
+    if role.decay and getattr(parameter, "_no_weight_decay", False):
+        return replace(role, reason=f"{role.reason}, marked to have no decay", decay=False, known=True)
+    return role
+
+
+def _role(owner: nn.Module, path: str, name: str, parameter: Tensor, parent: nn.Module | None) -> Role:
     kind = type(owner).__name__
     if parameter.ndim < 2:
         return Role("adamw", "vector", decay=False)
-    if isinstance(owner, nn.Embedding | nn.EmbeddingBag) or "Embedding" in kind:
+    if name == "weight" and (layer := _layer(owner, path, parameter, parent)):
+        return layer
+    if isinstance(owner, nn.Embedding | nn.EmbeddingBag) or _EMBEDDING_CLASS.search(kind):
         return Role("adamw", "embedding", is_embedding=True)
-    if "Norm" in kind:
+    if math.prod(parameter.shape) == max(parameter.shape):  # also the magnitudes (out, 1) that weight_norm makes
+        return Role("adamw", "vector", decay=False)
+    if _NORM_CLASS.search(kind):
         return Role("adamw", f"scale or shift of {kind}", decay=False)
     if isinstance(owner, nn.MultiheadAttention):
-        return _attention(name)
+        blocks = 3 if name == "in_proj_weight" else 1
+        return _matrices(MatrixLayout(blocks=blocks), "attention projection")
     if isinstance(owner, nn.RNNBase | nn.RNNCellBase):
         gates = 1 if name.startswith("weight_hr") else _GATES.get(getattr(owner, "mode", kind).split("_")[0], 1)
-        return _matrices(MatrixLayout(blocks=gates), f"recurrent matrix of {kind}", is_layer=False)
-    if isinstance(owner, _ConvNd):
-        return _convolution(owner)
+        return _matrices(MatrixLayout(blocks=gates), f"recurrent matrix of {kind}")
     if isinstance(owner, nn.Bilinear):
         return Role("adamw", "bilinear form, not a matrix")
-    if parameter.ndim == 2 and kind == "Conv1D":  # transformers.pytorch_utils.Conv1D stores (in, out)
-        return _linear(path, parameter, transposed=True)
-    if parameter.ndim == 2 and (isinstance(owner, nn.Linear) or kind.endswith(("Linear", "Dense"))):
-        return _linear(path, parameter, transposed=False)
-    return _free_parameter(kind, path, name, parameter)
+    return _free_parameter(owner, path, name, parameter)
 
 
-def _attention(name: str) -> Role:
-    if name == "in_proj_weight":
-        return Role("muon", "query, key and value projections, 3 fused blocks", MatrixLayout(blocks=3))
-    if name.endswith("proj_weight"):
-        return Role("muon", "attention projection")
-    return Role("adamw", "vector", decay=False)  # bias_k and bias_v, of shape (1, 1, width)
+def _layer(owner: nn.Module, path: str, weight: Tensor, parent: nn.Module | None) -> Role | None:
+    """Return the role of the weight of a linear or convolutional layer, None for other modules."""
+    kind = type(owner).__name__
+    if isinstance(owner, _ConvNd):
+        return _convolution(owner)
+    if weight.ndim != 2 or isinstance(owner, nn.Bilinear):
+        return None
+    transposed = kind == "Conv1D"  # transformers.pytorch_utils.Conv1D stores (in, out)
+    if not transposed and not isinstance(owner, nn.Linear) and not kind.endswith(("Linear", "Dense")):
+        return None
+    own_name = path.rpartition(".")[2]
+    fan_out, fan_in = MatrixLayout(transposed=transposed).fans(weight.shape)
+    blocks, whole = fused_blocks(own_name, parent, fan_out, fan_in)
+    routes_experts = own_name == "router" or (own_name == "gate" and hasattr(parent, "experts"))
+    reason = _ROUTER if routes_experts else "hidden matrix"
+    layout = MatrixLayout(transposed=transposed, blocks=blocks)
+    return _matrices(layout, reason, whole, is_layer=blocks == 1 and not whole and not routes_experts)
 
 
 def _convolution(owner: _ConvNd) -> Role:
@@ -90,35 +117,36 @@ def _convolution(owner: _ConvNd) -> Role:
     return Role("muon", reason, layout, is_layer=True)
 
 
-def _linear(path: str, weight: Tensor, *, transposed: bool) -> Role:
-    layout = MatrixLayout(transposed=transposed)
-    fan_out, fan_in = layout.fans(weight.shape)
-    blocks = _FUSED_BLOCKS.get(path.rpartition(".")[2].lower(), 1)
-    # Grouped-query attention makes the blocks unequal: then the whole is taken as one matrix.
-    if blocks > 1 and fan_out % blocks == 0 and (blocks == 2 or fan_out == blocks * fan_in):
-        layout = MatrixLayout(transposed=transposed, blocks=blocks)
-    return _matrices(layout, "hidden matrix", is_layer=layout.blocks == 1)
-
-
-def _matrices(layout: MatrixLayout, reason: str, *, is_layer: bool) -> Role:
+def _matrices(layout: MatrixLayout, reason: str, whole: str = "", *, is_layer: bool = False) -> Role:
     if layout.blocks > 1:
         reason += f", {layout.blocks} fused blocks"
+    if whole:
+        reason += f", {whole}"
     if layout.transposed:
         reason += ", stored (in, out)"
     return Role("muon", reason, layout, is_layer=is_layer)
 
 
-def _free_parameter(kind: str, path: str, name: str, parameter: Tensor) -> Role:
+def _free_parameter(owner: nn.Module, path: str, name: str, parameter: Tensor) -> Role:
     """Judge a parameter that some module of the user's own holds directly."""
-    if math.prod(parameter.shape) == max(parameter.shape):
-        return Role("adamw", "vector", decay=False)
+    kind = type(owner).__name__
     if _TABLE_NAME.search(name):
         return Role("adamw", "embedding, by its name")
-    if parameter.ndim == 3 and _EXPERT_NAME.search(f"{kind}.{path}.{name}"):
-        blocks = _FUSED_BLOCKS.get(name.lower(), 1)
-        blocks = blocks if parameter.shape[1] % blocks == 0 else 1
-        reason = "experts, a matrix each" + (f", {blocks} fused blocks" if blocks > 1 else "")
-        return Role("muon", reason, MatrixLayout(stacked=True, blocks=blocks))
+    if _EXPERT_NAME.search(f"{kind}.{path}.{name}"):
+        if name.endswith("bias"):
+            return Role("adamw", "vectors, one an expert", decay=False)
+        if parameter.ndim == 3:
+            return _experts(owner, name, parameter)
     if parameter.ndim == 2 and name.endswith(("weight", "kernel", "proj")):
-        return Role("muon", f"hidden matrix of {kind}")
+        blocks, whole = fused_blocks(re.sub("_(weight|kernel)$", "", name), owner, *parameter.shape)
+        routes_experts = _ROUTER_CLASS.search(kind)
+        return _matrices(MatrixLayout(blocks=blocks), _ROUTER if routes_experts else f"hidden matrix of {kind}", whole)
     return Role("adamw", f"{parameter.ndim}-D parameter of {kind}, of unknown role", known=False)
+
+
+def _experts(owner: nn.Module, name: str, weights: Tensor) -> Role:
+    layout = expert_layout(owner, name, weights)
+    if layout is None:
+        return Role("adamw", "experts, stored (out, in) or (in, out): nothing tells", known=False)
+    alternating = name.lower().startswith(GATE_UP) and interleaved(owner)
+    return _matrices(layout, "experts, a matrix each", "gate and up alternate: left whole" if alternating else "")

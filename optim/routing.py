@@ -2,7 +2,6 @@
 
 import difflib
 import itertools
-import re
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,20 +10,17 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
 
 from lightning_muon.optim.matrix_layout import MatrixLayout
-from lightning_muon.optim.output_head import output_heads
+from lightning_muon.optim.model_roles import model_roles
 from lightning_muon.optim.parameter_group import ALGORITHMS, Algorithm
-from lightning_muon.optim.roles import Role, role_of
+from lightning_muon.optim.roles import Role
+from lightning_muon.optim.wrapped_names import plain_name
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 ORDER = ("muon", "adamw", "frozen")
-
-# What torch.compile, activation checkpointing and FSDP add to the names of what they wrap.
-_WRAPPER_PREFIX = re.compile(r"(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
 
 @dataclass(frozen=True)
@@ -65,16 +61,28 @@ class Route:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def route_parameters(module: nn.Module, rules: Iterable[Rule] = ()) -> list[dict[str, Any]]:
+def route_parameters(
+    module: nn.Module, rules: Iterable[Rule] = (), *, part: nn.Module | None = None
+) -> list[dict[str, Any]]:
     """Sort the parameters of a model into groups for :class:`~lightning_muon.optim.MuonAdamW`.
 
     Hidden matrices go to Muon: of linear layers, convolutions (as out × in·kernel), recurrent layers, stacks of experts
     and fused projections (each block by itself). Embeddings, output heads and what is tied to them, norms, biases and
-    other vectors go to AdamW; vectors without weight decay. Frozen parameters are left out.
+    other vectors go to AdamW; vectors without weight decay.
+
+    Frozen parameters are left out, and what is left out is never updated, even if it is unfrozen later: freeze before
+    you route. To unfreeze a part during training, as in the ``finetune_function`` of Lightning's ``BaseFinetuning``,
+    route this part and add its groups::
+
+        self.make_trainable(pl_module.backbone)
+        for group in route_parameters(pl_module, part=pl_module.backbone):
+            optimizer.add_param_group(group)
 
     Args:
         module: The model, before or after wrapping with ``torch.compile``.
         rules: Exceptions. The first rule that matches a parameter wins over its role.
+        part: A module in the model: only its parameters are returned, with the roles that they have in the model. Its
+            name in the model is appended to the names of the groups.
 
     Returns:
         One group per algorithm and set of options: ``params``, and beside it ``param_names``, ``reasons`` and, for
@@ -82,19 +90,21 @@ def route_parameters(module: nn.Module, rules: Iterable[Rule] = ()) -> list[dict
         Any ``torch.optim`` optimizer takes them.
 
     Raises:
-        ValueError: If a rule matches nothing, contradicts a shape, or names an unknown algorithm, or if nothing is
-            left to train.
+        ValueError: If a rule matches nothing, contradicts a shape, or names an unknown algorithm, if nothing is left
+            to train, or if the part is not in the model.
     """
-    trained = [route for route in find_routes(module, rules) if route.algorithm != "frozen"]
+    suffix = "" if part is None else f"_{_path_in(module, part)}"
+    of_part = {id(parameter) for parameter in (module if part is None else part).parameters()}
+    trained = [r for r in find_routes(module, rules) if r.algorithm != "frozen" and id(r.parameter) in of_part]
     if not trained:
         raise ValueError(
-            f"{type(module).__name__} has no parameter that requires a gradient: there is nothing to train"
+            f"{type(part or module).__name__} has no parameter that requires a gradient: there is nothing to train"
         )
     members: defaultdict[tuple[str, str], list[Route]] = defaultdict(list)
     for route in trained:
         members[route.algorithm, repr(sorted(route.options.items()))].append(route)
     groups = [_group(routes) for _, routes in sorted(members.items(), key=lambda item: item[0][0] == "adamw")]
-    _name(groups)
+    _name(groups, suffix)
     return groups
 
 
@@ -137,7 +147,7 @@ def find_routes(module: nn.Module, rules: Iterable[Rule] = ()) -> list[Route]:
     routes: list[Route] = []
     used: set[int] = set()
     unknown = []
-    for names, parameter, role in _parameters_with_roles(module):
+    for names, parameter, role in model_roles(module):
         matching = (i for i, rule in enumerate(rules) if any(fnmatchcase(name, rule.pattern) for name in names))
         if (first := next(matching, None)) is not None:
             used.add(first)
@@ -156,35 +166,6 @@ def find_routes(module: nn.Module, rules: Iterable[Rule] = ()) -> list[Route]:
             stacklevel=3,
         )
     return routes
-
-
-def _parameters_with_roles(module: nn.Module) -> list[tuple[list[str], nn.Parameter, Role]]:
-    """Return each parameter once, with all its names (several where it is tied) and its role."""
-    owners: defaultdict[int, list[tuple[str, str, nn.Module, nn.Parameter]]] = defaultdict(list)
-    for path, owner in module.named_modules(remove_duplicate=False):
-        for name, parameter in owner.named_parameters(recurse=False):
-            if isinstance(parameter, UninitializedParameter):
-                raise ValueError(f"{path}.{name} has no shape yet: run a batch through the lazy module first")
-            owners[id(parameter)].append((path, name, owner, parameter))
-
-    roles = {key: [role_of(owner, path, name, p) for path, name, owner, p in uses] for key, uses in owners.items()}
-    layers: list[str] = []
-    tied: list[str] = []
-    for key, uses in owners.items():
-        paths = [path for (path, *_), role in zip(uses, roles[key], strict=True) if role.is_layer]
-        layers += paths
-        tied += paths if any(role.is_embedding for role in roles[key]) else []
-    heads = output_heads(module, layers, tied)
-
-    result = []
-    for key, uses in owners.items():
-        role = next((role for role in roles[key] if role.algorithm == "adamw"), roles[key][0])
-        for (path, *_), own in zip(uses, roles[key], strict=True):
-            if path in heads and own.is_layer:
-                role = Role("adamw", heads[path])
-        names = [_WRAPPER_PREFIX.sub("", f"{path}.{name}" if path else name) for path, name, *_ in uses]
-        result.append((names, uses[0][3], role))
-    return result
 
 
 def _route_by_role(name: str, parameter: nn.Parameter, role: Role) -> Route:
@@ -231,12 +212,19 @@ def _group(routes: Sequence[Route]) -> dict[str, Any]:
     return group
 
 
-def _name(groups: Sequence[dict[str, Any]]) -> None:
-    """Name the groups for people: by algorithm, and numbered where that is not enough."""
+def _path_in(module: nn.Module, part: nn.Module) -> str:
+    for path, candidate in module.named_modules():
+        if candidate is part:
+            return plain_name(path)
+    raise ValueError(f"part is a {type(part).__name__} that is not in the {type(module).__name__} that is routed")
+
+
+def _name(groups: Sequence[dict[str, Any]], suffix: str) -> None:
+    """Name the groups for people: by algorithm and suffix, and numbered where that is not enough."""
     taken: set[str] = set()
     for group in groups:
         vectors = group["algorithm"] == "adamw" and group.get("weight_decay") == 0.0
-        name = str(group.get("name", "adamw_vectors" if vectors else group["algorithm"]))
+        name = str(group.get("name", "adamw_vectors" if vectors else group["algorithm"])) + suffix
         numbered = (f"{name}_{number}" for number in itertools.count(2))
         group["name"] = name if name not in taken else next(n for n in numbered if n not in taken)
         taken.add(group["name"])

@@ -68,7 +68,7 @@ def test_what_follows_an_asked_key_is_asked_too(run: Run, saved: str, capsys: py
     assert scheduler.T_max == 8
     lines = capsys.readouterr().err.splitlines()
     (line,) = [line for line in lines if line.startswith("model.lr_scheduler.T_max")]
-    assert line.endswith("4 in the checkpoint, 8 used: the learning rates go on as at step 4 of the new schedule")
+    assert line.endswith("4 in the checkpoint, 8 used: the schedule goes on where the new one would be")
 
 
 def test_a_longer_schedule_goes_on_as_if_it_had_been_so_from_the_start(run: Run, saved: str) -> None:
@@ -156,7 +156,23 @@ def test_another_scheduler_goes_on_at_its_own_step(run: Run, saved: str, capsys:
     cli = run("fit", "--ckpt_path", saved, *steps)
     assert [group["lr"] for group in cli.trainer.optimizers[0].param_groups] == pytest.approx([0.0125, 0.0125])
     assert cli.trainer.lr_scheduler_configs[0].scheduler.last_epoch == 5
-    assert "StepLR used: the learning rates go on as at step 4 of the new schedule\n" in capsys.readouterr().err
+    assert "StepLR used: the schedule goes on where the new one would be\n" in capsys.readouterr().err
+
+
+def test_a_schedule_that_is_new_goes_on_too(run: Run) -> None:
+    run("fit", "--config", "checkpoints.yaml", "--model.lr_scheduler", "null")
+    checkpoint = str(next(Path().rglob("last.ckpt")))
+    cosine = ["--model.lr_scheduler", "CosineAnnealingLR", "--model.lr_scheduler.T_max", "8"]
+    cli = run("fit", "--ckpt_path", checkpoint, "--trainer.max_steps", "6", *cosine)
+    assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.125 * (1 + math.cos(math.pi * 6 / 8)) / 2)
+
+
+def test_an_option_from_zero_does_not_reach_groups_with_a_zero_of_their_own(run: Run) -> None:
+    """As the weight decay of norms and biases, which stays zero."""
+    run("fit", "--config", "checkpoints.yaml", "--model.optimizer.weight_decay", "0.0")
+    checkpoint = str(next(Path().rglob("last.ckpt")))
+    cli = run("fit", "--ckpt_path", checkpoint, "--trainer.max_steps", "5", "--model.optimizer.weight_decay", "0.5")
+    assert [group["weight_decay"] for group in cli.trainer.optimizers[0].param_groups] == [0.5, 0.0]
 
 
 def test_a_plateau_keeps_what_it_has_seen(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,7 @@ def test_layout(
     assert tuple(batch.shape) == matrices
     assert torch.equal(layout.restore(batch, shape), parameter)
     assert layout.fans(shape) == (fan_out, fan_in)
+    assert layout.count(shape) == matrices[0]
 
 
 def test_blocks_lie_along_the_outputs() -> None:

@@ -153,12 +153,8 @@ def test_half_precision_parameters(dtype: torch.dtype) -> None:
     train(ours, [optimizer], steps=5)
     assert all(p.dtype == dtype for p in ours.parameters())
     dtypes = {key: tensor.dtype for state in optimizer.state.values() for key, tensor in state.items()}
-    assert dtypes == {
-        "momentum_buffer": dtype,
-        "exp_avg": torch.float32,
-        "exp_avg_sq": torch.float32,
-        "step": torch.float32,
-    }
+    assert dtypes.pop("momentum_buffer") == (dtype if dtype == torch.bfloat16 else torch.float32)
+    assert dtypes == {"exp_avg": torch.float32, "exp_avg_sq": torch.float32, "step": torch.float32}
     flat, flat_ours, start = (
         nn.utils.parameters_to_vector(m.float().parameters()) for m in (reference, ours, network())
     )
@@ -275,6 +271,10 @@ def group(**options: object) -> dict[str, object]:
         (group(update_scale="big"), "mine.*unknown update_scale 'big'"),
         (group(orthogonalizer="qr"), "mine.*unknown orthogonalizer 'qr'"),
         (group(orthogonalizer_options={"stepz": 5}), "mine.*no option 'stepz'"),
+        (group(orthogonalizer_options={"steps": "five"}), "mine.*"),
+        (group(orthogonalizer_options={"coefficients": (1, 2)}), "mine.*coefficients must be three numbers"),
+        (group(neuron_beta=1.0), "mine.*neuron_beta must be at least 0 and below 1"),
+        (group(batch_elements=0), "mine.*batch_elements must be at least 1"),
         (group(params=[nn.Parameter(torch.zeros(3))], param_names=["bias"]), r"mine.*bias has shape \(3,\)"),
         (group(params=[nn.Parameter(torch.zeros(3, 2, 2))], param_names=["w"]), "w has shape.*route_parameters"),
         (group(params=[nn.Parameter(torch.zeros(2, 2, dtype=torch.complex64))]), "complex64"),
@@ -292,6 +292,72 @@ def test_a_refused_group_leaves_the_optimizer_as_it_was() -> None:
     with pytest.raises(ValueError, match="shape"):
         optimizer.add_param_group(group(params=[nn.Parameter(torch.zeros(3))]))
     assert len(optimizer.param_groups) == 1
+
+
+def test_a_set_of_parameters_is_refused_as_by_torch() -> None:
+    with pytest.raises(TypeError, match="ordered collections"):
+        MuonAdamW([{"params": {nn.Parameter(torch.zeros(2, 2))}, "algorithm": "muon"}])
+
+
+def test_options_of_one_group_are_not_those_of_another() -> None:
+    optimizer = MuonAdamW(route_parameters(network()), orthogonalizer_options={"steps": 5})
+    optimizer.param_groups[0]["orthogonalizer_options"]["steps"] = 1
+    assert optimizer.param_groups[1]["orthogonalizer_options"] == {"steps": 5}
+
+
+def test_a_copy_knows_adamws_learning_rate() -> None:
+    twin = copy.deepcopy(MuonAdamW([group()], lr=0.02, adamw_lr=0.001))
+    twin.add_param_group(group(algorithm="adamw"))
+    assert twin.param_groups[1]["lr"] == 0.001
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hooks_on_loading_have_the_last_word(dtype: torch.dtype) -> None:
+    model = network().to(dtype)
+    saved = MuonAdamW(route_parameters(model))
+    train(model, [saved], steps=1)
+    state = saved.state_dict()
+    for entry in state["param_groups"]:
+        entry["param_names"] = [f"old.{name}" for name in entry["param_names"]]
+
+    def rename(_: torch.optim.Optimizer, state_dict: dict[str, object]) -> dict[str, object]:
+        for entry in state_dict["param_groups"]:
+            entry["param_names"] = [name.removeprefix("old.") for name in entry["param_names"]]
+        return state_dict
+
+    def fill(optimizer: torch.optim.Optimizer) -> None:
+        for values in optimizer.state.values():
+            if "exp_avg" in values:
+                values["exp_avg"].fill_(7.0)
+
+    optimizer = MuonAdamW(route_parameters(model))
+    optimizer.register_load_state_dict_pre_hook(rename)
+    optimizer.register_load_state_dict_post_hook(fill)
+    optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["param_names"][0] == "1.weight"
+    assert {float(v["exp_avg"].mean()) for v in optimizer.state.values() if "exp_avg" in v} == {7.0}
+
+
+def test_the_state_of_adamw_on_the_same_groups_loads() -> None:
+    """Its averages are of no use to Muon, but the step goes on."""
+    model = network()
+    theirs = torch.optim.AdamW(route_parameters(model))
+    train(model, [theirs], steps=1)
+    ours = MuonAdamW(route_parameters(model))
+    ours.load_state_dict(theirs.state_dict())
+    train(model, [ours], steps=1)
+
+
+def test_autocast_does_not_change_a_step() -> None:
+    """Manual optimization steps inside Lightning's autocast."""
+    inside, outside = network(), network()
+    train(outside, [MuonAdamW(route_parameters(outside), orthogonalizer="svd")], steps=1)
+    optimizer = MuonAdamW(route_parameters(inside), orthogonalizer="svd")
+    with torch.autocast("cpu", enabled=False):
+        train(inside, [], steps=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        optimizer.step()
+    assert distance(inside, outside) < 1e-6
 
 
 def test_a_sparse_gradient_is_refused_by_name() -> None:

@@ -1,5 +1,6 @@
 """Which parameter goes where, on models as people write them."""
 
+import copy
 import io
 
 import pytest
@@ -106,9 +107,75 @@ def test_fused_projections_are_orthogonalized_block_by_block() -> None:
     assert {r.name: r.layout for r in find_routes(attention)}["in_proj_weight"] == MatrixLayout(blocks=3)
 
 
-def test_grouped_queries_make_unequal_blocks_and_stay_whole() -> None:
-    model = nn.ModuleDict({"qkv": nn.Linear(8, 12), "head": nn.Linear(8, 2)})
-    assert find_routes(model)[0].layout == MatrixLayout()
+@pytest.mark.parametrize(
+    ("name", "projection", "behind", "blocks"),
+    [
+        ("qkv", nn.Linear(8, 24), {}, 3),
+        ("to_qkv", nn.Linear(8, 24), {}, 3),
+        ("to_kv", nn.Linear(8, 40), {}, 2),
+        ("to_kv", nn.Linear(8, 41), {}, 1),
+        ("qkv", nn.Linear(8, 48), {"proj": nn.Linear(16, 8)}, 3),  # wider inside than outside
+        ("to_qkv", nn.Linear(8, 48), {"to_out": nn.Sequential(nn.Linear(16, 8), nn.Dropout())}, 3),
+        ("qkv", nn.Linear(8, 24), {"o_proj": nn.Linear(16, 8)}, 1),  # 16 of the queries, 4 and 4 of keys and values
+        ("c_attn", Conv1D(16, 8), {"c_proj": Conv1D(8, 8)}, 2),  # keys and values of a cross-attention
+        ("in_proj", nn.Linear(8, 32), {"out_proj": nn.Linear(16, 8)}, 2),  # Mamba
+        ("in_proj", nn.Linear(8, 24), {}, 1),
+        ("Wi", nn.Linear(8, 24), {"Wo": nn.Linear(12, 8)}, 2),  # ModernBERT
+        ("wi", nn.Linear(8, 24), {"wo": nn.Linear(24, 8)}, 1),  # T5
+    ],
+)
+def test_blocks_of_a_fused_projection(
+    name: str, projection: nn.Module, behind: dict[str, nn.Module], blocks: int
+) -> None:
+    block = nn.ModuleDict({name: projection, **behind})
+    route = find_routes(nn.ModuleDict({"block": block, "head": nn.Linear(8, 2)}))[0]
+    assert (route.algorithm, route.layout.blocks) == ("muon", blocks)
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs", "why"), [("qkv", 12, "not known to be equal"), ("query_key_value", 24, "head by head")]
+)
+def test_a_fused_projection_that_stays_whole_says_so(name: str, outputs: int, why: str) -> None:
+    route = find_routes(nn.ModuleDict({name: nn.Linear(8, outputs), "head": nn.Linear(8, 2)}))[0]
+    assert route.layout == MatrixLayout()
+    assert f"{why}: left whole" in route.reason
+
+
+def test_a_fused_weight_held_directly_is_taken_apart() -> None:
+    class PreNormBlock(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv_weight = nn.Parameter(torch.randn(24, 8))
+
+    assert find_routes(PreNormBlock())[0].layout == MatrixLayout(blocks=3)
+
+
+def test_a_linear_layer_whose_class_speaks_of_norms_is_one() -> None:
+    kind = type("NormalizedLinear", (nn.Linear,), {})
+    assert muon(nn.Sequential(kind(8, 8), nn.Linear(8, 3))) == {"0.weight"}
+
+
+def test_magnitudes_of_weight_norm_are_vectors() -> None:
+    with pytest.warns(FutureWarning):
+        layer = nn.utils.weight_norm(nn.Linear(8, 8))
+    with pytest.warns(UserWarning, match=r"adamw updates 0.weight_v \(8, 8\): nothing tells"):
+        routes = {route.name: route for route in find_routes(nn.Sequential(layer, nn.Linear(8, 3)))}
+    assert routes["0.weight_g"].reason == "vector"
+    assert routes["0.weight_g"].options == {"weight_decay": 0.0}
+
+
+def test_one_output_makes_a_layer_not_a_vector() -> None:
+    model = nn.ModuleDict({"gate": nn.Linear(8, 1), "head": nn.Linear(8, 2)})
+    assert muon(model) == {"gate.weight"}
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_parameter_marked_by_its_module_does_not_decay() -> None:
+    """As the A_log of Mamba is."""
+    model = nn.ParameterDict({"A_log": torch.zeros(8, 4)})
+    model["A_log"]._no_weight_decay = True
+    group = route_parameters(model)[0]
+    assert (group["algorithm"], group["weight_decay"]) == ("adamw", 0.0)
 
 
 def test_multihead_attention() -> None:
@@ -161,6 +228,75 @@ def test_experts_are_a_stack_of_matrices() -> None:
     }
 
 
+class ExpertStacks(nn.Module):
+    """Weights of 4 experts, with a width of 8 outside; the name of this class says what they are."""
+
+    def __init__(self, biases: bool = False, **shapes: tuple[int, int]) -> None:
+        super().__init__()
+        for name, shape in shapes.items():
+            setattr(self, name, nn.Parameter(torch.randn(4, *shape)))
+            if biases:
+                setattr(self, f"{name}_bias", nn.Parameter(torch.randn(4, shape[1])))
+
+
+def test_experts_stored_in_out_are_told_by_their_shapes() -> None:
+    experts = ExpertStacks(gate_up_proj=(8, 24), down_proj=(12, 8))
+    layouts = {route.name: route.layout for route in find_routes(experts)}
+    assert layouts == {
+        "gate_up_proj": MatrixLayout(stacked=True, blocks=2, transposed=True),
+        "down_proj": MatrixLayout(stacked=True, transposed=True),
+    }
+    assert layouts["gate_up_proj"].fans(experts.gate_up_proj.shape) == (12, 8)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_experts_whose_gate_and_up_alternate_stay_whole(old: bool) -> None:
+    """As in GPT-OSS, which older versions of transformers show by the name of the class alone."""
+    kind = type("GptOssExperts" if old else "OtherExperts", (ExpertStacks,), {} if old else {"is_concatenated": False})
+    routes = {route.name: route for route in find_routes(kind(gate_up_proj=(8, 24), down_proj=(12, 8), biases=True))}
+    assert routes["gate_up_proj"].layout == MatrixLayout(stacked=True, transposed=True)
+    assert "alternate" in routes["gate_up_proj"].reason
+    for name in ("gate_up_proj_bias", "down_proj_bias"):
+        assert routes[name].algorithm == "adamw"
+        assert routes[name].options == {"weight_decay": 0.0}
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_experts_without_a_fused_pair_are_told_by_an_attribute(transposed: bool) -> None:
+    kind = type("OtherExperts", (ExpertStacks,), {"is_transposed": transposed})
+    assert {r.layout for r in find_routes(kind(up_proj=(8, 12), down_proj=(12, 8)))} == {
+        MatrixLayout(stacked=True, transposed=transposed)
+    }
+
+
+@pytest.mark.parametrize(("widths", "transposed"), [((8, 12), False), ((12, 8), True)])
+def test_experts_are_told_by_their_declared_widths(widths: tuple[int, int], transposed: bool) -> None:
+    kind = type("OtherExperts", (ExpertStacks,), {"output_size": widths[0], "input_size": widths[1]})
+    assert find_routes(kind(weight=(8, 12)))[0].layout == MatrixLayout(stacked=True, transposed=transposed)
+
+
+def test_experts_of_unknown_storage_are_announced() -> None:
+    with pytest.warns(UserWarning, match=r"adamw updates up_proj \(4, 8, 12\), down_proj \(4, 12, 8\): nothing tells"):
+        assert muon(ExpertStacks(up_proj=(8, 12), down_proj=(12, 8))) == set()
+
+
+def test_experts_with_an_odd_width_are_not_halved() -> None:
+    kind = type("OtherExperts", (ExpertStacks,), {"is_transposed": False})
+    assert find_routes(kind(gate_up_proj=(7, 8)))[0].layout == MatrixLayout(stacked=True)
+
+
+def test_the_router_of_experts_is_a_hidden_matrix() -> None:
+    class TopKRouter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 8))
+
+    linear = nn.ModuleDict({"gate": nn.Linear(8, 4), "experts": Experts()})
+    for model in (nn.ModuleDict({"moe": linear, "head": nn.Linear(8, 2)}), TopKRouter()):
+        route = next(route for route in find_routes(model) if route.name in {"moe.gate.weight", "weight"})
+        assert (route.algorithm, route.reason) == ("muon", "hidden matrix, router of experts")
+
+
 def test_weights_stored_in_out() -> None:
     model = nn.ModuleDict({"c_attn": Conv1D(24, 8), "c_proj": Conv1D(8, 8), "lm_head": nn.Linear(8, 16)})
     layouts = {route.name: route.layout for route in find_routes(model) if route.algorithm == "muon"}
@@ -193,6 +329,16 @@ def test_gates_are_blocks(kind: type[nn.Module], blocks: int) -> None:
     model = nn.ModuleDict({"recurrent": kind(6, 8), "head": nn.Linear(8, 2)})
     matrices = [route for route in find_routes(model) if route.algorithm == "muon"]
     assert [route.layout.blocks for route in matrices] == [blocks, blocks]
+
+
+def test_the_projection_of_an_lstm_has_no_gates() -> None:
+    routes = {route.name: route for route in find_routes(nn.LSTM(6, 8, proj_size=4))}
+    assert routes["weight_hr_l0"].algorithm == "muon"
+    assert routes["weight_hr_l0"].layout == MatrixLayout()
+
+
+def test_a_bilinear_form_is_no_matrix() -> None:
+    assert muon(nn.ModuleDict({"form": nn.Bilinear(4, 5, 6), "head": nn.Linear(6, 2)})) == set()
 
 
 def test_a_parameter_of_unknown_role_is_announced() -> None:
@@ -238,6 +384,19 @@ def test_rules_override_and_the_first_match_wins() -> None:
     optimizer = MuonAdamW(route_parameters(model, rules), lr=0.01)
     assert {group["name"]: group["lr"] for group in optimizer.param_groups}["wide"] == 0.1
     assert any(g["param_names"][0] == "blocks.0.up.weight" and g["lr"] == 1e-4 for g in groups.values())
+
+
+def test_a_rule_for_muon_keeps_nothing_of_what_adamw_would_do() -> None:
+    """A vector would not decay; what is a matrix by a rule does."""
+    model = nn.ParameterDict({"row": torch.zeros(1, 8)})
+    assert find_routes(model)[0].options == {"weight_decay": 0.0}
+    assert find_routes(model, [Rule("row", "muon")])[0].options == {}
+
+
+def test_a_rule_that_sends_a_head_to_muon_keeps_its_layout() -> None:
+    model = nn.ModuleDict({"hidden": nn.Linear(8, 8), "lm_head": Conv1D(16, 8)})
+    routes = {route.name: route for route in find_routes(model, [Rule("lm_head.weight", "muon")])}
+    assert routes["lm_head.weight"].layout == MatrixLayout(transposed=True)
 
 
 def test_a_rule_sees_all_names_of_a_tied_weight() -> None:
@@ -300,3 +459,32 @@ def test_table_shows_every_reason_once_or_every_parameter() -> None:
     long = console.export_text()
     assert all(route.name in long for route in routes)
     assert "32×8" in long
+
+
+def test_a_part_that_is_unfrozen_is_trained_once_its_groups_are_added() -> None:
+    model = nn.ModuleDict({"trunk": nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), "fc": nn.Linear(8, 3)})
+    trunk = model["trunk"].requires_grad_(False)
+    optimizer = MuonAdamW(route_parameters(model), lr=0.1)
+    trunk.requires_grad_(True)
+    for group in route_parameters(model, part=trunk):
+        optimizer.add_param_group(group)
+
+    groups = {group["name"]: group["param_names"] for group in optimizer.param_groups}
+    assert groups == {
+        "adamw": ["fc.weight"],
+        "adamw_vectors": ["fc.bias"],
+        "muon_trunk": ["trunk.0.weight", "trunk.1.weight"],  # not a head: it is followed by one
+        "adamw_vectors_trunk": ["trunk.0.bias", "trunk.1.bias"],
+    }
+    before = copy.deepcopy(trunk)
+    model["fc"](trunk(torch.ones(2, 8))).square().sum().backward()
+    optimizer.step()
+    assert all(not torch.equal(new, old) for new, old in zip(trunk.parameters(), before.parameters(), strict=True))
+
+
+def test_a_part_of_another_model_raises() -> None:
+    model = Transformer()
+    with pytest.raises(ValueError, match="LayerNorm has no parameter that requires a gradient"):
+        route_parameters(model, part=model.norm.requires_grad_(False))
+    with pytest.raises(ValueError, match="part is a Linear that is not in the Transformer that is routed"):
+        route_parameters(model, part=nn.Linear(2, 2))

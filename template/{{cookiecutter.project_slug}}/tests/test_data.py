@@ -27,6 +27,15 @@ def test_every_file_is_in_one_split(tmp_path: Path, corpus: Path) -> None:
     assert len(splits["train"]) > 10 * len(splits["val"])
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for number in range(40):
+        (tmp_path / "books" / f"{number:02}").mkdir(parents=True)
+        (tmp_path / "books" / f"{number:02}" / "text.txt").write_text(f"book {number:02} " * 30)
+    data = prepared(tmp_path, f"{tmp_path}/books/**/*.txt")
+    held_out = text_of(data, "val") + text_of(data, "test")
+    assert {number for number in range(40) if f"book {number:02}".encode() in held_out} != {0, 1, 2, 3}
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_too_few_files_are_split_by_position(tmp_path: Path, number: int) -> None:
     content = bytes(range(256)) * 8

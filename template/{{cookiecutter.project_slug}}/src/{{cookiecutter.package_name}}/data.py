@@ -225,7 +225,8 @@ def write_splits(paths: list[Path], folder: Path) -> None:
             for path in paths:
                 _cut(path, writers)
             return
-        by_hash = sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(path.name)).digest())
+        root = os.path.commonpath(paths)
+        by_hash = sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(path.relative_to(root))).digest())
         held_out = max(1, round(SPLITS["val"] * len(paths)))
         for rank, path in enumerate(by_hash):
             split = "test" if rank < held_out else "val" if rank < 2 * held_out else "train"
