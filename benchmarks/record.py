@@ -54,7 +54,7 @@ def report(
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
-        table.add_row(*(_shown(row.get(column)) for column in columns))
+        table.add_row(*(shown(row.get(column)) for column in columns))
     Console(width=max(80, 16 * len(columns))).print(table)
     results.mkdir(parents=True, exist_ok=True)
     path = results / f"{name}.json"
@@ -69,7 +69,8 @@ def report(
     return path
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as it stands in a table."""
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
