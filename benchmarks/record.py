@@ -32,8 +32,15 @@ def machine() -> dict[str, Any]:
     }
 
 
-def report(title: str, rows: list[dict[str, Any]], columns: list[str], details: dict[str, Any], name: str) -> Path:
-    """Print rows as a table and write them to ``results/<name>.json``.
+def report(
+    title: str,
+    rows: list[dict[str, Any]],
+    columns: list[str],
+    details: dict[str, Any],
+    name: str,
+    results: Path = RESULTS,
+) -> Path:
+    """Print rows as a table and write them to ``<results>/<name>.json``.
 
     Args:
         title: Heads the table.
@@ -41,15 +48,16 @@ def report(title: str, rows: list[dict[str, Any]], columns: list[str], details: 
         columns: Keys of the rows to show, in this order; the file has all.
         details: Settings that belong to the result.
         name: Of the file, without its ending.
+        results: The folder of the file.
     """
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
-        table.add_row(*(_shown(row.get(column)) for column in columns))
+        table.add_row(*(shown(row.get(column)) for column in columns))
     Console(width=max(80, 16 * len(columns))).print(table)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    results.mkdir(parents=True, exist_ok=True)
+    path = results / f"{name}.json"
     record = {
         "title": title,
         "date": datetime.now(timezone.utc).date().isoformat(),
@@ -61,7 +69,8 @@ def report(title: str, rows: list[dict[str, Any]], columns: list[str], details: 
     return path
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as it stands in a table."""
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

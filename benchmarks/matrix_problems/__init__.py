@@ -1,0 +1,1 @@
+"""The three matrix problems of the PolarGrad paper: which optimizer gets how far, learning rates swept."""

@@ -1,0 +1,89 @@
+"""Each benchmark runs, in its quick form, and leaves its record where it is told to."""
+
+import json
+from collections.abc import Callable
+from math import isfinite
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import orthogonalization
+from benchmarks.matrix_problems import __main__ as matrix_problems
+from benchmarks.matrix_problems.methods import METHODS
+from benchmarks.matrix_problems.problems import PROBLEMS, Problem
+from benchmarks.matrix_problems.stopped_polargrad import two_qdwh_steps
+from lightning_muon.optim.orthogonalize import Orthogonalizer
+
+
+def record(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    assert content["machine"]["torch"] == torch.__version__
+    assert content["settings"]["quick"]
+    return content
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_matrix_problems(problem: str, tmp_path: Path) -> None:
+    matrix_problems.main(["--quick", "--problems", problem, "--results", str(tmp_path)])
+    rows = record(tmp_path / f"matrix_problems-{problem}.json")["rows"]
+    expected = [(name, decay) for name, m in METHODS.items() if problem in m.learning_rates for decay in m.decays]
+    assert [(row["method"], row["lr decay"] == "yes") for row in rows] == expected
+    for row in rows:
+        assert row["curve"]["loss"][-1] < row["curve"]["loss"][0], row["method"]
+
+
+@pytest.mark.timeout(60)
+def test_orthogonalization(tmp_path: Path) -> None:
+    orthogonalization.main(["--quick", "--device", "cpu", "--results", str(tmp_path)])
+    rows = record(tmp_path / "orthogonalization-cpu.json")["rows"]
+    assert {orthogonalization.METHODS[row["method"]].orthogonalizer for row in rows} == set(get_args(Orthogonalizer))
+    for row in rows:
+        assert isfinite(row["× newton_schulz"])
+        if row["method"] in {"qdwh", "zolo_pd", "svd"}:
+            accurate = 1e-13 if row["precision"] == "float64" else 1e-5
+            errors = [row[f"{e}, {s}"] for s in orthogonalization.SPECTRA for e in ("orthogonality", "backward")]
+            assert max(errors) <= accurate, row
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_gradient_is_that_of_the_loss(name: str) -> None:
+    """Up to a factor, since the losses are shown relative to something; so slopes along two directions are compared."""
+    problem: Problem = PROBLEMS[name](0)
+    start, batches = problem.start(), 10 if name == "logistic" else 1
+
+    def slopes(directions: list[Tensor]) -> tuple[float, float]:
+        """From the gradients, and from the loss."""
+        gradients = [problem.gradients(start, step) for step in range(batches)]
+        inner = sum(float((g * d).sum()) for one in gradients for g, d in zip(one, directions, strict=True))
+        ahead, behind = ([s + t * d for s, d in zip(start, directions, strict=True)] for t in (1e-2, -1e-2))
+        return inner, problem.loss(ahead) - problem.loss(behind)
+
+    # Of about the size of the matrices: the loss of the logistic problem has the seven digits of float32.
+    downhill = [g * (s.norm() / g.norm()) for s, g in zip(start, problem.gradients(start, batches), strict=True)]
+    outwards, towards = slopes(start), slopes(downhill)
+    assert outwards[0] / towards[0] == pytest.approx(outwards[1] / towards[1], rel=0.1 if batches > 1 else 1e-3)
+
+
+def test_two_steps_of_qdwh_leave_singular_values_below_one(polar: Callable[[Tensor], Tensor]) -> None:
+    matrix = torch.randn(50, 20, dtype=torch.float64)
+    stopped = two_qdwh_steps(matrix)
+    values = torch.linalg.svdvals(stopped)
+    assert 0.6 < values.min() < 0.95
+    assert values.max() <= 1 + 1e-12
+    # The singular vectors are those of the polar factor: OᵀP is symmetric.
+    product = stopped.mT @ polar(matrix)
+    torch.testing.assert_close(product, product.mT)
+
+
+@pytest.fixture
+def polar() -> Callable[[Tensor], Tensor]:
+    def compute(matrix: Tensor) -> Tensor:
+        u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+        factor: Tensor = u @ vh
+        return factor
+
+    return compute
