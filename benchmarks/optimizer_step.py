@@ -128,7 +128,11 @@ def contestants(build: Callable[[], nn.Module], device: str) -> Iterator[tuple[s
     yield REFERENCE, partial(make, torch_muon)
     yield "torch AdamW alone", partial(make, lambda model: [torch.optim.AdamW(model.parameters())])
     for name, options in PRESETS.items():
-        yield name, partial(make, lambda model, options=options: [MuonAdamW(route_parameters(model), **options)])
+        yield name, partial(make, partial(_ours, options))
+
+
+def _ours(options: dict[str, Any], model: nn.Module) -> list[torch.optim.Optimizer]:
+    return [MuonAdamW(route_parameters(model), **options)]
 
 
 def measure(build: Callable[[], nn.Module], device: str, rounds: int) -> list[dict[str, Any]]:
