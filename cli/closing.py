@@ -1,5 +1,7 @@
 """What a run says when it is over: how good it is, where it lies, what to do next."""
 
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,9 +18,18 @@ def program_name() -> str:
     """How this program was called, as one would type it again: ``python -m my_project`` or ``python train.py``."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     if spec is not None:
-        return f"python -m {spec.name.removesuffix('.__main__')}"
+        return f"{_python()} -m {spec.name.removesuffix('.__main__')}"
     script = sys.argv[0] if sys.argv else ""
-    return f"python {script}" if script.endswith(".py") else Path(script).name
+    return f"{_python()} {script}" if script.endswith(".py") else Path(script).name
+
+
+def _python() -> str:
+    """How to call this Python: by its name where the shell finds it, as in an active environment, else by its path."""
+    found = shutil.which("python")
+    if found and Path(found).parent == Path(sys.executable).parent:
+        return "python"
+    path = Path(os.path.relpath(sys.executable))
+    return _quoted(str(path if len(path.parts) < len(Path(sys.executable).parts) else Path(sys.executable)))
 
 
 @rank_zero_only
@@ -39,7 +50,8 @@ def print_closing(trainer: Trainer, model: LightningModule, program: str) -> Non
         console.print(f"checkpoint: {checkpoint}", soft_wrap=True, markup=False, highlight=False)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            console.print(f"look:       tensorboard --logdir {_quoted(str(logger.save_dir))}", soft_wrap=True)
+            look = f"{_python()} -m tensorboard.main --logdir {_quoted(str(logger.save_dir))}"
+            console.print(f"look:       {look}", soft_wrap=True, markup=False, highlight=False)
     if checkpoint and is_overridden("predict_step", model):
         console.print(f"predict:    {program} predict --ckpt_path {_quoted(checkpoint)}", soft_wrap=True)
 

@@ -1,5 +1,7 @@
 """What a value is in the end: defaults, presets, interpolation, the command line; and what is saved of it."""
 
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,7 +146,13 @@ def test_module_without_an_optimizer_argument() -> None:
     assert cli.trainer.global_step == 2
 
 
-def test_the_closing_lines(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("active", [True, False])
+def test_the_closing_lines(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, active: bool
+) -> None:
+    """In an active environment the shell finds python by its name."""
+    folder = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", str(folder) if active else "/nowhere")
     Path("board.yaml").write_text("trainer: {logger: {class_path: TensorBoardLogger, init_args: {save_dir: my logs}}}")
     run("fit", "--config", "checkpoints.yaml", "--config", "board.yaml")
     lines = capsys.readouterr().out.splitlines()
@@ -153,8 +161,14 @@ def test_the_closing_lines(run: Run, capsys: pytest.CaptureFixture[str]) -> None
     checkpoint = next(line.removeprefix("checkpoint: ") for line in lines if line.startswith("checkpoint: "))
     assert Path(checkpoint).name == "last.ckpt"
     assert Path(checkpoint).is_file()
-    assert "look:       tensorboard --logdir 'my logs'" in lines
-    assert f"predict:    python tiny.py predict --ckpt_path '{checkpoint}'" in lines
+    look, predict = (
+        shlex.split(next(line.partition(":")[2] for line in lines if line.startswith(f"{word}: ")))
+        for word in ("look", "predict")
+    )
+    assert look[1:] == ["-m", "tensorboard.main", "--logdir", "my logs"]
+    assert predict[1:] == ["tiny.py", "predict", "--ckpt_path", checkpoint]
+    for python in (look[0], predict[0]):
+        assert python == "python" if active else Path(python).samefile(sys.executable)
 
 
 def test_closing_without_logger_and_checkpoint_names_neither(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
