@@ -106,7 +106,7 @@ def test_each_strategy_trains_and_resumes_as_one_device(baked_project: Path, tmp
 
     half = ["--data.batch_size=4", "--data.val_batches=4", "--trainer.devices=2"]
     # Where a run is saved, its preset, and from where it goes on.
-    plan = [(name, name, None) for name in PRESETS]
+    plan: list[tuple[str, str, str | None]] = [(name, name, None) for name in PRESETS]
     plan += [("fsdp resumed", "fsdp", "fsdp"), ("fsdp2 from one", "fsdp2", "one"), ("hsdp from fsdp2", "hsdp", "fsdp2")]
     runs = []
     for folder, preset, start in plan:
