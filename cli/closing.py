@@ -13,6 +13,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
 from rich.table import Table
 
+from lightning_muon.strategies import is_checkpoint_folder
+
 
 def program_name() -> str:
     """How this program was called, as one would type it again: ``python -m my_project`` or ``python train.py``."""
@@ -53,7 +55,8 @@ def print_closing(trainer: Trainer, model: LightningModule, program: str) -> Non
             look = f"{_python()} -m tensorboard.main --logdir {_quoted(str(logger.save_dir))}"
             console.print(f"look:       {look}", soft_wrap=True, markup=False, highlight=False)
     if checkpoint and is_overridden("predict_step", model):
-        console.print(f"predict:    {program} predict --ckpt_path {_quoted(checkpoint)}", soft_wrap=True)
+        sharded = " --trainer.strategy fsdp2" if is_checkpoint_folder(Path(checkpoint)) else ""
+        console.print(f"predict:    {program} predict --ckpt_path {_quoted(checkpoint)}{sharded}", soft_wrap=True)
 
 
 def _checkpoint(trainer: Trainer) -> str:

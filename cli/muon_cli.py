@@ -12,18 +12,21 @@ import jsonargparse
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
 # Imported for its effect: afterwards `--model.optimizer MuonAdamW` is found by its short name.
 import lightning_muon.optim  # noqa: F401
 from lightning_muon.cli.closing import print_closing, program_name
+from lightning_muon.cli.consolidate import consolidate
 from lightning_muon.cli.errors import debugging, exit_with, explain, message_for_the_user
 from lightning_muon.cli.optimizer_resume import KeepCommandLineOnResume
 from lightning_muon.cli.quiet import hush_lightning
 from lightning_muon.cli.resume import CheckpointHyperparameters, ModuleArguments, say
 from lightning_muon.cli.saved_config import SaveRunConfig
 from lightning_muon.cli.sources import INTERPOLATION, Given, flatten, plain_key, read_given
+from lightning_muon.strategies import check_resumable, clip_by_norm, is_checkpoint_folder
 
 # Without it `${model.dim}` could not be told from a key of the parser's root, which lies above the subcommand.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -187,7 +190,26 @@ class MuonCLI(LightningCLI):
             # Lightning's monitor refuses to run without a logger, where it has nothing to do.
             kept = [entry for entry in config["callbacks"] or [] if not isinstance(entry, LearningRateMonitor)]
             config["callbacks"] = kept
-        return super()._instantiate_trainer(config, callbacks)
+        trainer = super()._instantiate_trainer(config, callbacks)
+        if isinstance(trainer.strategy, FSDPStrategy):
+            clip_by_norm(trainer.strategy)
+        self._check_checkpoint(trainer)
+        return trainer
+
+    def _check_checkpoint(self, trainer: Trainer) -> None:
+        """Refuse a checkpoint that the strategy could not read, or would read wrongly."""
+        ckpt_path = self._given_value("ckpt_path")
+        path = Path(str(ckpt_path))
+        if ckpt_path is None or not path.exists():  # which one it is, `last` for instance, only the trainer will know
+            return
+        fsdp = isinstance(trainer.strategy, FSDPStrategy)
+        if fsdp and self.subcommand == "fit":
+            check_resumable(path)
+        if is_checkpoint_folder(path) and not fsdp and not isinstance(trainer.strategy, ModelParallelStrategy):
+            raise ValueError(
+                f"--ckpt_path: '{path}' is a sharded checkpoint: add --trainer.strategy fsdp2, or make a file of it by"
+                f" '{program_name()} consolidate {path} <file>'"
+            )
 
     def before_predict(self) -> None:
         """Warns of predictions that mean nothing."""
@@ -233,6 +255,8 @@ def main(
 ) -> MuonCLI:
     """Runs the command line of a project; what its ``__main__`` calls.
 
+    Beside the subcommands of :class:`MuonCLI` there is ``consolidate``, which makes one file of a sharded checkpoint.
+
     Example::
 
         main(TextModule, TextData, default_config=Path(__file__).parent / "configs" / "default.yaml")
@@ -246,4 +270,8 @@ def main(
     Returns:
         What ran: its ``trainer``, ``model``, ``datamodule`` and ``config``.
     """
+    arguments = list(sys.argv[1:] if args is None else args)
+    if arguments[:1] == ["consolidate"]:
+        consolidate(arguments[1:])
+        raise SystemExit
     return MuonCLI(model_class, datamodule_class, default_config=default_config, args=args)
