@@ -1,7 +1,7 @@
 """One optimizer for a whole model: Muon for its hidden matrices, AdamW for the rest."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
 import torch
@@ -14,6 +14,7 @@ from lightning_muon.optim.muon_update import HALF, MuonParameter, OrthogonalizeH
 from lightning_muon.optim.orthogonalize import Orthogonalizer
 from lightning_muon.optim.parameter_group import (
     ALGORITHMS,
+    CommunicationDtype,
     check_options,
     check_parameters,
     check_same_parameters,
@@ -21,6 +22,10 @@ from lightning_muon.optim.parameter_group import (
     matrix_layouts,
     named,
 )
+from lightning_muon.optim.sharding.dtensor import dtensor_sharding, is_dtensor, local_gradient, local_tensor
+from lightning_muon.optim.sharding.plan import GroupPlan, make_plans
+from lightning_muon.optim.sharding.sharded_update import ShardedParameter, sharded_muon_update
+from lightning_muon.optim.sharding.sharding import Sharding
 from lightning_muon.optim.update_scale import UpdateScale
 
 
@@ -62,6 +67,8 @@ class MuonAdamW(torch.optim.Optimizer):
             Default: no such normalization.
         cautious_weight_decay: Let only those weights decay that the step does not push outwards, in all groups.
         batch_elements: Bound of the memory for batches of matrices, in elements; a single parameter may be larger.
+        communication_dtype: In what matrices and polar factors travel between ranks, ``"bfloat16"`` or ``"float32"``.
+            Default: bfloat16 where the orthogonalizer computes in it, else float32.
         betas: AdamW's decay of the averages of the gradient and of its square.
         eps: AdamW's term in the denominator.
 
@@ -95,11 +102,14 @@ class MuonAdamW(torch.optim.Optimizer):
         neuron_beta: float | None = None,
         cautious_weight_decay: bool = False,
         batch_elements: int = 1 << 24,
+        communication_dtype: CommunicationDtype | None = None,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
     ) -> None:
         self._adamw_lr = adamw_lr
         self._orthogonalize_hooks: OrderedDict[int, OrthogonalizeHook] = OrderedDict()
+        self._shardings: dict[Tensor, Sharding] = {}
+        self._plans: list[GroupPlan] | None = None
         super().__init__(
             params,
             {
@@ -114,6 +124,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 "neuron_beta": neuron_beta,
                 "cautious_weight_decay": cautious_weight_decay,
                 "batch_elements": batch_elements,
+                "communication_dtype": communication_dtype,
                 "betas": betas,
                 "eps": eps,
             },
@@ -129,6 +140,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 " route_parameters(module) makes groups that say for each parameter which one fits."
             )
         param_group = named(param_group, label)
+        shardings = param_group.pop("shardings", None) or [None] * len(param_group["params"])
         if algorithm == "adamw" and self._adamw_lr is not None:
             param_group.setdefault("lr", self._adamw_lr)
         check_options(label, {**self.defaults, **param_group}, hyperparameters=self.defaults)
@@ -136,10 +148,13 @@ class MuonAdamW(torch.optim.Optimizer):
         super().add_param_group(param_group)
         self.param_groups[-1]["orthogonalizer_options"] = dict(self.param_groups[-1]["orthogonalizer_options"])
         try:
-            check_parameters(label, self.param_groups[-1])
+            check_parameters(label, self.param_groups[-1], shardings)
         except ValueError:
             self.param_groups.pop()
             raise
+        params = self.param_groups[-1]["params"]
+        self._shardings.update((p, s) for p, s in zip(params, shardings, strict=True) if s is not None)
+        self._plans = None
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -156,9 +171,9 @@ class MuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        for group, plan in zip(self.param_groups, self._planned(), strict=True):
             if group["algorithm"] == "muon":
-                self._muon(group)
+                self._muon(group, plan)
             else:
                 self._adamw(group)
         return loss
@@ -222,32 +237,58 @@ class MuonAdamW(torch.optim.Optimizer):
             for option in self.defaults.keys() - {"differentiable"}:  # which torch adds, of no meaning here
                 group.setdefault(option, self.defaults[option])  # one that came after the checkpoint was written
         self.__dict__.setdefault("_orthogonalize_hooks", OrderedDict())
+        self.__dict__.setdefault("_shardings", {})  # a copy is for another run
+        self._plans = None
 
-    def _muon(self, group: dict[str, Any]) -> None:
+    def _planned(self) -> list[GroupPlan]:
+        """Return the plan for each group: made once, from what is the same on all ranks."""
+        if self._plans is None:
+            self._plans = make_plans(self.param_groups, self._sharding)
+        return self._plans
+
+    def _sharding(self, param: Tensor) -> Sharding | None:
+        return dtensor_sharding(param) if is_dtensor(param) else self._shardings.get(param)
+
+    def _muon(self, group: dict[str, Any], plan: GroupPlan) -> None:
+        hooks = tuple(self._orthogonalize_hooks.values())
+        members = list(zip(group["param_names"], group["params"], matrix_layouts(group), strict=True))
+        alone = (self._muon_parameter(*members[index], group) for index in plan.alone)
+        muon_update((p for p in alone if p is not None), group, hooks)
+        if plan.rounds:
+            spread = [(index, *members[index]) for round_ in plan.rounds for index in round_.members]
+            parameters = {
+                index: ShardedParameter(name, local_tensor(param), self._muon_parameter(name, param, layout, group))
+                for index, name, param, layout in spread
+            }
+            sharded_muon_update(parameters, plan.rounds, group, hooks)
+
+    def _muon_parameter(
+        self, name: str, param: Tensor, layout: MatrixLayout, group: Mapping[str, Any]
+    ) -> MuonParameter | None:
+        """Return what this rank holds of a parameter and its state; None if there is no gradient."""
+        if not _has_gradient(name, param):
+            return None
         neurons = group["neuron_beta"] is not None
-        parameters = (
-            MuonParameter(
-                name,
-                param,
-                gradient,
-                momentum=self._state(param, "momentum_buffer", widest=param.dtype == torch.float16),
-                mean_square=self._state(param, "neuron_mean_square", widest=True) if neurons else None,
-                layout=layout,
-            )
-            for name, param, gradient, layout in _with_gradient(group)
+        momentum = self._state(param, "momentum_buffer", widest=param.dtype == torch.float16)
+        return MuonParameter(
+            name,
+            local_tensor(param),
+            local_gradient(param, name),
+            momentum=local_tensor(momentum),
+            mean_square=local_tensor(self._state(param, "neuron_mean_square", widest=True)) if neurons else None,
+            layout=layout,
         )
-        muon_update(parameters, group, tuple(self._orthogonalize_hooks.values()))
 
     def _adamw(self, group: dict[str, Any]) -> None:
-        parameters = [(param, gradient) for _, param, gradient, _ in _with_gradient(group)]
-        if parameters:
-            params, gradients = zip(*parameters, strict=True)
+        named_params = zip(group["param_names"], group["params"], strict=True)
+        params = [(name, p) for name, p in named_params if _has_gradient(name, p)]
+        if params:
             adamw_update(
-                params,
-                gradients,
-                [self._state(p, "exp_avg", widest=True) for p in params],
-                [self._state(p, "exp_avg_sq", widest=True) for p in params],
-                [self._step_count(p) for p in params],
+                [local_tensor(p) for _, p in params],
+                [local_gradient(p, name) for name, p in params],
+                [local_tensor(self._state(p, "exp_avg", widest=True)) for _, p in params],
+                [local_tensor(self._state(p, "exp_avg_sq", widest=True)) for _, p in params],
+                [self._step_count(p) for _, p in params],
                 group,
             )
 
@@ -274,11 +315,10 @@ class MuonAdamW(torch.optim.Optimizer):
                 self.state[param][key] = saved[key].to(device=param.device, copy=True)
 
 
-def _with_gradient(group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, Tensor, MatrixLayout]]:
-    """Yield name, parameter, gradient and layout of those parameters in the group that have a gradient."""
-    for name, param, layout in zip(group["param_names"], group["params"], matrix_layouts(group), strict=True):
-        if param.grad is None or param.numel() == 0:
-            continue
-        if param.grad.is_sparse:
-            raise ValueError(f"{name} has a sparse gradient, which MuonAdamW cannot use: make its module sparse=False")
-        yield name, param, param.grad, layout
+def _has_gradient(name: str, param: Tensor) -> bool:
+    """Tell whether there is anything to update, and something to update it with."""
+    if param.grad is None or param.numel() == 0:
+        return False
+    if param.grad.is_sparse:
+        raise ValueError(f"{name} has a sparse gradient, which MuonAdamW cannot use: make its module sparse=False")
+    return True

@@ -56,21 +56,22 @@ def muon_update(
 
 
 def _update_batch(batch: list[MuonParameter], options: Mapping[str, Any], hooks: Sequence[OrthogonalizeHook]) -> None:
+    names = [p.name for p in batch for _ in range(p.layout.count(p.weight.shape))] if hooks else []
     gradients = [p.gradient for p in batch]
     if options["polar_first"]:
         source = _matrices(batch, gradients)
-        factor = _orthogonalize(batch, source, options, hooks)
-        direction = _matrices(batch, _average(batch, _restored(batch, factor), options))
+        factor = orthogonalize_batch(names, source, options, hooks)
+        direction = _matrices(batch, average(batch, _restored(batch, factor), options))
     else:
-        source = _matrices(batch, _average(batch, gradients, options))
-        direction = factor = _orthogonalize(batch, source, options, hooks)
+        source = _matrices(batch, average(batch, gradients, options))
+        direction = factor = orthogonalize_batch(names, source, options, hooks)
 
     if options["neuron_beta"] is not None:
         direction = _evened_out(batch, direction, options["neuron_beta"])
     if options["update_scale"] == "nuclear_norm":
         direction = direction * nuclear_norm(source, factor)
     scale = scale_factor(options["update_scale"], *batch[0].layout.fans(batch[0].weight.shape))
-    _apply([p.weight for p in batch], _restored(batch, direction), options, scale)
+    apply_directions([p.weight for p in batch], _restored(batch, direction), options, scale)
 
 
 def _batches(parameters: Iterable[MuonParameter], most_elements: int) -> Iterator[list[MuonParameter]]:
@@ -91,23 +92,24 @@ def _batches(parameters: Iterable[MuonParameter], most_elements: int) -> Iterato
         yield batch
 
 
-def _average(batch: list[MuonParameter], new: Sequence[Tensor], options: Mapping[str, Any]) -> Sequence[Tensor]:
-    """M ← μM + (1 − μ)X; return M, or with Nesterov's look ahead (1 − μ)X + μM."""
+def average(batch: Sequence[MuonParameter], new: Sequence[Tensor], options: Mapping[str, Any]) -> Sequence[Tensor]:
+    """Average: M ← μM + (1 − μ)X in place; return M, or with Nesterov's look ahead (1 − μ)X + μM."""
     momenta = [p.momentum for p in batch]
     new = [x.to(m.dtype) for x, m in zip(new, momenta, strict=True)]
     torch._foreach_lerp_(momenta, new, 1 - options["momentum"])
     return torch._foreach_lerp(new, momenta, options["momentum"]) if options["nesterov"] else momenta
 
 
-def _orthogonalize(
-    batch: list[MuonParameter], matrices: Tensor, options: Mapping[str, Any], hooks: Sequence[OrthogonalizeHook]
+def orthogonalize_batch(
+    names: list[str], matrices: Tensor, options: Mapping[str, Any], hooks: Sequence[OrthogonalizeHook]
 ) -> Tensor:
+    """Orthogonalize matrices (b, m, n) as the options say, and tell the hooks; ``names`` has one for each matrix."""
     # Not to wait for the device: a gradient that is not finite spoils its own matrix, which the monitors name.
     factors = orthogonalize(
         matrices, options["orthogonalizer"], check_finite=False, **options["orthogonalizer_options"]
     )
     for hook in hooks:
-        hook([p.name for p in batch for _ in range(p.layout.count(p.weight.shape))], factors)
+        hook(names, factors)
     return factors
 
 
@@ -118,8 +120,10 @@ def _evened_out(batch: list[MuonParameter], direction: Tensor, beta: float) -> T
     return normalize_neurons(direction, _matrices(batch, mean_squares), batch[0].layout.transposed)
 
 
-def _apply(weights: list[Tensor], steps: list[Tensor], options: Mapping[str, Any], scale: float) -> None:
-    """W ← (1 − lr·wd)·W − lr·scale·D; rounded once, since 1.0·(1 − 1e-4) is 1.0 in bf16."""
+def apply_directions(
+    weights: Sequence[Tensor], steps: Sequence[Tensor], options: Mapping[str, Any], scale: float
+) -> None:
+    """Apply steps in the directions D: W ← (1 − lr·wd)·W − lr·scale·D; rounded once, since 1.0·(1 − 1e-4) is 1.0 in bf16."""
     lr, decay = options["lr"], options["lr"] * options["weight_decay"]
     wide = [weight.float() if weight.dtype in HALF else weight for weight in weights]
     if options["cautious_weight_decay"]:

@@ -96,7 +96,7 @@ def orthogonalize(
         normalized = _normalize(batch)
         if check_finite:
             _check_finite(normalized, matrix.shape)
-        factor = _METHODS[method].function(normalized.to(_precision(matrix, method, dtype)), **options)
+        factor = _METHODS[method].function(normalized.to(working_precision(matrix, method, dtype)), **options)
     return (factor.mT if tall else factor).to(matrix.dtype).reshape(matrix.shape)
 
 
@@ -114,7 +114,8 @@ def _check_method(method: str, options: dict[str, Any]) -> None:
         raise ValueError(f"orthogonalizer {method!r} does not run in dtype {str(dtype)!r}; choose one of {choices}")
 
 
-def _precision(matrix: Tensor, method: str, wanted: torch.dtype | str | None) -> torch.dtype:
+def working_precision(matrix: Tensor, method: str, wanted: torch.dtype | str | None) -> torch.dtype:
+    """Return the dtype in which a method computes the polar factor of a matrix, if this one is wanted, or none."""
     if wanted is not None:
         return wanted if isinstance(wanted, torch.dtype) else _DTYPES[wanted]
     if matrix.dtype == torch.float64:

@@ -1,0 +1,76 @@
+"""What a DTensor says about where it lives."""
+
+import math
+import sys
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from torch import Tensor
+
+from lightning_muon.optim.sharding.sharding import Sharding, replicated
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def is_dtensor(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Tell whether a tensor is a DTensor, without importing what makes them: it takes seconds."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return what this rank holds of a tensor: a view, so that what is written there is written to the tensor."""
+    if not is_dtensor(tensor):
+        return tensor
+    local: Tensor = tensor.to_local()
+    return local
+
+
+def local_gradient(parameter: Tensor, name: str) -> Tensor:
+    """Return this rank's part of a parameter's gradient.
+
+    Raises:
+        ValueError: If the gradient is laid out in another way than the parameter.
+    """
+    gradient = parameter.grad
+    assert gradient is not None
+    if is_dtensor(parameter) and (not is_dtensor(gradient) or gradient.placements != parameter.placements):
+        found = gradient.placements if is_dtensor(gradient) else "a plain tensor"
+        raise ValueError(
+            f"{name} is placed as {parameter.placements}, but its gradient is {found}:"
+            " redistribute the gradient before the step"
+        )
+    return local_tensor(gradient)
+
+
+def dtensor_sharding(parameter: "DTensor") -> Sharding | None:
+    """Describe a DTensor whose rows are sharded over one dimension of its mesh, and copied along the others.
+
+    Copies (the replicas of HSDP) are updated by the same work, done once in each replica: that is deterministic, so
+    they stay equal, and nothing has to be sent between them.
+
+    Returns:
+        The sharding over the group of ranks that together hold the parameter; None where this rank alone does.
+    """
+    mesh, placements = parameter.device_mesh, parameter.placements
+    sharded = [dim for dim, placement in enumerate(placements) if not placement.is_replicate()]
+    if not sharded:
+        return replicated(parameter.shape, mesh.get_group()) if mesh.ndim == 1 and mesh.size() > 1 else None
+    group = mesh.get_group(sharded[0])
+    if group.size() == 1:
+        return None
+    row = math.prod(parameter.shape[1:])
+    rows = parameter.shape[0]
+    chunk = -(-rows // group.size())  # as torch.chunk: 6 rows on 4 ranks are 2, 2, 2 and 0
+    starts = [min(rank * chunk, rows) * row for rank in range(group.size() + 1)]
+    return Sharding(parameter.shape, group, tuple(zip(starts[:-1], starts[1:], strict=True)))
+
+
+def is_sharded_by_rows(parameter: "DTensor") -> bool:
+    """Tell whether each rank holds one range of rows, or all: not so for the column shards of tensor parallelism."""
+    placements: list[Any] = [p for p in parameter.placements if not p.is_replicate()]
+    sharded_mesh = [dim for dim, p in enumerate(parameter.placements) if not p.is_replicate()]
+    if all(parameter.device_mesh.size(dim) == 1 for dim in sharded_mesh):
+        return True
+    # The exact class: a strided shard is one too, but its rows are not in their order.
+    return len(placements) == 1 and type(placements[0]).__name__ == "Shard" and placements[0].dim == 0
