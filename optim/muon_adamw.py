@@ -23,6 +23,14 @@ from lightning_muon.optim.parameter_group import (
     named,
 )
 from lightning_muon.optim.sharding.dtensor import dtensor_sharding, is_dtensor, local_gradient, local_tensor
+from lightning_muon.optim.sharding.fully_sharded_data_parallel import is_flattened
+from lightning_muon.optim.sharding.kept_state import Kept, consolidate, kept_part
+from lightning_muon.optim.sharding.kept_update import (
+    KeptAdamWParameter,
+    KeptMuonParameter,
+    kept_adamw_update,
+    kept_muon_update,
+)
 from lightning_muon.optim.sharding.plan import GroupPlan, make_plans
 from lightning_muon.optim.sharding.sharded_update import ShardedParameter, sharded_muon_update
 from lightning_muon.optim.sharding.sharding import Sharding
@@ -69,6 +77,10 @@ class MuonAdamW(torch.optim.Optimizer):
         batch_elements: Bound of the memory for batches of matrices, in elements; a single parameter may be larger.
         communication_dtype: In what matrices and polar factors travel between ranks, ``"bfloat16"`` or ``"float32"``.
             Default: bfloat16 where the orthogonalizer computes in it, else float32.
+        shard_state: Under DDP, let each rank keep only its share of the optimizer state (ZeRO-1): the momentum of the
+            matrices that it orthogonalizes, and an equal part of AdamW's moments. The update is the same. Then
+            ``state_dict()`` needs :meth:`consolidate_state_dict` before it, which Lightning calls. Without effect on
+            what FSDP shards, state and all.
         betas: AdamW's decay of the averages of the gradient and of its square.
         eps: AdamW's term in the denominator.
 
@@ -103,11 +115,14 @@ class MuonAdamW(torch.optim.Optimizer):
         cautious_weight_decay: bool = False,
         batch_elements: int = 1 << 24,
         communication_dtype: CommunicationDtype | None = None,
+        shard_state: bool = False,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
     ) -> None:
         self._adamw_lr = adamw_lr
         self._orthogonalize_hooks: OrderedDict[int, OrthogonalizeHook] = OrderedDict()
+        self.shard_state = shard_state
+        self._consolidated: dict[str, Any] | None = None
         self._shardings: dict[Tensor, Sharding] = {}
         self._plans: list[GroupPlan] | None = None
         super().__init__(
@@ -167,6 +182,7 @@ class MuonAdamW(torch.optim.Optimizer):
         Args:
             closure: Computes the loss again and returns it.
         """
+        self._consolidated = None
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -175,7 +191,7 @@ class MuonAdamW(torch.optim.Optimizer):
             if group["algorithm"] == "muon":
                 self._muon(group, plan)
             else:
-                self._adamw(group)
+                self._adamw(group, plan)
         return loss
 
     def register_orthogonalize_hook(self, hook: OrthogonalizeHook) -> RemovableHandle:
@@ -192,6 +208,43 @@ class MuonAdamW(torch.optim.Optimizer):
         handle = RemovableHandle(self._orthogonalize_hooks)
         self._orthogonalize_hooks[handle.id] = hook
         return handle
+
+    def consolidate_state_dict(self, to: int = 0) -> None:
+        """Bring the state that ``shard_state`` has shared out together on one rank, for :meth:`state_dict` there.
+
+        All ranks must call this. Without ``shard_state`` there is nothing to do.
+
+        Args:
+            to: The rank in the group of DDP.
+        """
+        kept = self._kept()
+        if not kept:
+            return
+        whole = consolidate(kept, self.state, to)
+        if whole is not None:
+            shares = dict(self.state)
+            self.state.update({param: state for (param, _), state in zip(kept, whole, strict=True) if state})
+            try:
+                self._consolidated = super().state_dict()
+            finally:
+                self.state.clear()
+                self.state.update(shares)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return hyperparameters and state, whole tensors or DTensors, as any ``torch.optim`` optimizer does.
+
+        Raises:
+            RuntimeError: If each rank keeps a share of the state, and it was not brought together since the last step,
+                or on another rank.
+        """
+        if not self._kept():
+            return super().state_dict()
+        if self._consolidated is None:
+            raise RuntimeError(
+                "with shard_state each rank keeps a share of the optimizer state: call consolidate_state_dict() on all"
+                " ranks, then state_dict() on the one that it names (rank 0)"
+            )
+        return self._consolidated
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict, whose hyperparameters then hold.
@@ -210,6 +263,9 @@ class MuonAdamW(torch.optim.Optimizer):
             for group, saved in zip(self.param_groups, loaded["param_groups"], strict=True):
                 for param, key in zip(group["params"], saved["params"], strict=True):
                     self._restore_moments(param, loaded["state"].get(key, {}))
+            for param, kept in self._kept():
+                if param in self.state:
+                    self.state[param] = kept_part(self.state[param], kept)
 
         # Behind the hooks that others have registered before it, and before those after it.
         hooks = [
@@ -227,8 +283,10 @@ class MuonAdamW(torch.optim.Optimizer):
                 group["layouts"] = layout
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a pickle or a copy needs; hooks belong to the original."""
-        return {**super().__getstate__(), "_adamw_lr": self._adamw_lr}
+        """Return what a pickle or a copy needs; hooks and process groups belong to the original."""
+        if self._kept():
+            raise RuntimeError("with shard_state the optimizer cannot be copied: each rank keeps but a share of its state")
+        return {**super().__getstate__(), "_adamw_lr": self._adamw_lr, "shard_state": self.shard_state}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled or copied optimizer, or load a state dict."""
@@ -238,29 +296,43 @@ class MuonAdamW(torch.optim.Optimizer):
                 group.setdefault(option, self.defaults[option])  # one that came after the checkpoint was written
         self.__dict__.setdefault("_orthogonalize_hooks", OrderedDict())
         self.__dict__.setdefault("_shardings", {})  # a copy is for another run
+        self.__dict__.setdefault("_consolidated", None)
         self._plans = None
 
     def _planned(self) -> list[GroupPlan]:
         """Return the plan for each group: made once, from what is the same on all ranks."""
         if self._plans is None:
-            self._plans = make_plans(self.param_groups, self._sharding)
+            self._plans = make_plans(self.param_groups, self._sharding, self._shares_state)
         return self._plans
 
     def _sharding(self, param: Tensor) -> Sharding | None:
         return dtensor_sharding(param) if is_dtensor(param) else self._shardings.get(param)
+
+    def _shares_state(self, param: Tensor) -> bool:
+        return self.shard_state and not is_dtensor(param) and not is_flattened(param)
+
+    def _kept(self) -> list[tuple[Tensor, Kept]]:
+        """Return the parameters of whose state this rank keeps a share."""
+        plans = zip(self.param_groups, self._planned(), strict=True)
+        return [(group["params"][index], kept) for group, plan in plans for index, kept in plan.kept.items()]
 
     def _muon(self, group: dict[str, Any], plan: GroupPlan) -> None:
         hooks = tuple(self._orthogonalize_hooks.values())
         members = list(zip(group["param_names"], group["params"], matrix_layouts(group), strict=True))
         alone = (self._muon_parameter(*members[index], group) for index in plan.alone)
         muon_update((p for p in alone if p is not None), group, hooks)
-        if plan.rounds:
-            spread = [(index, *members[index]) for round_ in plan.rounds for index in round_.members]
-            parameters = {
-                index: ShardedParameter(name, local_tensor(param), self._muon_parameter(name, param, layout, group))
-                for index, name, param, layout in spread
-            }
-            sharded_muon_update(parameters, plan.rounds, group, hooks)
+        spread = {
+            index: ShardedParameter(members[index][0], local_tensor(members[index][1]), self._muon_parameter(*members[index], group))
+            for round_ in plan.rounds
+            for index in round_.members
+        }
+        sharded_muon_update(spread, plan.rounds, group, hooks)
+        kept = {
+            index: self._kept_muon_parameter(*members[index], plan.kept[index], group)
+            for round_ in plan.kept_rounds
+            for index in round_.members
+        }
+        kept_muon_update(kept, plan.kept_rounds, group, hooks)
 
     def _muon_parameter(
         self, name: str, param: Tensor, layout: MatrixLayout, group: Mapping[str, Any]
@@ -279,9 +351,20 @@ class MuonAdamW(torch.optim.Optimizer):
             layout=layout,
         )
 
-    def _adamw(self, group: dict[str, Any]) -> None:
-        named_params = zip(group["param_names"], group["params"], strict=True)
-        params = [(name, p) for name, p in named_params if _has_gradient(name, p)]
+    def _kept_muon_parameter(
+        self, name: str, param: Tensor, layout: MatrixLayout, kept: Kept, group: Mapping[str, Any]
+    ) -> KeptMuonParameter:
+        """Return a parameter with the share of its state that this rank keeps."""
+        if not _has_gradient(name, param):
+            return KeptMuonParameter(name, param, None, layout)
+        neurons = group["neuron_beta"] is not None
+        momentum = self._state(param, "momentum_buffer", widest=param.dtype == torch.float16, kept=kept)
+        mean_square = self._state(param, "neuron_mean_square", widest=True, kept=kept) if neurons else None
+        return KeptMuonParameter(name, param, param.grad, layout, momentum, mean_square)
+
+    def _adamw(self, group: dict[str, Any], plan: GroupPlan) -> None:
+        members = list(zip(group["param_names"], group["params"], strict=True))
+        params = [members[index] for index in plan.alone if _has_gradient(*members[index])]
         if params:
             adamw_update(
                 [local_tensor(p) for _, p in params],
@@ -291,13 +374,25 @@ class MuonAdamW(torch.optim.Optimizer):
                 [self._step_count(p) for _, p in params],
                 group,
             )
+        packs = [[self._kept_adamw_parameter(*members[i], plan.kept[i]) for i in pack] for pack in plan.kept_packs]
+        kept_adamw_update(packs, group)
 
-    def _state(self, param: Tensor, key: str, *, widest: bool = False) -> Tensor:
-        """Return a state tensor of ``param``, zero at first, always in the layout of its parameter."""
+    def _kept_adamw_parameter(self, name: str, param: Tensor, kept: Kept) -> KeptAdamWParameter:
+        if not _has_gradient(name, param):
+            return KeptAdamWParameter(param, None, kept, None)
+        average, square_average = (self._state(param, key, widest=True, kept=kept) for key in ("exp_avg", "exp_avg_sq"))
+        return KeptAdamWParameter(param, param.grad, kept, (average, square_average, self._step_count(param)))
+
+    def _state(self, param: Tensor, key: str, *, widest: bool = False, kept: Kept | None = None) -> Tensor:
+        """Return a state tensor of ``param``, zero at first.
+
+        It is always in the layout of its parameter, or the share that this rank keeps of it.
+        """
         state = self.state[param]
         if key not in state:
             dtype = torch.float32 if widest and param.dtype in HALF else param.dtype
-            state[key] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+            whole = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+            state[key] = whole if kept is None else kept.part(whole).clone()
         tensor: Tensor = state[key]
         return tensor
 

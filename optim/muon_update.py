@@ -51,11 +51,14 @@ def muon_update(
 
     Matrices of one shape go together, so many as ``batch_elements`` allows: one batch is all that is copied at a time.
     """
-    for batch in _batches(parameters, options["batch_elements"]):
-        _update_batch(batch, options, hooks)
+    for batch in batches(parameters, options["batch_elements"]):
+        steps = directions(batch, options, hooks)
+        scale = scale_factor(options["update_scale"], *batch[0].layout.fans(batch[0].weight.shape))
+        apply_directions([p.weight for p in batch], steps, options, scale)
 
 
-def _update_batch(batch: list[MuonParameter], options: Mapping[str, Any], hooks: Sequence[OrthogonalizeHook]) -> None:
+def directions(batch: list[MuonParameter], options: Mapping[str, Any], hooks: Sequence[OrthogonalizeHook]) -> list[Tensor]:
+    """Return the direction of the step of each parameter in a batch of :func:`batches`; its average goes on with it."""
     names = [p.name for p in batch for _ in range(p.layout.count(p.weight.shape))] if hooks else []
     gradients = [p.gradient for p in batch]
     if options["polar_first"]:
@@ -70,11 +73,10 @@ def _update_batch(batch: list[MuonParameter], options: Mapping[str, Any], hooks:
         direction = _evened_out(batch, direction, options["neuron_beta"])
     if options["update_scale"] == "nuclear_norm":
         direction = direction * nuclear_norm(source, factor)
-    scale = scale_factor(options["update_scale"], *batch[0].layout.fans(batch[0].weight.shape))
-    apply_directions([p.weight for p in batch], _restored(batch, direction), options, scale)
+    return _restored(batch, direction)
 
 
-def _batches(parameters: Iterable[MuonParameter], most_elements: int) -> Iterator[list[MuonParameter]]:
+def batches(parameters: Iterable[MuonParameter], most_elements: int) -> Iterator[list[MuonParameter]]:
     """Group parameters with matrices of one shape, way of storage, dtype and device; one too large goes alone."""
     alike: defaultdict[Any, list[MuonParameter]] = defaultdict(list)
     for p in parameters:

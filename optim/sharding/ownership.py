@@ -51,7 +51,10 @@ class Unit:
         return holders[0] if len(holders) == 1 else None
 
 
-def assign_owners(parameters: Iterable[tuple[Sharding, MatrixLayout]]) -> list[tuple[Unit, ...]]:
+Loads = defaultdict["ProcessGroup", list[int]]
+
+
+def assign_owners(parameters: Iterable[tuple[Sharding, MatrixLayout]], loads: Loads) -> list[tuple[Unit, ...]]:
     """Cut parameters into units and give each unit to a rank of its group.
 
     What one rank holds whole stays there. The rest goes, most expensive first, to the rank with the least to do. This
@@ -59,13 +62,13 @@ def assign_owners(parameters: Iterable[tuple[Sharding, MatrixLayout]]) -> list[t
 
     Args:
         parameters: The sharding and the layout of each, in an order that is the same on all ranks.
+        loads: What the ranks of each group have to do already; what they are given is added.
 
     Returns:
         The units of each parameter.
     """
     parameters = list(parameters)
     units = [_cut(sharding, layout) for sharding, layout in parameters]
-    loads: defaultdict[ProcessGroup, list[int]] = defaultdict(list)
     travelling: list[tuple[int, int]] = []
     for index, (sharding, _) in enumerate(parameters):
         load = loads[sharding.group] = loads[sharding.group] or [0] * len(sharding.ranges)

@@ -20,6 +20,7 @@ from lightning_muon.optim.neuron_normalization import neuron_factors
 from lightning_muon.optim.sharding.exchange import gather, scatter, wire_dtype
 from lightning_muon.optim.sharding.neurons import neuron_sums, neurons_per_matrix, spread_over
 from lightning_muon.optim.sharding.ownership import Unit
+from lightning_muon.optim.sharding.pipeline import overlap
 from lightning_muon.optim.sharding.rounds import Round
 from lightning_muon.optim.update_scale import nuclear_norm, scale_factor
 
@@ -59,12 +60,7 @@ def sharded_muon_update(
         options: Those of the group.
         hooks: They hear of the matrices that this rank owns.
     """
-    updates = [_update([parameters[i] for i in round_.members], round_, options, hooks) for round_ in rounds]
-    under_way: list[Iterator[None]] = []
-    for update in [*updates, iter(()), iter(())]:
-        under_way = [update, *under_way[:2]]
-        for stage in under_way:  # the newest first
-            next(stage, None)
+    overlap(_update([parameters[i] for i in round_.members], round_, options, hooks) for round_ in rounds)
 
 
 def _update(
@@ -86,7 +82,10 @@ def _update(
         directions = _evened_out(batch, round_, directions, options["neuron_beta"])
     if options["update_scale"] == "nuclear_norm":
         directions = _scaled_by_norms(round_, directions, norms_by_unit)
-    _apply(batch, round_, directions, options)
+    moving = zip(batch, round_.shardings, directions, strict=True)
+    apply_by_scale(
+        [(p.held, d, p.update.layout.fans(s.shape)) for p, s, d in moving if p.update is not None], options
+    )
 
 
 def _sources(batch: Sequence[ShardedParameter], options: Mapping[str, Any]) -> list[Tensor]:
@@ -207,16 +206,20 @@ def _scaled_by_norms(
     return scaled
 
 
-def _apply(
-    batch: Sequence[ShardedParameter], round_: Round, directions: Sequence[Tensor], options: Mapping[str, Any]
-) -> None:
+def apply_by_scale(steps: Iterable[tuple[Tensor, Tensor, tuple[int, int]]], options: Mapping[str, Any]) -> None:
+    """Apply steps to weights of several shapes.
+
+    Args:
+        steps: The weights, the direction of their step, and the fan-out and fan-in of their matrices.
+        options: Those of the parameter group.
+    """
     alike: defaultdict[float, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for p, sharding, direction in zip(batch, round_.shardings, directions, strict=True):
-        if p.update is not None:
-            scale = scale_factor(options["update_scale"], *p.update.layout.fans(sharding.shape))
-            alike[scale].append((p.held, direction.to(p.update.momentum.dtype)))
-    for scale, steps in alike.items():
-        apply_directions([weight for weight, _ in steps], [step for _, step in steps], options, scale)
+    for weight, direction, fans in steps:
+        # As wide as on one device, where the direction has the dtype of the momentum.
+        wide = torch.float32 if weight.dtype == torch.float16 else weight.dtype
+        alike[scale_factor(options["update_scale"], *fans)].append((weight, direction.to(wide)))
+    for scale, members in alike.items():
+        apply_directions([weight for weight, _ in members], [step for _, step in members], options, scale)
 
 
 def _held(round_: Round, member: int, unit: Unit) -> slice:

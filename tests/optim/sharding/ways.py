@@ -56,7 +56,7 @@ WAYS: dict[str, Callable[[nn.Module, type[nn.Module]], nn.Module]] = {
 
 def make_optimizer(model: nn.Module, way: str, **options: Any) -> MuonAdamW:
     """The optimizer of a wrapped model."""
-    return MuonAdamW(route_parameters(model), **options)
+    return MuonAdamW(route_parameters(model), shard_state=way == "ddp_sharded_state", **options)
 
 
 def whole(model: nn.Module) -> dict[str, Tensor]:
