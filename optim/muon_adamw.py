@@ -32,6 +32,7 @@ from lightning_muon.optim.sharding.kept_update import (
     kept_muon_update,
 )
 from lightning_muon.optim.sharding.plan import GroupPlan, make_plans
+from lightning_muon.optim.sharding.redistribution import RedistributedParameter, redistributed_muon_update
 from lightning_muon.optim.sharding.sharded_update import ShardedParameter, sharded_muon_update
 from lightning_muon.optim.sharding.sharding import Sharding
 from lightning_muon.optim.update_scale import UpdateScale
@@ -321,6 +322,11 @@ class MuonAdamW(torch.optim.Optimizer):
         members = list(zip(group["param_names"], group["params"], matrix_layouts(group), strict=True))
         alone = (self._muon_parameter(*members[index], group) for index in plan.alone)
         muon_update((p for p in alone if p is not None), group, hooks)
+        redistributed = (
+            RedistributedParameter(name, param, layout, self._muon_parameter(name, param, layout, group))
+            for name, param, layout in (members[index] for index in plan.redistributed)
+        )
+        redistributed_muon_update(redistributed, group, hooks)
         spread = {
             index: ShardedParameter(members[index][0], local_tensor(members[index][1]), self._muon_parameter(*members[index], group))
             for round_ in plan.rounds

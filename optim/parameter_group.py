@@ -128,8 +128,13 @@ def check_parameters(label: str, group: Mapping[str, Any], shardings: Sequence[S
                 f"{label}: FSDP has flattened {name}, and Muon needs to know the shape that it had:"
                 " route_parameters(module) finds out, given the module that FSDP wraps or the LightningModule."
             )
-        if is_dtensor(param) and not is_sharded_by_rows(param):
-            raise ValueError(f"{label}: {name} is placed as {param.placements}")
+        if is_dtensor(param) and any(placement.is_partial() for placement in param.placements):
+            raise ValueError(f"{label}: {name} is placed as {param.placements}: a sum that is still to be taken")
+        if is_dtensor(param) and not is_sharded_by_rows(param) and group["neuron_beta"] is not None:
+            raise ValueError(
+                f"{label}: {name} is placed as {param.placements}, and neuron_beta needs rows of one rank each:"
+                " shard it by rows, or route it into a group with neuron_beta=None"
+            )
         if len(shape) != 2 and "layouts" not in group:
             raise ValueError(
                 f"{label}: {name} has shape {tuple(shape)}, and Muon needs to know where its matrices are."

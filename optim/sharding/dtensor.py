@@ -49,18 +49,18 @@ def dtensor_sharding(parameter: "DTensor") -> Sharding | None:
     Copies (the replicas of HSDP) are updated by the same work, done once in each replica: that is deterministic, so
     they stay equal, and nothing has to be sent between them.
 
+    Args:
+        parameter: One of which :func:`is_sharded_by_rows` is true.
+
     Returns:
         The sharding over the group of ranks that together hold the parameter; None where this rank alone does.
     """
-    mesh, placements = parameter.device_mesh, parameter.placements
-    sharded = [dim for dim, placement in enumerate(placements) if not placement.is_replicate()]
-    if not sharded:
+    mesh = parameter.device_mesh
+    spread = _spread_dims(parameter)
+    if not spread:
         return replicated(parameter.shape, mesh.get_group()) if mesh.ndim == 1 and mesh.size() > 1 else None
-    group = mesh.get_group(sharded[0])
-    if group.size() == 1:
-        return None
-    row = math.prod(parameter.shape[1:])
-    rows = parameter.shape[0]
+    group = mesh.get_group(spread[0])
+    row, rows = math.prod(parameter.shape[1:]), parameter.shape[0]
     chunk = -(-rows // group.size())  # as torch.chunk: 6 rows on 4 ranks are 2, 2, 2 and 0
     starts = [min(rank * chunk, rows) * row for rank in range(group.size() + 1)]
     return Sharding(parameter.shape, group, tuple(zip(starts[:-1], starts[1:], strict=True)))
@@ -68,9 +68,12 @@ def dtensor_sharding(parameter: "DTensor") -> Sharding | None:
 
 def is_sharded_by_rows(parameter: "DTensor") -> bool:
     """Tell whether each rank holds one range of rows, or all: not so for the column shards of tensor parallelism."""
-    placements: list[Any] = [p for p in parameter.placements if not p.is_replicate()]
-    sharded_mesh = [dim for dim, p in enumerate(parameter.placements) if not p.is_replicate()]
-    if all(parameter.device_mesh.size(dim) == 1 for dim in sharded_mesh):
-        return True
+    placements: list[Any] = [parameter.placements[dim] for dim in _spread_dims(parameter)]
     # The exact class: a strided shard is one too, but its rows are not in their order.
-    return len(placements) == 1 and type(placements[0]).__name__ == "Shard" and placements[0].dim == 0
+    return all(type(p).__name__ == "Shard" and p.dim == 0 for p in placements) and len(placements) <= 1
+
+
+def _spread_dims(parameter: "DTensor") -> list[int]:
+    """Return the dimensions of the mesh along which ranks hold something different."""
+    mesh = parameter.device_mesh
+    return [dim for dim, p in enumerate(parameter.placements) if not p.is_replicate() and mesh.size(dim) > 1]

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_muon.optim.parameter_group import matrix_layouts
+from lightning_muon.optim.sharding.dtensor import is_dtensor, is_sharded_by_rows
 from lightning_muon.optim.sharding.kept_state import Kept
 from lightning_muon.optim.sharding.ownership import Loads, Unit, assign_owners
 from lightning_muon.optim.sharding.rounds import Round, make_rounds
@@ -20,6 +21,7 @@ class GroupPlan:
 
     Args:
         alone: Those for which this rank needs no other.
+        redistributed: Those of Muon that are not sharded by rows, which all ranks gather.
         rounds: Those of Muon that go to the owners of their matrices and back, as they travel together.
         kept_rounds: Those of Muon whose owner also keeps their state, so that they only come from there.
         kept_packs: Those of AdamW of which each rank keeps a part of the state, as they travel together.
@@ -27,6 +29,7 @@ class GroupPlan:
     """
 
     alone: tuple[int, ...]
+    redistributed: tuple[int, ...] = ()
     rounds: tuple[Round, ...] = ()
     kept_rounds: tuple[Round, ...] = ()
     kept_packs: tuple[tuple[int, ...], ...] = ()
@@ -64,7 +67,12 @@ def _of_muon(
     loads: Loads,
 ) -> GroupPlan:
     params, layouts = group["params"], matrix_layouts(group)
-    shardings = {i: sharding for i, param in enumerate(params) if (sharding := sharding_of(param)) is not None}
+    redistributed = tuple(i for i, param in enumerate(params) if is_dtensor(param) and not is_sharded_by_rows(param))
+    shardings = {
+        i: sharding
+        for i, param in enumerate(params)
+        if i not in redistributed and (sharding := sharding_of(param)) is not None
+    }
     units = dict(zip(shardings, assign_owners([(s, layouts[i]) for i, s in shardings.items()], loads), strict=True))
     kept = {
         i: Kept(s, _owned_ranges(units[i], len(s.ranges)))
@@ -77,7 +85,8 @@ def _of_muon(
         return tuple(make_rounds(travelling, group["batch_elements"]))
 
     return GroupPlan(
-        alone=tuple(i for i in range(len(params)) if i not in shardings),
+        alone=tuple(i for i in range(len(params)) if i not in shardings and i not in redistributed),
+        redistributed=redistributed,
         rounds=rounds(i for i in shardings if i not in kept),
         kept_rounds=rounds(kept),
         kept=kept,
