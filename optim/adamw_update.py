@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-HALF = (torch.float16, torch.bfloat16)
+from lightning_muon.optim.state_dtypes import HALF
 
 
 def adamw_update(

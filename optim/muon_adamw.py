@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_muon.optim.adamw_update import adamw_update
 from lightning_muon.optim.matrix_layout import MatrixLayout
-from lightning_muon.optim.muon_update import HALF, MuonParameter, OrthogonalizeHook, muon_update
+from lightning_muon.optim.muon_update import MuonParameter, OrthogonalizeHook, muon_update
 from lightning_muon.optim.orthogonalize import Orthogonalizer
 from lightning_muon.optim.parameter_group import (
     ALGORITHMS,
@@ -23,6 +23,7 @@ from lightning_muon.optim.parameter_group import (
     named,
 )
 from lightning_muon.optim.sharding.dtensor import dtensor_sharding, is_dtensor, local_gradient, local_tensor
+from lightning_muon.optim.sharding.flat_state import drop_filled_state, fill_state
 from lightning_muon.optim.sharding.fully_sharded_data_parallel import is_flattened
 from lightning_muon.optim.sharding.kept_state import Kept, consolidate, kept_part
 from lightning_muon.optim.sharding.kept_update import (
@@ -35,6 +36,7 @@ from lightning_muon.optim.sharding.plan import GroupPlan, make_plans
 from lightning_muon.optim.sharding.redistribution import RedistributedParameter, redistributed_muon_update
 from lightning_muon.optim.sharding.sharded_update import ShardedParameter, sharded_muon_update
 from lightning_muon.optim.sharding.sharding import Sharding
+from lightning_muon.optim.state_dtypes import HALF, average_dtype, momentum_dtype
 from lightning_muon.optim.update_scale import UpdateScale
 
 
@@ -239,7 +241,9 @@ class MuonAdamW(torch.optim.Optimizer):
                 or on another rank.
         """
         if not self._kept():
-            return super().state_dict()
+            saved = super().state_dict()
+            fill_state(self.param_groups, self.state, saved)
+            return saved
         if self._consolidated is None:
             raise RuntimeError(
                 "with shard_state each rank keeps a share of the optimizer state: call consolidate_state_dict() on all"
@@ -264,6 +268,7 @@ class MuonAdamW(torch.optim.Optimizer):
             for group, saved in zip(self.param_groups, loaded["param_groups"], strict=True):
                 for param, key in zip(group["params"], saved["params"], strict=True):
                     self._restore_moments(param, loaded["state"].get(key, {}))
+            drop_filled_state(self.param_groups, self.state)
             for param, kept in self._kept():
                 if param in self.state:
                     self.state[param] = kept_part(self.state[param], kept)
@@ -286,7 +291,9 @@ class MuonAdamW(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickle or a copy needs; hooks and process groups belong to the original."""
         if self._kept():
-            raise RuntimeError("with shard_state the optimizer cannot be copied: each rank keeps but a share of its state")
+            raise RuntimeError(
+                "with shard_state the optimizer cannot be copied: each rank keeps but a share of its state"
+            )
         return {**super().__getstate__(), "_adamw_lr": self._adamw_lr, "shard_state": self.shard_state}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -328,7 +335,9 @@ class MuonAdamW(torch.optim.Optimizer):
         )
         redistributed_muon_update(redistributed, group, hooks)
         spread = {
-            index: ShardedParameter(members[index][0], local_tensor(members[index][1]), self._muon_parameter(*members[index], group))
+            index: ShardedParameter(
+                members[index][0], local_tensor(members[index][1]), self._muon_parameter(*members[index], group)
+            )
             for round_ in plan.rounds
             for index in round_.members
         }
@@ -347,13 +356,15 @@ class MuonAdamW(torch.optim.Optimizer):
         if not _has_gradient(name, param):
             return None
         neurons = group["neuron_beta"] is not None
-        momentum = self._state(param, "momentum_buffer", widest=param.dtype == torch.float16)
+        momentum = self._state(param, "momentum_buffer", momentum_dtype(param))
         return MuonParameter(
             name,
             local_tensor(param),
             local_gradient(param, name),
             momentum=local_tensor(momentum),
-            mean_square=local_tensor(self._state(param, "neuron_mean_square", widest=True)) if neurons else None,
+            mean_square=local_tensor(self._state(param, "neuron_mean_square", average_dtype(param)))
+            if neurons
+            else None,
             layout=layout,
         )
 
@@ -364,8 +375,8 @@ class MuonAdamW(torch.optim.Optimizer):
         if not _has_gradient(name, param):
             return KeptMuonParameter(name, param, None, layout)
         neurons = group["neuron_beta"] is not None
-        momentum = self._state(param, "momentum_buffer", widest=param.dtype == torch.float16, kept=kept)
-        mean_square = self._state(param, "neuron_mean_square", widest=True, kept=kept) if neurons else None
+        momentum = self._state(param, "momentum_buffer", momentum_dtype(param), kept)
+        mean_square = self._state(param, "neuron_mean_square", average_dtype(param), kept) if neurons else None
         return KeptMuonParameter(name, param, param.grad, layout, momentum, mean_square)
 
     def _adamw(self, group: dict[str, Any], plan: GroupPlan) -> None:
@@ -375,8 +386,8 @@ class MuonAdamW(torch.optim.Optimizer):
             adamw_update(
                 [local_tensor(p) for _, p in params],
                 [local_gradient(p, name) for name, p in params],
-                [local_tensor(self._state(p, "exp_avg", widest=True)) for _, p in params],
-                [local_tensor(self._state(p, "exp_avg_sq", widest=True)) for _, p in params],
+                [local_tensor(self._state(p, "exp_avg", average_dtype(p))) for _, p in params],
+                [local_tensor(self._state(p, "exp_avg_sq", average_dtype(p))) for _, p in params],
                 [self._step_count(p) for _, p in params],
                 group,
             )
@@ -386,17 +397,18 @@ class MuonAdamW(torch.optim.Optimizer):
     def _kept_adamw_parameter(self, name: str, param: Tensor, kept: Kept) -> KeptAdamWParameter:
         if not _has_gradient(name, param):
             return KeptAdamWParameter(param, None, kept, None)
-        average, square_average = (self._state(param, key, widest=True, kept=kept) for key in ("exp_avg", "exp_avg_sq"))
+        average, square_average = (
+            self._state(param, key, average_dtype(param), kept) for key in ("exp_avg", "exp_avg_sq")
+        )
         return KeptAdamWParameter(param, param.grad, kept, (average, square_average, self._step_count(param)))
 
-    def _state(self, param: Tensor, key: str, *, widest: bool = False, kept: Kept | None = None) -> Tensor:
+    def _state(self, param: Tensor, key: str, dtype: torch.dtype, kept: Kept | None = None) -> Tensor:
         """Return a state tensor of ``param``, zero at first.
 
         It is always in the layout of its parameter, or the share that this rank keeps of it.
         """
         state = self.state[param]
         if key not in state:
-            dtype = torch.float32 if widest and param.dtype in HALF else param.dtype
             whole = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
             state[key] = whole if kept is None else kept.part(whole).clone()
         tensor: Tensor = state[key]

@@ -11,9 +11,8 @@ from torch import Tensor
 from lightning_muon.optim.matrix_layout import MatrixLayout
 from lightning_muon.optim.neuron_normalization import normalize_neurons
 from lightning_muon.optim.orthogonalize import orthogonalize
+from lightning_muon.optim.state_dtypes import HALF
 from lightning_muon.optim.update_scale import nuclear_norm, scale_factor
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 class OrthogonalizeHook(Protocol):
@@ -57,7 +56,9 @@ def muon_update(
         apply_directions([p.weight for p in batch], steps, options, scale)
 
 
-def directions(batch: list[MuonParameter], options: Mapping[str, Any], hooks: Sequence[OrthogonalizeHook]) -> list[Tensor]:
+def directions(
+    batch: list[MuonParameter], options: Mapping[str, Any], hooks: Sequence[OrthogonalizeHook]
+) -> list[Tensor]:
     """Return the direction of the step of each parameter in a batch of :func:`batches`; its average goes on with it."""
     names = [p.name for p in batch for _ in range(p.layout.count(p.weight.shape))] if hooks else []
     gradients = [p.gradient for p in batch]

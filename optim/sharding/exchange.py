@@ -30,9 +30,7 @@ def wire_dtype(source: Tensor, options: Mapping[str, Any]) -> torch.dtype:
         return COMMUNICATION_DTYPES[options["communication_dtype"]]
     if source.dtype == torch.float64:
         return torch.float64
-    computes_in = working_precision(
-        source, options["orthogonalizer"], options["orthogonalizer_options"].get("dtype")
-    )
+    computes_in = working_precision(source, options["orthogonalizer"], options["orthogonalizer_options"].get("dtype"))
     return torch.bfloat16 if torch.bfloat16 in (source.dtype, computes_in) else torch.float32
 
 
@@ -70,7 +68,9 @@ def gather(round_: Round, sources: Sequence[Tensor], dtype: torch.dtype) -> Call
                 mine = whole
             units.append(mine)
         if arriving is not None:
-            by_place = {(member, unit.start): elements for (member, unit), elements in zip(round_.owned, units, strict=True)}
+            by_place = {
+                (member, unit.start): elements for (member, unit), elements in zip(round_.owned, units, strict=True)
+            }
             for pieces, received in zip(round_.from_holders, arriving(), strict=True):
                 for p, elements in zip(pieces, received.split([p.stop - p.start for p in pieces]), strict=True):
                     by_place[p.member, p.unit.start][p.start - p.unit.start : p.stop - p.unit.start] = elements

@@ -58,7 +58,9 @@ def _of_handle(handle: Any) -> dict[Tensor, Sharding]:
         flat._params, flat._fqns, flat._shapes, flat._contiguities, offsets, strict=True
     ):
         if not contiguous:
-            raise ValueError(f"{name} is not contiguous, so FSDP cuts it out of order: make it contiguous before wrapping")
+            raise ValueError(
+                f"{name} is not contiguous, so FSDP cuts it out of order: make it contiguous before wrapping"
+            )
         bounds = [min(max(rank * chunk - offset, 0), shape.numel()) for rank in range(group.size() + 1)]
         shardings[parameter] = Sharding(shape, group, tuple(zip(bounds[:-1], bounds[1:], strict=True)))
         held = shardings[parameter].held

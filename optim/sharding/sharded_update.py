@@ -22,6 +22,7 @@ from lightning_muon.optim.sharding.neurons import neuron_sums, neurons_per_matri
 from lightning_muon.optim.sharding.ownership import Unit
 from lightning_muon.optim.sharding.pipeline import overlap
 from lightning_muon.optim.sharding.rounds import Round
+from lightning_muon.optim.state_dtypes import momentum_dtype
 from lightning_muon.optim.update_scale import nuclear_norm, scale_factor
 
 
@@ -83,9 +84,7 @@ def _update(
     if options["update_scale"] == "nuclear_norm":
         directions = _scaled_by_norms(round_, directions, norms_by_unit)
     moving = zip(batch, round_.shardings, directions, strict=True)
-    apply_by_scale(
-        [(p.held, d, p.update.layout.fans(s.shape)) for p, s, d in moving if p.update is not None], options
-    )
+    apply_by_scale([(p.held, d, p.update.layout.fans(s.shape)) for p, s, d in moving if p.update is not None], options)
 
 
 def _sources(batch: Sequence[ShardedParameter], options: Mapping[str, Any]) -> list[Tensor]:
@@ -160,7 +159,10 @@ def _evened_out(
         start = unit.held[round_.rank][0] - unit.start
         sums.append(
             torch.stack(
-                [neuron_sums(squares[member][held], unit, start), neuron_sums(flat[member][held].float().square(), unit, start)]
+                [
+                    neuron_sums(squares[member][held], unit, start),
+                    neuron_sums(flat[member][held].float().square(), unit, start),
+                ]
             )
         )
     _add_up_over_ranks([s for s, (_, unit) in zip(sums, places, strict=True) if _is_spread(unit)], round_)
@@ -215,9 +217,8 @@ def apply_by_scale(steps: Iterable[tuple[Tensor, Tensor, tuple[int, int]]], opti
     """
     alike: defaultdict[float, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for weight, direction, fans in steps:
-        # As wide as on one device, where the direction has the dtype of the momentum.
-        wide = torch.float32 if weight.dtype == torch.float16 else weight.dtype
-        alike[scale_factor(options["update_scale"], *fans)].append((weight, direction.to(wide)))
+        # On one device, too, the direction has the dtype of the momentum.
+        alike[scale_factor(options["update_scale"], *fans)].append((weight, direction.to(momentum_dtype(weight))))
     for scale, members in alike.items():
         apply_directions([weight for weight, _ in members], [step for _, step in members], options, scale)
 
