@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from lightning_muon.optim.adamw_update import adamw_update
-from lightning_muon.optim.matrix_layout import MatrixLayout
-from lightning_muon.optim.muon_update import MuonParameter, OrthogonalizeHook, muon_update
+from lightning_muon.optim.group_update import update_adamw_group, update_muon_group
+from lightning_muon.optim.muon_update import OrthogonalizeHook
 from lightning_muon.optim.orthogonalize import Orthogonalizer
 from lightning_muon.optim.parameter_group import (
     ALGORITHMS,
@@ -19,24 +18,15 @@ from lightning_muon.optim.parameter_group import (
     check_parameters,
     check_same_parameters,
     group_label,
-    matrix_layouts,
     named,
 )
-from lightning_muon.optim.sharding.dtensor import dtensor_sharding, is_dtensor, local_gradient, local_tensor
+from lightning_muon.optim.parameter_state import HALF
+from lightning_muon.optim.sharding.dtensor import dtensor_sharding, is_dtensor
 from lightning_muon.optim.sharding.flat_state import drop_filled_state, fill_state
 from lightning_muon.optim.sharding.fully_sharded_data_parallel import is_flattened
 from lightning_muon.optim.sharding.kept_state import Kept, consolidate, kept_part
-from lightning_muon.optim.sharding.kept_update import (
-    KeptAdamWParameter,
-    KeptMuonParameter,
-    kept_adamw_update,
-    kept_muon_update,
-)
 from lightning_muon.optim.sharding.plan import GroupPlan, make_plans
-from lightning_muon.optim.sharding.redistribution import RedistributedParameter, redistributed_muon_update
-from lightning_muon.optim.sharding.sharded_update import ShardedParameter, sharded_muon_update
 from lightning_muon.optim.sharding.sharding import Sharding
-from lightning_muon.optim.state_dtypes import HALF, average_dtype, momentum_dtype
 from lightning_muon.optim.update_scale import UpdateScale
 
 
@@ -192,9 +182,9 @@ class MuonAdamW(torch.optim.Optimizer):
                 loss = closure()
         for group, plan in zip(self.param_groups, self._planned(), strict=True):
             if group["algorithm"] == "muon":
-                self._muon(group, plan)
+                update_muon_group(group, plan, self.state, tuple(self._orthogonalize_hooks.values()))
             else:
-                self._adamw(group, plan)
+                update_adamw_group(group, plan, self.state)
         return loss
 
     def register_orthogonalize_hook(self, hook: OrthogonalizeHook) -> RemovableHandle:
@@ -292,7 +282,7 @@ class MuonAdamW(torch.optim.Optimizer):
         """Return what a pickle or a copy needs; hooks and process groups belong to the original."""
         if self._kept():
             raise RuntimeError(
-                "with shard_state the optimizer cannot be copied: each rank keeps but a share of its state"
+                "with shard_state each rank keeps but a share of the state, which is of no use in a copy"
             )
         return {**super().__getstate__(), "_adamw_lr": self._adamw_lr, "shard_state": self.shard_state}
 
@@ -324,114 +314,8 @@ class MuonAdamW(torch.optim.Optimizer):
         plans = zip(self.param_groups, self._planned(), strict=True)
         return [(group["params"][index], kept) for group, plan in plans for index, kept in plan.kept.items()]
 
-    def _muon(self, group: dict[str, Any], plan: GroupPlan) -> None:
-        hooks = tuple(self._orthogonalize_hooks.values())
-        members = list(zip(group["param_names"], group["params"], matrix_layouts(group), strict=True))
-        alone = (self._muon_parameter(*members[index], group) for index in plan.alone)
-        muon_update((p for p in alone if p is not None), group, hooks)
-        redistributed = (
-            RedistributedParameter(name, param, layout, self._muon_parameter(name, param, layout, group))
-            for name, param, layout in (members[index] for index in plan.redistributed)
-        )
-        redistributed_muon_update(redistributed, group, hooks)
-        spread = {
-            index: ShardedParameter(
-                members[index][0], local_tensor(members[index][1]), self._muon_parameter(*members[index], group)
-            )
-            for round_ in plan.rounds
-            for index in round_.members
-        }
-        sharded_muon_update(spread, plan.rounds, group, hooks)
-        kept = {
-            index: self._kept_muon_parameter(*members[index], plan.kept[index], group)
-            for round_ in plan.kept_rounds
-            for index in round_.members
-        }
-        kept_muon_update(kept, plan.kept_rounds, group, hooks)
-
-    def _muon_parameter(
-        self, name: str, param: Tensor, layout: MatrixLayout, group: Mapping[str, Any]
-    ) -> MuonParameter | None:
-        """Return what this rank holds of a parameter and its state; None if there is no gradient."""
-        if not _has_gradient(name, param):
-            return None
-        neurons = group["neuron_beta"] is not None
-        momentum = self._state(param, "momentum_buffer", momentum_dtype(param))
-        return MuonParameter(
-            name,
-            local_tensor(param),
-            local_gradient(param, name),
-            momentum=local_tensor(momentum),
-            mean_square=local_tensor(self._state(param, "neuron_mean_square", average_dtype(param)))
-            if neurons
-            else None,
-            layout=layout,
-        )
-
-    def _kept_muon_parameter(
-        self, name: str, param: Tensor, layout: MatrixLayout, kept: Kept, group: Mapping[str, Any]
-    ) -> KeptMuonParameter:
-        """Return a parameter with the share of its state that this rank keeps."""
-        if not _has_gradient(name, param):
-            return KeptMuonParameter(name, param, None, layout)
-        neurons = group["neuron_beta"] is not None
-        momentum = self._state(param, "momentum_buffer", momentum_dtype(param), kept)
-        mean_square = self._state(param, "neuron_mean_square", average_dtype(param), kept) if neurons else None
-        return KeptMuonParameter(name, param, param.grad, layout, momentum, mean_square)
-
-    def _adamw(self, group: dict[str, Any], plan: GroupPlan) -> None:
-        members = list(zip(group["param_names"], group["params"], strict=True))
-        params = [members[index] for index in plan.alone if _has_gradient(*members[index])]
-        if params:
-            adamw_update(
-                [local_tensor(p) for _, p in params],
-                [local_gradient(p, name) for name, p in params],
-                [local_tensor(self._state(p, "exp_avg", average_dtype(p))) for _, p in params],
-                [local_tensor(self._state(p, "exp_avg_sq", average_dtype(p))) for _, p in params],
-                [self._step_count(p) for _, p in params],
-                group,
-            )
-        packs = [[self._kept_adamw_parameter(*members[i], plan.kept[i]) for i in pack] for pack in plan.kept_packs]
-        kept_adamw_update(packs, group)
-
-    def _kept_adamw_parameter(self, name: str, param: Tensor, kept: Kept) -> KeptAdamWParameter:
-        if not _has_gradient(name, param):
-            return KeptAdamWParameter(param, None, kept, None)
-        average, square_average = (
-            self._state(param, key, average_dtype(param), kept) for key in ("exp_avg", "exp_avg_sq")
-        )
-        return KeptAdamWParameter(param, param.grad, kept, (average, square_average, self._step_count(param)))
-
-    def _state(self, param: Tensor, key: str, dtype: torch.dtype, kept: Kept | None = None) -> Tensor:
-        """Return a state tensor of ``param``, zero at first.
-
-        It is always in the layout of its parameter, or the share that this rank keeps of it.
-        """
-        state = self.state[param]
-        if key not in state:
-            whole = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-            state[key] = whole if kept is None else kept.part(whole).clone()
-        tensor: Tensor = state[key]
-        return tensor
-
-    def _step_count(self, param: Tensor) -> Tensor:
-        state = self.state[param]
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-        count: Tensor = state["step"]
-        return count
-
     def _restore_moments(self, param: Tensor, saved: Mapping[str, Any]) -> None:
         """Take the averages as they were saved: torch has cast them to the dtype of the parameter."""
         for key in saved.keys() - {"step"}:
             if param.dtype in HALF:
                 self.state[param][key] = saved[key].to(device=param.device, copy=True)
-
-
-def _has_gradient(name: str, param: Tensor) -> bool:
-    """Tell whether there is anything to update, and something to update it with."""
-    if param.grad is None or param.numel() == 0:
-        return False
-    if param.grad.is_sparse:
-        raise ValueError(f"{name} has a sparse gradient, which MuonAdamW cannot use: make its module sparse=False")
-    return True

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_muon.optim.matrix_layout import MatrixLayout
 from lightning_muon.optim.neuron_normalization import normalize_neurons
 from lightning_muon.optim.orthogonalize import orthogonalize
-from lightning_muon.optim.state_dtypes import HALF
+from lightning_muon.optim.parameter_state import HALF
 from lightning_muon.optim.update_scale import nuclear_norm, scale_factor
 
 
@@ -123,10 +123,8 @@ def _evened_out(batch: list[MuonParameter], direction: Tensor, beta: float) -> T
     return normalize_neurons(direction, _matrices(batch, mean_squares), batch[0].layout.transposed)
 
 
-def apply_directions(
-    weights: Sequence[Tensor], steps: Sequence[Tensor], options: Mapping[str, Any], scale: float
-) -> None:
-    """Apply steps in the directions D: W ← (1 − lr·wd)·W − lr·scale·D; rounded once, since 1.0·(1 − 1e-4) is 1.0 in bf16."""
+def apply_directions(weights: list[Tensor], steps: list[Tensor], options: Mapping[str, Any], scale: float) -> None:
+    """Step in the directions D: W ← (1 − lr·wd)·W − lr·scale·D; rounded once, since 1.0·(1 − 1e-4) is 1.0 in bf16."""
     lr, decay = options["lr"], options["lr"] * options["weight_decay"]
     wide = [weight.float() if weight.dtype in HALF else weight for weight in weights]
     if options["cautious_weight_decay"]:

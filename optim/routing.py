@@ -172,8 +172,8 @@ def find_routes(module: nn.Module, rules: Iterable[Rule] = ()) -> list[Route]:
                 route = _route_by_role(names[0], parameter, role)
                 if not role.known and parameter.requires_grad:
                     unknown.append(f"{names[0]} {tuple(parameter.shape)}")
-            parameter = own.get(id(parameter), parameter)
-            routes.append(replace(route, parameter=parameter, sharding=shardings.get(parameter)))
+            held = own.get(id(parameter), parameter)
+            routes.append(replace(route, parameter=held, sharding=shardings.get(held)))
     for index, rule in enumerate(rules):
         if index not in used:
             _raise_unused(rule, [route.name for route in routes])

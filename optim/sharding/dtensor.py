@@ -2,6 +2,7 @@
 
 import math
 import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch import Tensor
@@ -26,14 +27,12 @@ def local_tensor(tensor: Tensor) -> Tensor:
     return local
 
 
-def local_gradient(parameter: Tensor, name: str) -> Tensor:
-    """Return this rank's part of a parameter's gradient.
+def local_gradient(parameter: Tensor, gradient: Tensor, name: str) -> Tensor:
+    """Return this rank's part of the gradient of a parameter.
 
     Raises:
         ValueError: If the gradient is laid out in another way than the parameter.
     """
-    gradient = parameter.grad
-    assert gradient is not None
     if is_dtensor(parameter) and (not is_dtensor(gradient) or gradient.placements != parameter.placements):
         found = gradient.placements if is_dtensor(gradient) else "a plain tensor"
         raise ValueError(
@@ -63,7 +62,7 @@ def dtensor_sharding(parameter: "DTensor") -> Sharding | None:
     row, rows = math.prod(parameter.shape[1:]), parameter.shape[0]
     chunk = -(-rows // group.size())  # as torch.chunk: 6 rows on 4 ranks are 2, 2, 2 and 0
     starts = [min(rank * chunk, rows) * row for rank in range(group.size() + 1)]
-    return Sharding(parameter.shape, group, tuple(zip(starts[:-1], starts[1:], strict=True)))
+    return Sharding(parameter.shape, group, tuple(pairwise(starts)))
 
 
 def is_sharded_by_rows(parameter: "DTensor") -> bool:

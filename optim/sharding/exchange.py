@@ -127,10 +127,10 @@ def scatter(
             held[member].append((start, made[member, unit.start][start - unit.start : stop - unit.start]))
         if arriving is not None:
             for pieces, received in zip(round_.from_owners, arriving(), strict=True):
+                sizes = [size for p in pieces for size in (p.stop - p.start, numbers(p))]
+                parts = iter(received.split(sizes))
                 for p in pieces:
-                    elements, sent, received = received.split(
-                        [p.stop - p.start, numbers(p), received.numel() - (p.stop - p.start) - numbers(p)]
-                    )
+                    elements, sent = next(parts), next(parts)
                     held[p.member].append((p.start, elements))
                     if norms is not None:
                         known[p.member, p.unit.start] = _from_words(sent)

@@ -6,11 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_muon.optim.parameter_state import ADAMW_STATE, MUON_STATE, state_dtype, state_names
 from lightning_muon.optim.sharding.fully_sharded_data_parallel import is_flattened
-from lightning_muon.optim.state_dtypes import average_dtype, momentum_dtype
-
-ADAMW_STATE = {"exp_avg", "exp_avg_sq", "step"}
-MUON_STATE = {"momentum_buffer", "neuron_mean_square"}
 
 
 def fill_state(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Any], state_dict: dict[str, Any]) -> None:
@@ -24,7 +21,7 @@ def fill_state(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Any],
         state: Its state.
         state_dict: What is saved of it; changed in place.
     """
-    names = set().union(*map(_own_names, groups))
+    names = frozenset[str]().union(*map(state_names, groups))
     for group, saved in zip(groups, state_dict["param_groups"], strict=True):
         for p, key in zip(group["params"], saved["params"], strict=True):
             if is_flattened(p) and p in state:
@@ -35,21 +32,14 @@ def fill_state(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Any],
 def drop_filled_state(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[str, Any]]) -> None:
     """Undo :func:`fill_state` in a state that was loaded."""
     for group in groups:
-        foreign = (ADAMW_STATE | MUON_STATE) - _own_names(group)
+        foreign = (ADAMW_STATE | MUON_STATE) - state_names(group)
         for p in group["params"]:
             if is_flattened(p) and p in state:
                 for name in foreign & state[p].keys():
                     del state[p][name]
 
 
-def _own_names(group: Mapping[str, Any]) -> set[str]:
-    if group["algorithm"] == "adamw":
-        return ADAMW_STATE
-    return MUON_STATE if group["neuron_beta"] is not None else MUON_STATE - {"neuron_mean_square"}
-
-
 def _zeros(name: str, param: Tensor) -> Tensor:
     if name == "step":
-        return torch.zeros((), dtype=torch.float32)
-    dtype = momentum_dtype(param) if name == "momentum_buffer" else average_dtype(param)
-    return torch.zeros((), dtype=dtype, device=param.device).expand(param.shape)
+        return torch.zeros((), dtype=state_dtype(name, param))
+    return torch.zeros((), dtype=state_dtype(name, param), device=param.device).expand(param.shape)

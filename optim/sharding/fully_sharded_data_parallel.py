@@ -5,6 +5,7 @@ Its private attributes are the only ones who know: they are read here and nowher
 """
 
 import sys
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ def fsdp1_shardings(root: nn.Module) -> dict[Tensor, Sharding]:
     """Describe the parameters of all FSDP1 modules in a module. No communication.
 
     Raises:
-        ValueError: If a module was wrapped with ``use_orig_params=False``, or a weight is not stored in row-major order.
+        ValueError: If a module was wrapped with ``use_orig_params=False``, or a weight is not row-major.
         RuntimeError: If this version of torch keeps its books in another way.
     """
     fsdp = sys.modules.get("torch.distributed.fsdp")
@@ -62,7 +63,7 @@ def _of_handle(handle: Any) -> dict[Tensor, Sharding]:
                 f"{name} is not contiguous, so FSDP cuts it out of order: make it contiguous before wrapping"
             )
         bounds = [min(max(rank * chunk - offset, 0), shape.numel()) for rank in range(group.size() + 1)]
-        shardings[parameter] = Sharding(shape, group, tuple(zip(bounds[:-1], bounds[1:], strict=True)))
+        shardings[parameter] = Sharding(shape, group, tuple(pairwise(bounds)))
         held = shardings[parameter].held
         if handle.is_sharded(flat) and parameter.numel() != held[1] - held[0]:
             raise RuntimeError(f"{name}: FSDP holds {parameter.numel()} elements here, not the range {held}")

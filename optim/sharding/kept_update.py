@@ -144,8 +144,7 @@ def _adamw(pack: Sequence[KeptAdamWParameter], options: Mapping[str, Any]) -> It
         for p, part in zip(pack, parts, strict=True)
         if p.gradient is not None and p.state is not None and part.numel() > 0
     ]
-    if moving:
-        adamw_update(*zip(*moving, strict=True), options)
+    adamw_update(moving, options)
     group = pack[0].kept.sharding.group
     chunks = [p.kept.size(0) for p in pack]
     packed = torch.cat([pad(part, (0, chunk - part.numel())) for part, chunk in zip(parts, chunks, strict=True)])

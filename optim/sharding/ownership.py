@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from lightning_muon.optim.matrix_layout import MatrixLayout
@@ -100,7 +101,7 @@ def _cut(sharding: Sharding, layout: MatrixLayout) -> list[Unit]:
         whole = {number for first, last in inside for number in range(first, last)}
         bounds = sorted({*bounds, *(n + k for n in range(count) if n not in whole for k in (0, 1))})
     units = []
-    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+    for first, last in pairwise(bounds):
         start, stop = first * size, last * size
         held = tuple(_overlap(range_, (start, stop)) for range_ in sharding.ranges)
         unit = Unit(start, (last - first, *part), stack_layout, held, sharding.replicated)

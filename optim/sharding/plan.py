@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -115,7 +116,7 @@ def _owned_ranges(units: Sequence[Unit], ranks: int) -> tuple[tuple[Range, ...],
 def _even_ranges(numel: int, ranks: int) -> tuple[tuple[Range, ...], ...]:
     chunk = -(-numel // ranks)
     bounds = [min(rank * chunk, numel) for rank in range(ranks + 1)]
-    return tuple((range_,) for range_ in zip(bounds[:-1], bounds[1:], strict=True))
+    return tuple((range_,) for range_ in pairwise(bounds))
 
 
 def _packs(group: Mapping[str, Any], kept: Mapping[int, Kept]) -> Iterator[tuple[int, ...]]:

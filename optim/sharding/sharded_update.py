@@ -17,12 +17,12 @@ from lightning_muon.optim.muon_update import (
     orthogonalize_batch,
 )
 from lightning_muon.optim.neuron_normalization import neuron_factors
+from lightning_muon.optim.parameter_state import state_dtype
 from lightning_muon.optim.sharding.exchange import gather, scatter, wire_dtype
 from lightning_muon.optim.sharding.neurons import neuron_sums, neurons_per_matrix, spread_over
 from lightning_muon.optim.sharding.ownership import Unit
 from lightning_muon.optim.sharding.pipeline import overlap
 from lightning_muon.optim.sharding.rounds import Round
-from lightning_muon.optim.state_dtypes import momentum_dtype
 from lightning_muon.optim.update_scale import nuclear_norm, scale_factor
 
 
@@ -88,7 +88,7 @@ def _update(
 
 
 def _sources(batch: Sequence[ShardedParameter], options: Mapping[str, Any]) -> list[Tensor]:
-    """Return what is to be orthogonalized, the averages of the gradients or these themselves; zeros without gradient."""
+    """Return what is to be orthogonalized, the averages of the gradients or these; zeros without gradient."""
     if options["polar_first"]:
         return [torch.zeros_like(p.held) if p.update is None else p.update.gradient for p in batch]
     updates = [p.update for p in batch if p.update is not None]
@@ -157,14 +157,8 @@ def _evened_out(
     for member, unit in places:
         held = _held(round_, member, unit)
         start = unit.held[round_.rank][0] - unit.start
-        sums.append(
-            torch.stack(
-                [
-                    neuron_sums(squares[member][held], unit, start),
-                    neuron_sums(flat[member][held].float().square(), unit, start),
-                ]
-            )
-        )
+        both = (squares[member][held], flat[member][held].float().square())
+        sums.append(torch.stack([neuron_sums(piece, unit, start) for piece in both]))
     _add_up_over_ranks([s for s, (_, unit) in zip(sums, places, strict=True) if _is_spread(unit)], round_)
 
     factors: list[list[Tensor]] = [[] for _ in batch]
@@ -218,7 +212,9 @@ def apply_by_scale(steps: Iterable[tuple[Tensor, Tensor, tuple[int, int]]], opti
     alike: defaultdict[float, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for weight, direction, fans in steps:
         # On one device, too, the direction has the dtype of the momentum.
-        alike[scale_factor(options["update_scale"], *fans)].append((weight, direction.to(momentum_dtype(weight))))
+        alike[scale_factor(options["update_scale"], *fans)].append(
+            (weight, direction.to(state_dtype("momentum_buffer", weight)))
+        )
     for scale, members in alike.items():
         apply_directions([weight for weight, _ in members], [step for _, step in members], options, scale)
 

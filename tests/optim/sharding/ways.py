@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lightning_muon.optim import MuonAdamW, route_parameters
 
 
-def ddp(model: nn.Module, block: type[nn.Module]) -> nn.Module:
+def ddp(model: nn.Module, _block: type[nn.Module]) -> nn.Module:
     return DistributedDataParallel(model, find_unused_parameters=True)
 
 
