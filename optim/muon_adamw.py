@@ -117,7 +117,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.shard_state = shard_state
         self._consolidated: dict[str, Any] | None = None
         self._shardings: dict[Tensor, Sharding] = {}
-        self._plans: list[GroupPlan] | None = None
+        self._plans: tuple[list[int], list[GroupPlan]] | None = None
         super().__init__(
             params,
             {
@@ -277,6 +277,7 @@ class MuonAdamW(torch.optim.Optimizer):
         for group, layout in zip(self.param_groups, layouts, strict=True):
             if layout is not None:
                 group["layouts"] = layout
+            group.pop("shardings", None)  # an empty one, of another optimizer on groups of route_parameters
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickle or a copy needs; hooks and process groups belong to the original."""
@@ -294,17 +295,19 @@ class MuonAdamW(torch.optim.Optimizer):
                 group.setdefault(option, self.defaults[option])  # one that came after the checkpoint was written
         self.__dict__.setdefault("_orthogonalize_hooks", OrderedDict())
         self.__dict__.setdefault("_shardings", {})  # a copy is for another run
-        self.__dict__.setdefault("_consolidated", None)
-        self._plans = None
+        self._plans = self._consolidated = None
 
     def _planned(self) -> list[GroupPlan]:
-        """Return the plan for each group: made once, from what is the same on all ranks."""
-        if self._plans is None:
-            self._plans = make_plans(self.param_groups, self._sharding, self._shares_state)
-        return self._plans
+        """Return the plan for each group: made once for a size of batches, from what is the same on all ranks."""
+        sizes = [group["batch_elements"] for group in self.param_groups]
+        if self._plans is None or self._plans[0] != sizes:
+            self._plans = sizes, make_plans(self.param_groups, self._sharding, self._shares_state)
+        return self._plans[1]
 
     def _sharding(self, param: Tensor) -> Sharding | None:
-        return dtensor_sharding(param) if is_dtensor(param) else self._shardings.get(param)
+        """Return over which ranks a parameter is spread, None if it is whole on one."""
+        sharding = dtensor_sharding(param) if is_dtensor(param) else self._shardings.get(param)
+        return None if sharding is None or sharding.group.size() == 1 else sharding
 
     def _shares_state(self, param: Tensor) -> bool:
         return self.shard_state and not is_dtensor(param) and not is_flattened(param)

@@ -57,7 +57,7 @@ def dtensor_sharding(parameter: "DTensor") -> Sharding | None:
     mesh = parameter.device_mesh
     spread = _spread_dims(parameter)
     if not spread:
-        return replicated(parameter.shape, mesh.get_group()) if mesh.ndim == 1 and mesh.size() > 1 else None
+        return replicated(parameter.shape, mesh.get_group()) if mesh.ndim == 1 else None
     group = mesh.get_group(spread[0])
     row, rows = math.prod(parameter.shape[1:]), parameter.shape[0]
     chunk = -(-rows // group.size())  # as torch.chunk: 6 rows on 4 ranks are 2, 2, 2 and 0

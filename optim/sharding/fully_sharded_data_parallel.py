@@ -46,8 +46,7 @@ def _of_handle(handle: Any) -> dict[Tensor, Sharding]:
             " so that each parameter can go to its own algorithm"
         )
     if not handle.uses_sharded_strategy:
-        whole = {p: replicated(shape, group) for p, shape in zip(flat._params, flat._shapes, strict=True)}
-        return whole if group.size() > 1 else {}
+        return {p: replicated(shape, group) for p, shape in zip(flat._params, flat._shapes, strict=True)}
     chunk = flat._sharded_size.numel()
     offsets = [
         start

@@ -35,8 +35,6 @@ def find_shardings(module: nn.Module) -> dict[Tensor, Sharding]:
 
 
 def _of_ddp(ddp: DistributedDataParallel) -> dict[Tensor, Sharding]:
-    if ddp.process_group.size() == 1:
-        return {}
     return {
         parameter: replicated(parameter.shape, ddp.process_group)
         for name, parameter in ddp.module.named_parameters()

@@ -1,10 +1,11 @@
 """The ways to spread a model over processes, and to see its whole weights again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from model import BATCH, batches
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -12,7 +13,7 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_muon.optim import MuonAdamW, route_parameters
+from lightning_muon.optim import MuonAdamW, Rule, route_parameters
 
 
 def ddp(model: nn.Module, _block: type[nn.Module]) -> nn.Module:
@@ -54,9 +55,25 @@ WAYS: dict[str, Callable[[nn.Module, type[nn.Module]], nn.Module]] = {
 }
 
 
-def make_optimizer(model: nn.Module, way: str, **options: Any) -> MuonAdamW:
+def wrap(way: str, model: nn.Module, block: type[nn.Module]) -> nn.Module:
+    """Spread a model over all processes; modules of the class ``block`` are sharded one by one."""
+    return WAYS[way](model, block)
+
+
+def make_optimizer(model: nn.Module, way: str, rules: Iterable[Rule] = (), **options: Any) -> MuonAdamW:
     """The optimizer of a wrapped model."""
-    return MuonAdamW(route_parameters(model), shard_state=way == "ddp_sharded_state", **options)
+    return MuonAdamW(route_parameters(model, rules), shard_state=way == "ddp_sharded_state", **options)
+
+
+def train(
+    model: nn.Module, optimizer: MuonAdamW, steps: int, rank: int = 0, world_size: int = 1, start: int = 0
+) -> None:
+    """Train on the same batches as one device does, shared out among the ranks."""
+    mine = slice(rank * BATCH // world_size, (rank + 1) * BATCH // world_size)
+    for tokens, choice, target in batches(start + steps)[start:]:
+        optimizer.zero_grad()
+        (model(tokens[mine], choice[mine]) - target[mine]).square().mean().backward()
+        optimizer.step()
 
 
 def whole(model: nn.Module) -> dict[str, Tensor]:
