@@ -18,7 +18,7 @@ from lightning_muon.optim.parameter_group import ALGORITHMS, Algorithm
 from lightning_muon.optim.roles import Role
 from lightning_muon.optim.sharding.full_shapes import full_shapes
 from lightning_muon.optim.sharding.sharding import Sharding, Shardings
-from lightning_muon.optim.sharding.wrappers import find_shardings
+from lightning_muon.optim.sharding.wrappers import find_shardings, without_ddp
 from lightning_muon.optim.wrapped_names import plain_name
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ def route_parameters(
             optimizer.add_param_group(group)
 
     Args:
-        module: The model, before or after wrapping with ``torch.compile``.
+        module: The model, before or after ``torch.compile``, and after DDP or FSDP have wrapped
+            it, if they do.
         rules: Exceptions. The first rule that matches a parameter wins over its role.
         part: A module in the model: only its parameters are returned, with the roles that they have in the model. Its
             name in the model is appended to the names of the groups.
@@ -105,7 +106,7 @@ def route_parameters(
         ValueError: If a rule matches nothing, contradicts a shape, or names an unknown algorithm, if nothing is left
             to train, or if the part is not in the model.
     """
-    suffix = "" if part is None else f"_{_path_in(module, part)}"
+    suffix = "" if part is None else f"_{_path_in(without_ddp(module), part)}"
     if not isinstance(module, nn.Module):
         raise TypeError(f"route_parameters takes the module, not its parameters; got {type(module).__name__}")
     of_part = {id(parameter) for parameter in (module if part is None else part).parameters()}
@@ -161,9 +162,9 @@ def find_routes(module: nn.Module, rules: Iterable[Rule] = ()) -> list[Route]:
     routes: list[Route] = []
     used: set[int] = set()
     unknown = []
-    shardings = find_shardings(module)
-    with full_shapes(module, shardings) as own:
-        for names, parameter, role in model_roles(module):
+    shardings, model = find_shardings(module), without_ddp(module)
+    with full_shapes(model, shardings) as own:
+        for names, parameter, role in model_roles(model):
             matching = (i for i, rule in enumerate(rules) if any(fnmatchcase(name, rule.pattern) for name in names))
             if (first := next(matching, None)) is not None:
                 used.add(first)

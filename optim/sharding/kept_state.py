@@ -43,13 +43,7 @@ class Kept:
 
 def kept_part(state: Mapping[str, Any], kept: Kept) -> State:
     """Return of the whole state of a parameter what this rank keeps; step counts are kept by all."""
-    result: State = {}
-    for key, value in state.items():
-        if not isinstance(value, Tensor) or value.ndim == 0:
-            result[key] = value
-        elif (part := kept.part(value)).numel():
-            result[key] = part.clone()
-    return result
+    return {key: value if value.ndim == 0 else kept.part(value).clone() for key, value in state.items()}
 
 
 def consolidate(

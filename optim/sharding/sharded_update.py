@@ -73,7 +73,7 @@ def _update(
     gathered = gather(round_, sources, dtype)
     yield
 
-    factors, norms = _orthogonalize([p.name for p in batch], round_, gathered(), options, hooks)
+    factors, norms = _orthogonalize(batch, round_, gathered(), options, hooks)
     scattered = scatter(round_, factors, norms, dtype, sources[0].device)
     yield
 
@@ -97,31 +97,36 @@ def _sources(batch: Sequence[ShardedParameter], options: Mapping[str, Any]) -> l
 
 
 def _orthogonalize(
-    names: Sequence[str],
+    batch: Sequence[ShardedParameter],
     round_: Round,
     units: Sequence[Tensor],
     options: Mapping[str, Any],
     hooks: Sequence[OrthogonalizeHook],
 ) -> tuple[list[Tensor], list[Tensor] | None]:
     """Orthogonalize the units that this rank owns, matrices of one shape as one batch; with their nuclear norms."""
-    factors: list[Tensor] = [torch.empty(0)] * len(units)
+    factors = [torch.zeros_like(unit) for unit in units]
     norms: list[Tensor] | None = None
     if options["update_scale"] == "nuclear_norm":
-        norms = [torch.empty(0)] * len(units)
+        norms = [
+            elements.new_zeros(unit.layout.count(unit.shape))
+            for elements, (_, unit) in zip(units, round_.owned, strict=True)
+        ]
     alike: defaultdict[Any, list[int]] = defaultdict(list)
-    for number, (_, unit) in enumerate(round_.owned):
+    for number, (member, unit) in enumerate(round_.owned):
+        if unit.replicated and batch[member].update is None:
+            continue  # nobody has a gradient
         alike[unit.layout.fans(unit.shape), unit.layout.transposed, units[number].dtype].append(number)
     for numbers in alike.values():
         owned = [round_.owned[number] for number in numbers]
         stacks = [unit.layout.matrices(units[n].view(unit.shape)) for n, (_, unit) in zip(numbers, owned, strict=True)]
         matrices = torch.cat(stacks) if len(stacks) > 1 else stacks[0]
         of_each = [len(stack) for stack in stacks]
-        of_matrices = [names[member] for (member, _), count in zip(owned, of_each, strict=True) for _ in range(count)]
-        batch = orthogonalize_batch(of_matrices, matrices, options, hooks)
-        for number, (_, unit), factor in zip(numbers, owned, batch.split(of_each), strict=True):
+        names = [batch[member].name for (member, _), count in zip(owned, of_each, strict=True) for _ in range(count)]
+        polar = orthogonalize_batch(names, matrices, options, hooks)
+        for number, (_, unit), factor in zip(numbers, owned, polar.split(of_each), strict=True):
             factors[number] = unit.layout.restore(factor, unit.shape).reshape(-1)
         if norms is not None:
-            for number, norm in zip(numbers, nuclear_norm(matrices, batch).flatten().split(of_each), strict=True):
+            for number, norm in zip(numbers, nuclear_norm(matrices, polar).flatten().split(of_each), strict=True):
                 norms[number] = norm
     return factors, norms
 

@@ -34,6 +34,11 @@ def find_shardings(module: nn.Module) -> dict[Tensor, Sharding]:
     return shardings
 
 
+def without_ddp(module: nn.Module) -> nn.Module:
+    """Return the model in a DistributedDataParallel, whose names are those on one device; any other as it is."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
 def _of_ddp(ddp: DistributedDataParallel) -> dict[Tensor, Sharding]:
     return {
         parameter: replicated(parameter.shape, ddp.process_group)

@@ -8,7 +8,7 @@ from model import Block, make_model
 from torch import Tensor
 from ways import make_optimizer, train, whole, wrap
 
-from lightning_muon.optim import MuonAdamW, Rule
+from lightning_muon.optim import Rule
 
 METHODS = ("newton_schulz", "polar_express", "gram_newton_schulz", "qdwh", "zolo_pd", "svd")
 STEPS = 20
