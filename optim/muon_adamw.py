@@ -21,7 +21,7 @@ from lightning_muon.optim.parameter_group import (
     named,
 )
 from lightning_muon.optim.parameter_state import HALF
-from lightning_muon.optim.sharding.dtensor import dtensor_sharding, is_dtensor
+from lightning_muon.optim.sharding.dtensor import dtensor_sharding, is_dtensor, laid_out_as
 from lightning_muon.optim.sharding.flat_state import drop_filled_state, fill_state
 from lightning_muon.optim.sharding.fully_sharded_data_parallel import is_flattened
 from lightning_muon.optim.sharding.kept_state import Kept, consolidate, kept_part
@@ -258,6 +258,8 @@ class MuonAdamW(torch.optim.Optimizer):
             for group, saved in zip(self.param_groups, loaded["param_groups"], strict=True):
                 for param, key in zip(group["params"], saved["params"], strict=True):
                     self._restore_moments(param, loaded["state"].get(key, {}))
+            for param, state in self.state.items():
+                self.state[param] = {key: laid_out_as(value, param) for key, value in state.items()}
             drop_filled_state(self.param_groups, self.state)
             for param, kept in self._kept():
                 if param in self.state:

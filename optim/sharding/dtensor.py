@@ -42,6 +42,20 @@ def local_gradient(parameter: Tensor, gradient: Tensor, name: str) -> Tensor:
     return local_tensor(gradient)
 
 
+def laid_out_as(value: Tensor, parameter: Tensor) -> Tensor:
+    """Return a whole tensor in the layout of a parameter, if this is a DTensor of its shape. No communication.
+
+    Args:
+        value: The same on all ranks, such as the state in a checkpoint of one device.
+        parameter: The parameter.
+    """
+    if not is_dtensor(parameter) or is_dtensor(value) or value.shape != parameter.shape or value.ndim == 0:
+        return value
+    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 - it takes seconds, and is there already
+
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
 def dtensor_sharding(parameter: "DTensor") -> Sharding | None:
     """Describe a DTensor whose rows are sharded over one dimension of its mesh, and copied along the others.
 

@@ -30,3 +30,7 @@ def test_state_is_saved_and_loaded(launch: Launch, world_size: int) -> None:
 
 def test_tensor_parallel_shards(launch: Launch) -> None:
     launch("tensor_parallel_checks.py", 4)
+
+
+def test_lightnings_strategies(launch: Launch) -> None:
+    launch("lightning_checks.py", 2)
