@@ -2,6 +2,7 @@
 
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -9,11 +10,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_muon.optim import MuonAdamW, route_parameters
 
-STEPS = 4
+EPOCHS = 2
 MUON_ELEMENTS = 15 * 8 + 15 * 15
 
 
@@ -32,13 +34,22 @@ class Module(LightningModule):
 
 
 class FSDPOnCPU(FSDPStrategy):
-    """Lightning refuses FSDP without a GPU to the class itself."""
+    """Lightning refuses FSDP without a GPU, but only to the class itself."""
 
     def __init__(self) -> None:
-        super().__init__(auto_wrap_policy={nn.Linear}, device_id=torch.device("cpu"), state_dict_type="sharded")
+        super().__init__(auto_wrap_policy={nn.Linear}, state_dict_type="sharded")
+
+    def _setup_model(self, model: nn.Module) -> nn.Module:
+        construct = FullyShardedDataParallel.__init__
+
+        def on_cpu(wrapper: FullyShardedDataParallel, *args: Any, **options: Any) -> None:
+            construct(wrapper, *args, **{**options, "device_id": torch.device("cpu")})
+
+        with patch.object(FullyShardedDataParallel, "__init__", on_cpu):
+            return super()._setup_model(model)
 
 
-def fit(strategy: Strategy | str, steps: int = STEPS, checkpoint: str | None = None, **options: Any) -> Trainer:
+def fit(strategy: Strategy | str, epochs: int = EPOCHS, checkpoint: str | None = None, **options: Any) -> Trainer:
     generator = torch.Generator().manual_seed(1)
     data = TensorDataset(torch.randn(64, 8, generator=generator), torch.randn(64, 3, generator=generator))
     spread = isinstance(strategy, Strategy)
@@ -49,7 +60,7 @@ def fit(strategy: Strategy | str, steps: int = STEPS, checkpoint: str | None = N
         devices=world_size,
         strategy=strategy,
         plugins=[Environment()] if spread else [],
-        max_steps=steps,
+        max_epochs=epochs,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -95,7 +106,7 @@ def weights(trainer: Trainer) -> Tensor:
 def resumes(strategy: Any, **options: Any) -> tuple[Trainer, Trainer]:
     """Train straight through, and with a checkpoint in the middle."""
     straight = fit(strategy(), **options)
-    half = fit(strategy(), STEPS // 2, **options)
+    half = fit(strategy(), EPOCHS // 2, **options)
     path = [f"{type(half.strategy).__name__}-{len(options)}.ckpt"]
     half.save_checkpoint(path[0])
     resumed = fit(strategy(), checkpoint=path[0], **options)
