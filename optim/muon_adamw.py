@@ -50,6 +50,14 @@ class MuonAdamW(torch.optim.Optimizer):
     range ends at 6e-8; AdamW's moments have at least float32. Schedulers that cycle the momentum (``CyclicLR``,
     ``OneCycleLR``) change ``betas``, as for any optimizer that has them, and leave ``momentum`` alone.
 
+    Parameters may be replicated (DDP) or sharded (FSDP2, HSDP, FSDP1 with ``use_orig_params``): each matrix is
+    orthogonalized by one rank, which the pieces travel to and the polar factor comes back from; all else happens where
+    the shards are, and the state has the layout of its parameter. Where ranks must meet, a parameter without gradient
+    enters as zeros and is not touched. DTensors sharded otherwise, as by tensor parallelism, are gathered on all ranks.
+    With ``neuron_beta``, sums over neurons that several ranks hold take one more, small collective. All ranks must step
+    together, with the same options. Under DDP the gradients must be alike on all ranks, as they are unless a
+    communication hook keeps them apart.
+
     Args:
         params: Parameter groups, each with an ``"algorithm"``: usually ``route_parameters(module)``.
         lr: Learning rate of all groups that do not bring their own.
@@ -68,6 +76,7 @@ class MuonAdamW(torch.optim.Optimizer):
             Default: no such normalization.
         cautious_weight_decay: Let only those weights decay that the step does not push outwards, in all groups.
         batch_elements: Bound of the memory for batches of matrices, in elements; a single parameter may be larger.
+            Default: 2²⁴, and 2²⁰ on a CPU, where a batch is fastest in its cache.
         communication_dtype: In what matrices and polar factors travel between ranks, ``"bfloat16"`` or ``"float32"``.
             Default: bfloat16 where the orthogonalizer computes in it, else float32.
         shard_state: Under DDP, let each rank keep only its share of the optimizer state (ZeRO-1): the momentum of the
@@ -106,7 +115,7 @@ class MuonAdamW(torch.optim.Optimizer):
         polar_first: bool = False,
         neuron_beta: float | None = None,
         cautious_weight_decay: bool = False,
-        batch_elements: int = 1 << 24,
+        batch_elements: int | None = None,
         communication_dtype: CommunicationDtype | None = None,
         shard_state: bool = False,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -117,7 +126,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.shard_state = shard_state
         self._consolidated: dict[str, Any] | None = None
         self._shardings: dict[Tensor, Sharding] = {}
-        self._plans: tuple[list[int], list[GroupPlan]] | None = None
+        self._plans: tuple[list[int | None], list[GroupPlan]] | None = None
         super().__init__(
             params,
             {

@@ -14,6 +14,11 @@ from lightning_muon.optim.orthogonalize import orthogonalize
 from lightning_muon.optim.parameter_state import HALF
 from lightning_muon.optim.update_scale import nuclear_norm, scale_factor
 
+# How many elements go as one batch unless an option says so: enough to keep a GPU busy with small matrices; on a CPU so
+# few that what is computed from them stays in its cache (measured by benchmarks/optimizer_step.py).
+BATCH_ELEMENTS = {"cpu": 1 << 20}
+BATCH_ELEMENTS_ELSEWHERE = 1 << 24
+
 
 class OrthogonalizeHook(Protocol):
     """What may listen to the polar factors, see ``MuonAdamW.register_orthogonalize_hook``."""
@@ -77,13 +82,19 @@ def directions(
     return _restored(batch, direction)
 
 
-def batches(parameters: Iterable[MuonParameter], most_elements: int) -> Iterator[list[MuonParameter]]:
+def batch_bound(batch_elements: int | None, device: torch.device) -> int:
+    """Return how many elements go as one batch on a device, if the option says so many, or nothing."""
+    return batch_elements or BATCH_ELEMENTS.get(device.type, BATCH_ELEMENTS_ELSEWHERE)
+
+
+def batches(parameters: Iterable[MuonParameter], batch_elements: int | None) -> Iterator[list[MuonParameter]]:
     """Group parameters with matrices of one shape, way of storage, dtype and device; one too large goes alone."""
     alike: defaultdict[Any, list[MuonParameter]] = defaultdict(list)
     for p in parameters:
         fans = p.layout.fans(p.weight.shape)
         alike[p.weight.device, p.weight.dtype, p.momentum.dtype, p.layout.transposed, fans].append(p)
-    for members in alike.values():
+    for (device, *_), members in alike.items():
+        most_elements = batch_bound(batch_elements, device)
         batch: list[MuonParameter] = []
         elements = 0
         for p in members:
@@ -107,9 +118,15 @@ def orthogonalize_batch(
     names: list[str], matrices: Tensor, options: Mapping[str, Any], hooks: Sequence[OrthogonalizeHook]
 ) -> Tensor:
     """Orthogonalize matrices (b, m, n) as the options say, and tell the hooks; ``names`` has one for each matrix."""
+    # Nesterov's look ahead is a copy, that may be overwritten unless the nuclear norm still needs it.
+    ours = options["nesterov"] and not options["polar_first"] and options["update_scale"] != "nuclear_norm"
     # Not to wait for the device: a gradient that is not finite spoils its own matrix, which the monitors name.
     factors = orthogonalize(
-        matrices, options["orthogonalizer"], check_finite=False, **options["orthogonalizer_options"]
+        matrices,
+        options["orthogonalizer"],
+        check_finite=False,
+        out=matrices if ours else None,
+        **options["orthogonalizer_options"],
     )
     for hook in hooks:
         hook(names, factors)

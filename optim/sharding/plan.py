@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_muon.optim.muon_update import batch_bound
 from lightning_muon.optim.parameter_group import matrix_layouts
 from lightning_muon.optim.sharding.dtensor import is_dtensor, is_sharded_by_rows
 from lightning_muon.optim.sharding.kept_state import Kept
@@ -82,7 +83,7 @@ def _of_muon(
     }
 
     def rounds(members: Iterable[int]) -> tuple[Round, ...]:
-        travelling = [(i, (params[i].device.type, params[i].dtype), shardings[i], units[i]) for i in members]
+        travelling = [(i, params[i], shardings[i], units[i]) for i in members]
         return tuple(make_rounds(travelling, group["batch_elements"]))
 
     return GroupPlan(
@@ -130,7 +131,7 @@ def _packs(group: Mapping[str, Any], kept: Mapping[int, Kept]) -> Iterator[tuple
         elements = 0
         for index in members:
             numel = group["params"][index].numel()
-            if pack and elements + numel > group["batch_elements"]:
+            if pack and elements + numel > batch_bound(group["batch_elements"], group["params"][index].device):
                 yield tuple(pack)
                 pack, elements = [], 0
             pack.append(index)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from lightning_muon.optim.muon_update import batch_bound
 from lightning_muon.optim.sharding.ownership import Unit, owned_elements
 from lightning_muon.optim.sharding.sharding import Sharding
 
@@ -104,27 +107,29 @@ class Round:
 
 
 def make_rounds(
-    parameters: Iterable[tuple[int, Any, Sharding, tuple[Unit, ...]]], most_elements: int
+    parameters: Iterable[tuple[int, Tensor, Sharding, tuple[Unit, ...]]], batch_elements: int | None
 ) -> Iterator[Round]:
-    """Put parameters together that travel together.
+    """Put parameters together that travel together: of one dtype, over one group.
 
     Costly parameters come first, as in the distribution of the work, so that in each round every rank has its share.
-    A rank owns at most ``most_elements`` of a round, or a single unit that is larger; of what is replicated, where the
-    whole round arrives on each rank, so many elements may be in a round as a whole, if that is a unit for each rank.
+    A rank owns at most a batch of a round, or a single unit that is larger; of what is replicated, where the whole
+    round arrives on each rank, the round as a whole is at most a batch, if that is a unit for each rank.
 
     Args:
-        parameters: Position in the parameter group; what must be alike in a round, such as dtype and device; sharding;
-            and units; of each.
-        most_elements: The bound.
+        parameters: Position in the parameter group, the parameter, its sharding and its units, of each.
+        batch_elements: Bound of a batch; None as on one device.
     """
     alike: defaultdict[Any, list[tuple[int, Sharding, tuple[Unit, ...]]]] = defaultdict(list)
-    for index, key, sharding, units in parameters:
+    bounds: dict[Any, int] = {}
+    for index, param, sharding, units in parameters:
         if units:
-            alike[sharding.group, sharding.replicated, key].append((index, sharding, units))
-    for (group, is_replicated, _), members in alike.items():
-        bound = most_elements // group.size() if is_replicated else most_elements
+            key = (sharding.group, sharding.replicated, param.device.type, param.dtype)
+            alike[key].append((index, sharding, units))
+            bounds[key] = batch_bound(batch_elements, param.device)
+    for key, members in alike.items():
+        group, is_replicated, *_ = key
         members.sort(key=lambda member: -max(unit.cost for unit in member[2]))
-        yield from _split(members, bound)
+        yield from _split(members, bounds[key] // group.size() if is_replicated else bounds[key])
 
 
 def _split(members: Sequence[tuple[int, Sharding, tuple[Unit, ...]]], bound: int) -> Iterator[Round]:

@@ -30,7 +30,7 @@ class Module(LightningModule):
         return (self.net(batch[0]) - batch[1]).square().mean()
 
     def configure_optimizers(self) -> MuonAdamW:
-        return MuonAdamW(route_parameters(self), lr=0.01, **self.options)
+        return MuonAdamW(route_parameters(self), lr=0.01, orthogonalizer_options={"dtype": "float32"}, **self.options)
 
 
 class FSDPOnCPU(FSDPStrategy):

@@ -13,6 +13,7 @@ STEPS = 3
 
 
 def equals_one_device(atol: float = 1e-5, dtype: torch.dtype = torch.float32, **options: Any) -> None:
+    options = {**options, "orthogonalizer_options": {"dtype": dtype}}
     one = make_model(dtype)
     train(one, make_optimizer(one, "one", **options), STEPS)
     expected = whole(one)

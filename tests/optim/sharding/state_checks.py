@@ -22,7 +22,7 @@ from ways import make_optimizer, train, whole, wrap
 
 from lightning_muon.optim import MuonAdamW, route_parameters
 
-OPTIONS = {"lr": 0.01, "neuron_beta": 0.9}
+OPTIONS = {"lr": 0.01, "neuron_beta": 0.9, "orthogonalizer_options": {"dtype": "float32"}}
 HALF = 3
 
 

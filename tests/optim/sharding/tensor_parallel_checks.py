@@ -11,6 +11,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 from lightning_muon.optim import MuonAdamW, route_parameters
 
+FLOAT32 = {"dtype": "float32"}
+
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
@@ -31,7 +33,7 @@ def parallel_network(sharded_too: bool) -> nn.Sequential:
 
 def equals_one_device(sharded_too: bool, **options: Any) -> None:
     models = network(), parallel_network(sharded_too)
-    optimizers = [MuonAdamW(route_parameters(model), lr=0.01, **options) for model in models]
+    optimizers = [MuonAdamW(route_parameters(m), lr=0.01, orthogonalizer_options=FLOAT32, **options) for m in models]
     generator = torch.Generator().manual_seed(1)
     for _ in range(10):
         inputs = torch.randn(24, 12, generator=generator)

@@ -60,7 +60,7 @@ def square_layers() -> nn.Module:
 def step(way: str, model: nn.Module | None = None, **options: Any) -> Traffic:
     """The traffic of the second step of the optimizer alone."""
     model = wrap(way, model or square_layers(), nn.Linear)
-    optimizer = make_optimizer(model, way, **options)
+    optimizer = make_optimizer(model, way, orthogonalizer_options={"dtype": "float32"}, **options)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()

@@ -12,7 +12,7 @@ from lightning_muon.optim import Rule
 
 METHODS = ("newton_schulz", "polar_express", "gram_newton_schulz", "qdwh", "zolo_pd", "svd")
 STEPS = 20
-OPTIONS = {"lr": 0.005, "weight_decay": 0.1}
+OPTIONS = {"lr": 0.005, "weight_decay": 0.1, "orthogonalizer_options": {"dtype": "float32"}}
 
 
 def methods_by_turns() -> list[Rule]:
