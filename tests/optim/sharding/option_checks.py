@@ -79,7 +79,7 @@ def check_each_matrix_is_heard_of_once() -> None:
 def _heard(way: str) -> list[tuple[str, float]]:
     """The name and the norm of each polar factor of the first step."""
     model = make_model() if way == "one" else wrap(way, make_model(), Block)
-    optimizer = make_optimizer(model, way)
+    optimizer = make_optimizer(model, way, orthogonalizer_options={"dtype": "float32"})
     heard: list[tuple[str, float]] = []
 
     def hear(names: list[str], factors: Tensor) -> None:

@@ -131,13 +131,13 @@ def check_state_that_is_shared_out_is_not_saved_by_mistake() -> None:
 
 def check_groups_that_come_later_leave_state_where_it_is() -> None:
     model = wrap("ddp_sharded_state", make_model(), Block)
-    optimizer = MuonAdamW(route_parameters(model, part=model.module.blocks[0]), shard_state=True, lr=0.01)
+    optimizer = MuonAdamW(route_parameters(model, part=model.module.blocks[0]), shard_state=True, **OPTIONS)
     train(model, optimizer, HALF, *ranks())
     for group in route_parameters(model, part=model.module.blocks[1]):
         optimizer.add_param_group(group)
     train(model, optimizer, HALF, *ranks(), start=HALF)
     one = make_model()
-    reference = MuonAdamW(route_parameters(one, part=one.blocks[0]), lr=0.01)
+    reference = MuonAdamW(route_parameters(one, part=one.blocks[0]), **OPTIONS)
     train(one, reference, HALF)
     for group in route_parameters(one, part=one.blocks[1]):
         reference.add_param_group(group)
@@ -191,7 +191,7 @@ def check_fsdp2_resumes_through_distributed_checkpointing() -> None:
         saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=choice))
         weights = whole(model)
         again = wrap("fsdp2", make_model(), Block)
-        second = make_optimizer(again, "fsdp2")
+        second = make_optimizer(again, "fsdp2", **OPTIONS)
         with torch.no_grad():
             for q, p in zip(again.parameters(), model.parameters(), strict=True):
                 q.to_local().copy_(p.to_local())
