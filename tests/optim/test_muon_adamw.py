@@ -60,7 +60,7 @@ def test_equals_torch_muon_to_the_rounding_of_bfloat16() -> None:
     assert distance(reference, ours) < 0.1 * moved
 
 
-@pytest.mark.parametrize(("fused", "difference"), [(True, 0.0), (False, 1e-12)])
+@pytest.mark.parametrize(("fused", "difference"), [(True, 0.0), (False, 1e-6)])
 def test_equals_torch_adamw(fused: bool, difference: float) -> None:
     """To the bit with torch's fused kernel, to rounding with its loop."""
     reference, ours = network(), network()
