@@ -37,13 +37,13 @@ class Chart:
 # Health first, then training, then cost. An expression for a whole quantity would draw a line for every parameter.
 CHARTS = (
     Chart("Health", "Weight RMS: grows, then levels off", f"weight_rms/{SUMMARY}"),
-    Chart("Health", "bf16 headroom: above 1 is safe, below 0.5 updates vanish in bf16", f"bf16_headroom/{SUMMARY}"),
+    Chart("Health", "bf16 headroom: below 0.5 updates vanish", f"bf16_headroom/{SUMMARY}"),
     Chart("Health", "Orthogonality error: about 0.4, near 1 rank is lost", f"orthogonality_error/{SUMMARY}"),
     Chart("Health", "Weight decay: a ramp is AutoWeightDecay at work", r"weight_decay/.+"),
     Chart("Health", "Largest weight: a small multiple of the RMS", f"weight_absmax/{SUMMARY}"),
     Chart("Health", "Layer output RMS", r"output_rms/.+"),
-    Chart("Health", "Singular values of the applied update: about 0.7 to 1.2", f"singular_value_(min|max)/{SUMMARY}"),
-    Chart("Health", "Update RMS: Muon's and AdamW's of one size", r"update_rms/.+"),
+    Chart("Health", "Singular values of the update: 0.7 to 1.2", f"singular_value_(min|max)/{SUMMARY}"),
+    Chart("Health", "Update RMS: Muon's as large as AdamW's", r"update_rms/.+"),
     Chart("Health", "Update in units of the bf16 spacing", f"update_in_ulps/{SUMMARY}"),
     Chart("Health", "Fraction of updates that bf16 would lose", f"lost_updates/{SUMMARY}"),
     Chart("Health", "Condition number of the gradient", f"gradient_condition/{SUMMARY}"),
@@ -51,7 +51,7 @@ CHARTS = (
     Chart("Training", "Loss", r"(train|val|valid|validation)[/_].*loss.*"),
     Chart("Training", "Other validation metrics", r"(val|valid|validation)[/_](?!.*loss).+"),
     Chart("Training", "Learning rate", r"lr-.+(?<!-momentum)(?<!-weight_decay)"),
-    Chart("Cost", "Share of the step spent in the optimizer", r"optimizer_share(/.+)?"),
+    Chart("Cost", "Optimizer's share of the step", r"optimizer_share(/.+)?"),
     Chart("Cost", "Batches per second", r"(train|device)[|/]batches_per_sec(ond)?"),
     Chart("Cost", "Samples per second", r"(train|device)[|/]samples_per_sec(ond)?"),
 )

@@ -1,19 +1,17 @@
 """TensorBoard, laid out ready to read."""
 
-from typing import Any
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.tensorboard.summary import hparams
+from tensorboard.compat.proto.summary_pb2 import Summary
 from typing_extensions import override
 
 from lightning_muon.callbacks.cards import config_card, routing_card
 from lightning_muon.callbacks.charts import Layout, layout
 from lightning_muon.callbacks.monitor import log_text, logged_step, warn
 from lightning_muon.callbacks.muon_matrices import muon_groups
-from lightning_muon.callbacks.run_hyperparameters import Value, judging_metrics, run_hyperparameters
+from lightning_muon.callbacks.run_hyperparameters import Value, judging_metrics, page_entry, run_hyperparameters
 from lightning_muon.callbacks.spectra import sampled_matrices, singular_values, whole
 
 
@@ -62,7 +60,7 @@ class MuonDashboard(Callback):
         self.max_elements = max_elements
         self._layout: Layout = {}
         self._hyperparameters: dict[str, Value] = {}
-        self._session_end: Any = None  # the summary that closes what the HParams page has of this run
+        self._session_end: Summary | None = None  # the summary that closes what the HParams page has of this run
         self._spectrum_at: int | None = None
 
     @override
@@ -118,10 +116,9 @@ class MuonDashboard(Callback):
         """Write them, once, as soon as there is a metric: TensorBoard keeps the list of metrics that comes first."""
         metrics = judging_metrics(trainer)
         if self._session_end is None and metrics:
-            # The page shows the last value of each metric that was logged: names are enough.
-            experiment, start, self._session_end = hparams(self._hyperparameters, dict.fromkeys(metrics, 0.0))
+            columns, start, self._session_end = page_entry(self._hyperparameters, metrics)
             for writer in _writers(trainer):
-                for summary in (experiment, start):
+                for summary in (columns, start):
                     writer.experiment._get_file_writer().add_summary(summary)
 
     def _log_final_metric(self, trainer: Trainer) -> None:

@@ -1,14 +1,21 @@
 """What TensorBoard's HPARAMS page shows of a run: its hyperparameters, and the metrics that they are judged by."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.optim import Optimizer
+from torch.utils.tensorboard.summary import hparams
+from typing_extensions import TypeIs
 
 # Of each group, in this order; what an optimizer does not have is left out.
 OPTIONS = ("lr", "weight_decay", "momentum", "orthogonalizer", "update_scale")
+
+# The page shows five columns, those first whose values differ.
+FIRST_COLUMNS = {"lr", "lr_scheduler", "max_steps", "optimizer", "weight_decay"}
 
 Value = str | float | int | bool
 
@@ -33,7 +40,10 @@ def run_hyperparameters(trainer: Trainer, initial: Mapping[str, Any]) -> dict[st
     found["precision"] = str(trainer.precision)
     found["devices"] = trainer.world_size
     found["accumulate_grad_batches"] = trainer.accumulate_grad_batches
-    return found | {name: value for name, value in initial.items() if name not in found and _is_plain(value)}
+    private = {"_instantiator", "_class_path"}  # what LightningCLI adds
+    return found | {
+        name: value for name, value in initial.items() if name not in {*found, *private} and _is_plain(value)
+    }
 
 
 def judging_metrics(trainer: Trainer) -> list[str]:
@@ -43,10 +53,27 @@ def judging_metrics(trainer: Trainer) -> list[str]:
     validation losses; and where there are none, training losses.
     """
     logged = list(trainer.callback_metrics)
-    watching = [callback for callback in trainer.callbacks if isinstance(callback, (ModelCheckpoint, EarlyStopping))]
-    monitored = list(dict.fromkeys(callback.monitor for callback in watching if callback.monitor in logged))
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    watching = [callback.monitor for callback in callbacks if isinstance(callback, (ModelCheckpoint, EarlyStopping))]
+    monitored = [monitor for monitor in dict.fromkeys(watching) if monitor in logged]
     losses = [name for name in logged if "loss" in name]
     return monitored or [name for name in losses if name.startswith("val")] or losses
+
+
+def page_entry(hyperparameters: Mapping[str, Value], metrics: Iterable[str]) -> tuple[Summary, Summary, Summary]:
+    """Return what TensorBoard's page is made from: its columns, the values at a run's start, and the mark of its end.
+
+    Args:
+        hyperparameters: Of the run.
+        metrics: Names of the metrics. The page shows the last value that was logged of each.
+    """
+    columns, start, end = hparams(dict(hyperparameters), dict.fromkeys(metrics, 0.0))
+    plugin_data = columns.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin_data.content)
+    for column in content.experiment.hparam_infos:
+        column.differs = column.name in FIRST_COLUMNS
+    plugin_data.content = content.SerializeToString()
+    return columns, start, end
 
 
 def _options(optimizer: Optimizer, number: str) -> dict[str, Value]:
@@ -64,5 +91,5 @@ def _options(optimizer: Optimizer, number: str) -> dict[str, Value]:
     return found
 
 
-def _is_plain(value: object) -> bool:
+def _is_plain(value: object) -> TypeIs[Value]:
     return isinstance(value, (str, float, int, bool))

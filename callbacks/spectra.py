@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lightning_muon.callbacks.muon_matrices import muon_groups, module_names
+from lightning_muon.callbacks.muon_matrices import module_names, muon_groups
 
 
 def sampled_matrices(
@@ -38,8 +38,10 @@ def sampled_matrices(
             for own, parameter, layout in zip(own_names, group["params"], layouts, strict=True):
                 if parameter.ndim >= 2 and 0 < parameter.numel() <= max_elements:
                     fitting[names.get(id(parameter), own)] = parameter, layout
-    step = -(-len(fitting) // sample) or 1
-    return dict(list(fitting.items())[::step])
+    found = list(fitting.items())
+    # From the first to the last: every n-th would be the same part of each block.
+    places = {round(i * (len(found) - 1) / max(1, sample - 1)) for i in range(sample)} if found else set()
+    return dict(found[place] for place in sorted(places))
 
 
 @torch.no_grad()
