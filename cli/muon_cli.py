@@ -17,10 +17,13 @@ from typing_extensions import override
 
 # Imported for its effect: afterwards `--model.optimizer MuonAdamW` is found by its short name.
 import lightning_muon.optim  # noqa: F401
-from lightning_muon.cli.closing import print_closing, program_name
-from lightning_muon.cli.errors import debugging, exit_with, explain, message_for_the_user
+from lightning_muon.cli.closing import print_closing
+from lightning_muon.cli.errors import explain, message_for_the_user
+from lightning_muon.cli.exit import debugging, exit_with
 from lightning_muon.cli.optimizer_resume import KeepCommandLineOnResume
+from lightning_muon.cli.program_name import program_name
 from lightning_muon.cli.quiet import hush_lightning
+from lightning_muon.cli.report import SUMMARY
 from lightning_muon.cli.resume import CheckpointHyperparameters, ModuleArguments, say
 from lightning_muon.cli.saved_config import SaveRunConfig
 from lightning_muon.cli.sources import INTERPOLATION, Given, flatten, plain_key, read_given
@@ -30,7 +33,7 @@ jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
 
 class MuonCLI(LightningCLI):
-    """LightningCLI with what training with Muon needs; :func:`main` is the usual way in.
+    """LightningCLI with what training with Muon needs; :func:`~lightning_muon.cli.main` is the usual way in.
 
     It has the subcommands ``fit``, ``validate``, ``test`` and ``predict``, and differs from its parent in this:
 
@@ -85,6 +88,12 @@ class MuonCLI(LightningCLI):
         head, _ = self._args_of_subcommand()
         parser: LightningArgumentParser = self._subcommand_parsers.get(head[-1] if head else "", self.parser)
         return parser
+
+    @override
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        # For `--help` and for errors that list the subcommands: `main` has run it before it comes here.
+        parser._subcommands_action.add_subcommand("report", self.init_parser(description=SUMMARY), help=SUMMARY)
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -222,28 +231,3 @@ def _errors_in_one_line(cli: MuonCLI) -> Iterator[None]:
         if debugging() or message is None:
             raise
         exit_with(message)
-
-
-def main(
-    model_class: type[LightningModule] | Callable[..., LightningModule] | None = None,
-    datamodule_class: type[LightningDataModule] | Callable[..., LightningDataModule] | None = None,
-    *,
-    default_config: str | Path | None = None,
-    args: Sequence[str] | None = None,
-) -> MuonCLI:
-    """Runs the command line of a project; what its ``__main__`` calls.
-
-    Example::
-
-        main(TextModule, TextData, default_config=Path(__file__).parent / "configs" / "default.yaml")
-
-    Args:
-        model_class: The module to train, or ``None`` to choose one by ``--model``.
-        datamodule_class: Its data, or ``None`` to choose it by ``--data``, or to have none.
-        default_config: A YAML file with the defaults of all subcommands, below every ``--config``.
-        args: The command line, by default that of the program.
-
-    Returns:
-        What ran: its ``trainer``, ``model``, ``datamodule`` and ``config``.
-    """
-    return MuonCLI(model_class, datamodule_class, default_config=default_config, args=args)
