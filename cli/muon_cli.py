@@ -93,7 +93,9 @@ class MuonCLI(LightningCLI):
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
         # For `--help` and for errors that list the subcommands: `main` has run it before it comes here.
-        parser._subcommands_action.add_subcommand("report", self.init_parser(description=SUMMARY), help=SUMMARY)
+        commands = parser._subcommands_action
+        if commands is not None:
+            commands.add_subcommand("report", self.init_parser(description=SUMMARY), help=SUMMARY)
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
