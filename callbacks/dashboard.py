@@ -106,10 +106,10 @@ class MuonDashboard(Callback):
 
     def _lay_out(self, trainer: Trainer) -> None:
         """Write the layout if there are new charts: TensorBoard takes the last one."""
-        writers = _writers(trainer)
-        if writers and (page := layout(trainer.callback_metrics)) != self._layout:
+        page = layout(trainer.callback_metrics)  # on every rank: to read metrics may be to reduce them
+        if page != self._layout:
             self._layout = page
-            for writer in writers:
+            for writer in _writers(trainer):
                 writer.experiment.add_custom_scalars(page)
 
     def _log_hyperparameters(self, trainer: Trainer) -> None:
@@ -122,13 +122,12 @@ class MuonDashboard(Callback):
                     writer.experiment._get_file_writer().add_summary(summary)
 
     def _log_final_metric(self, trainer: Trainer) -> None:
-        metrics = judging_metrics(trainer)
+        final = [float(trainer.callback_metrics[name]) for name in judging_metrics(trainer)]
         for writer in _writers(trainer):
             if self._session_end is not None:
                 writer.experiment._get_file_writer().add_summary(self._session_end)
-            if metrics and writer._default_hp_metric:
-                value = float(trainer.callback_metrics[metrics[0]])
-                writer.log_metrics({"hp_metric": value}, step=logged_step(trainer))
+            if final and writer._default_hp_metric:
+                writer.log_metrics({"hp_metric": final[0]}, step=logged_step(trainer))
 
     def _log_spectra(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write histograms of singular values, once a step; every rank takes part in making shards whole."""

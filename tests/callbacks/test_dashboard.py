@@ -22,10 +22,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from lightning_muon.callbacks import AutoWeightDecay, MuonDashboard, OrthogonalityMonitor, WeightRMSMonitor
 from lightning_muon.callbacks.charts import CHARTS, layout
-from lightning_muon.callbacks.spectra import singular_values
+from lightning_muon.callbacks.spectra import sampled_matrices, singular_values, whole
 from lightning_muon.optim import MatrixLayout, MuonAdamW
 
 Fit = Callable[..., Trainer]
@@ -304,6 +306,45 @@ def test_a_resumed_run_goes_on_with_its_page(regression: Module, fit: Fit, tmp_p
     assert page(resumed) == page(first)
     steps = [event.step for event in read(resumed).Histograms("weight_spectrum/net.0.weight")]
     assert steps == [0, 6, 10]
+
+
+def test_every_rank_takes_part(regression: Module, fit: Fit, tmp_path: Path) -> None:
+    """One that asked for something that the others do not, would wait for them for ever."""
+    logger = TensorBoardLogger(tmp_path, "logs", version=0, default_hp_metric=False)
+    fit(
+        regression(MuonAdamW),
+        callbacks=monitors(),
+        logger=logger,
+        strategy="ddp_fork",
+        devices=2,
+        max_epochs=2,
+        limit_val_batches=2,
+    )
+    tags = EventAccumulator(logger.log_dir).Reload().Tags()
+    assert {"custom_scalars__config__", "routing/text_summary"} <= set(tags["tensors"])
+    assert "weight_spectrum/net.0.weight" in tags["histograms"]
+
+
+def look_at_shards(rank: int, folder: str) -> None:
+    """On one of two ranks, each with a half of the rows: look at the singular values of the whole."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    module = LightningModule()
+    module.net = torch.nn.Linear(6, 5)
+    exact = torch.linalg.svdvals(module.net.weight.detach())
+    fully_shard(module.net, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = torch.optim.SGD([{"params": [module.net.weight], "algorithm": "muon"}], lr=0.1)
+    chosen = sampled_matrices([optimizer], module, sample=4, max_elements=30)
+    assert list(chosen) == ["net.weight"]
+    assert sampled_matrices([optimizer], module, sample=4, max_elements=29) == {}  # by the whole, not the shard
+    ((parameter, memory_layout),) = chosen.values()
+    torch.testing.assert_close(singular_values(whole(parameter), **memory_layout), exact)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_shards_are_made_whole(tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(look_at_shards, (str(tmp_path),), nprocs=2, start_method="fork")
 
 
 def test_two_are_refused(regression: Module, fit: Fit) -> None:
