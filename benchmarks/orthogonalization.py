@@ -42,7 +42,7 @@ METHODS = {
     "polar_express, 4 steps from 0.01": Method("polar_express", {"steps": 4, "lower_bound": 0.01}, (*FULL, *HALF)),
     "polar_express": Method("polar_express", {}, (*FULL, *HALF)),
     "polar_express, 8 steps": Method("polar_express", {"steps": 8}, (*FULL, *HALF)),
-    "polar_express, gram": Method("polar_express", {"gram": True}, (*FULL, "float16")),
+    "polar_express, runs of 3": Method("polar_express", {"restart_every": 3}, (*FULL, "float16")),
     "gram_newton_schulz": Method("gram_newton_schulz", {}, (*FULL, "float16")),
     "qdwh": Method("qdwh", {}, FULL),
     "zolo_pd": Method("zolo_pd", {}, FULL),

@@ -15,6 +15,11 @@ from lightning_muon.optim.update_scale import nuclear_norm, scale_factor
 
 HALF = (torch.float16, torch.bfloat16)
 
+# How many elements go as one batch unless an option says so: enough to keep a GPU busy with small matrices; on a CPU so
+# few that what is computed from them stays in its cache (measured by benchmarks/optimizer_step.py).
+BATCH_ELEMENTS = {"cpu": 1 << 20}
+BATCH_ELEMENTS_ELSEWHERE = 1 << 24
+
 
 class OrthogonalizeHook(Protocol):
     """What may listen to the polar factors, see ``MuonAdamW.register_orthogonalize_hook``."""
@@ -73,13 +78,14 @@ def _update_batch(batch: list[MuonParameter], options: Mapping[str, Any], hooks:
     _apply([p.weight for p in batch], _restored(batch, direction), options, scale)
 
 
-def _batches(parameters: Iterable[MuonParameter], most_elements: int) -> Iterator[list[MuonParameter]]:
+def _batches(parameters: Iterable[MuonParameter], batch_elements: int | None) -> Iterator[list[MuonParameter]]:
     """Group parameters with matrices of one shape, way of storage, dtype and device; one too large goes alone."""
     alike: defaultdict[Any, list[MuonParameter]] = defaultdict(list)
     for p in parameters:
         fans = p.layout.fans(p.weight.shape)
         alike[p.weight.device, p.weight.dtype, p.momentum.dtype, p.layout.transposed, fans].append(p)
-    for members in alike.values():
+    for (device, *_), members in alike.items():
+        most_elements = batch_elements or BATCH_ELEMENTS.get(device.type, BATCH_ELEMENTS_ELSEWHERE)
         batch: list[MuonParameter] = []
         elements = 0
         for p in members:
@@ -102,9 +108,15 @@ def _average(batch: list[MuonParameter], new: Sequence[Tensor], options: Mapping
 def _orthogonalize(
     batch: list[MuonParameter], matrices: Tensor, options: Mapping[str, Any], hooks: Sequence[OrthogonalizeHook]
 ) -> Tensor:
+    # Nesterov's look ahead is a copy, that may be overwritten unless the nuclear norm still needs it.
+    ours = options["nesterov"] and not options["polar_first"] and options["update_scale"] != "nuclear_norm"
     # Not to wait for the device: a gradient that is not finite spoils its own matrix, which the monitors name.
     factors = orthogonalize(
-        matrices, options["orthogonalizer"], check_finite=False, **options["orthogonalizer_options"]
+        matrices,
+        options["orthogonalizer"],
+        check_finite=False,
+        out=matrices if ours else None,
+        **options["orthogonalizer_options"],
     )
     for hook in hooks:
         hook([p.name for p in batch for _ in range(p.layout.count(p.weight.shape))], factors)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -20,21 +21,25 @@ Orthogonalizer = Literal["newton_schulz", "polar_express", "gram_newton_schulz",
 class _Method(NamedTuple):
     function: Callable[..., Tensor]
     dtypes: tuple[str, ...]
-    # What it computes in by default, elsewhere and on CUDA.
-    dtype: torch.dtype
+    # What it computes in by default: where matrix products are fast in half precision (CUDA, some CPUs), and elsewhere.
     cuda_dtype: torch.dtype
+    fast_cpu_dtype: torch.dtype
+    dtype: torch.dtype
 
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FULL = ("float64", "float32")
+_BF16, _FP16, _FP32, _FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 _METHODS = {
-    "newton_schulz": _Method(newton_schulz, tuple(_DTYPES), torch.float32, torch.bfloat16),
-    "polar_express": _Method(polar_express, tuple(_DTYPES), torch.float32, torch.bfloat16),
-    "gram_newton_schulz": _Method(gram_newton_schulz, (*_FULL, "float16"), torch.float32, torch.float16),
-    "qdwh": _Method(qdwh, _FULL, torch.float32, torch.float32),
-    "zolo_pd": _Method(zolo_pd, _FULL, torch.float32, torch.float32),
-    "svd": _Method(svd, _FULL, torch.float64, torch.float64),
+    "newton_schulz": _Method(newton_schulz, tuple(_DTYPES), _BF16, _BF16, _FP32),
+    "polar_express": _Method(polar_express, tuple(_DTYPES), _BF16, _BF16, _FP32),
+    "gram_newton_schulz": _Method(gram_newton_schulz, tuple(_DTYPES), _FP16, _BF16, _FP32),
+    "qdwh": _Method(qdwh, _FULL, _FP32, _FP32, _FP32),
+    "zolo_pd": _Method(zolo_pd, _FULL, _FP32, _FP32, _FP32),
+    "svd": _Method(svd, _FULL, _FP64, _FP64, _FP64),
 }
+# Norms between which no square of an entry that matters leaves the range of float32, from 1e-38 to 3e38.
+_SAFE_NORMS = 1e-12, 1e18
 
 
 def orthogonalize(
@@ -43,6 +48,7 @@ def orthogonalize(
     *,
     dtype: torch.dtype | str | None = None,
     check_finite: bool = True,
+    out: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
     """Compute the (approximate) polar factor U Vᵀ of each matrix U S Vᵀ.
@@ -56,12 +62,13 @@ def orthogonalize(
             ``"gram_newton_schulz"``, the same for long matrices; ``"qdwh"`` or ``"zolo_pd"``, to working precision;
             ``"svd"``, the exact reference. The function of that name says what it costs and gives.
         dtype: Precision of the computation, such as ``torch.float32`` or ``"float32"``. Default: float64 for float64
-            input and for ``svd``; else, on CUDA, what its tensor cores are fast at: bfloat16 for ``newton_schulz``,
-            where it is what everyone trains with, and for ``polar_express``, float16 for ``gram_newton_schulz``; else
-            float32.
+            input and for ``svd``; float32 for ``qdwh`` and ``zolo_pd``. The others compute in half precision where
+            the hardware multiplies in it: on CUDA in bfloat16, as everyone trains with (``gram_newton_schulz`` in
+            float16, which allows longer runs); in bfloat16 on CPUs that have its instructions; else in float32.
         check_finite: Whether to raise an error that names the matrices with NaN or infinite entries. It waits for the
             device, and ``torch.compile`` cannot trace it. Without it, such a matrix comes out as NaN in every entry,
             so that one entry of each tells, and the others of its batch are not touched.
+        out: Where the factor is written: a tensor like ``matrix``, or ``matrix`` itself, which saves a copy of it.
         **options: What the method takes, such as ``steps`` and ``coefficients`` of
             :func:`~lightning_muon.optim.newton_schulz.newton_schulz`.
 
@@ -69,8 +76,8 @@ def orthogonalize(
         Shape (…, m, n), in the dtype of ``matrix``. Differentiability is not promised.
 
     Raises:
-        ValueError: If ``matrix`` has fewer than two dimensions, is not floating point or not finite; or if the method,
-            an option or the precision is unknown.
+        ValueError: If ``matrix`` has fewer than two dimensions, is not floating point or not finite; if ``out`` is not
+            like it; or if the method, an option or the precision is unknown.
 
     Example::
 
@@ -84,8 +91,13 @@ def orthogonalize(
             f" got {tuple(matrix.shape)} of {matrix.dtype}"
         )
     _check_method(method, {"dtype": dtype, **options})
+    if out is not None and (out.shape != matrix.shape or out.dtype != matrix.dtype or out.device != matrix.device):
+        raise ValueError(
+            f"orthogonalize: out must be like the matrix, {tuple(matrix.shape)} of {matrix.dtype} on {matrix.device};"
+            f" got {tuple(out.shape)} of {out.dtype} on {out.device}"
+        )
     if matrix.numel() == 0:
-        return matrix.clone()
+        return matrix.clone() if out is None else out
 
     batch = matrix.reshape(-1, *matrix.shape[-2:])
     tall = batch.shape[-2] > batch.shape[-1]
@@ -93,11 +105,12 @@ def orthogonalize(
         batch = batch.mT
     # Lightning's manual optimization steps inside autocast, which would override the precision chosen here.
     with torch.autocast(matrix.device.type, enabled=False):
-        normalized = _normalize(batch)
+        normalized = _normalize(batch, in_place=out is matrix)
         if check_finite:
             _check_finite(normalized, matrix.shape)
         factor = _METHODS[method].function(normalized.to(_precision(matrix, method, dtype)), **options)
-    return (factor.mT if tall else factor).to(matrix.dtype).reshape(matrix.shape)
+    factor = (factor.mT if tall else factor).reshape(matrix.shape)
+    return factor.to(matrix.dtype) if out is None else out.copy_(factor)
 
 
 def _check_method(method: str, options: dict[str, Any]) -> None:
@@ -121,22 +134,40 @@ def _precision(matrix: Tensor, method: str, wanted: torch.dtype | str | None) ->
         return torch.float64
     if matrix.is_mps:  # it has no float64
         return torch.float32
-    return _METHODS[method].cuda_dtype if matrix.is_cuda else _METHODS[method].dtype
+    if matrix.is_cuda:
+        return _METHODS[method].cuda_dtype
+    return _METHODS[method].fast_cpu_dtype if matrix.is_cpu and _cpu_multiplies_bfloat16() else _METHODS[method].dtype
 
 
-def _normalize(batch: Tensor) -> Tensor:
+@cache
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16; torch knows, but has no public name for it."""
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(supported is not None and supported() for supported in asked)
+
+
+def _normalize(batch: Tensor, in_place: bool) -> Tensor:
     """Scale each matrix of ``batch`` (b, m, n) to Frobenius norm one, so that no singular value exceeds one.
 
-    Dividing by the largest entry first keeps the squares from under- and overflowing. After that the norm is at least
-    one, except for a zero matrix, which the clamps keep zero: no floor distorts a small gradient. A matrix with a NaN
-    or an infinity becomes NaN in every entry.
+    No floor distorts a small gradient. A matrix with a NaN or an infinity becomes NaN in every entry.
     """
-    batch = batch.to(torch.promote_types(batch.dtype, torch.float32))
-    largest = torch.linalg.vector_norm(batch, torch.inf, dim=(-2, -1), keepdim=True)
-    scaled = batch / largest.clamp_min(torch.finfo(batch.dtype).tiny)
-    norm = torch.linalg.vector_norm(scaled, dim=(-2, -1), keepdim=True)
-    normalized: Tensor = scaled.div_(norm.clamp_min_(1.0))
-    return normalized
+    wide = batch.to(torch.promote_types(batch.dtype, torch.float32))
+    norms = _norms(wide).to(wide.dtype).clamp_min(torch.finfo(wide.dtype).tiny).view(-1, 1, 1)
+    return wide.div_(norms) if in_place else wide / norms
+
+
+def _norms(batch: Tensor) -> Tensor:
+    """Return the Frobenius norm of each matrix of ``batch`` (b, m, n), NaN for one with a NaN or an infinity.
+
+    In float64 the squares of float32 neither under- nor overflow. A CPU is slow at that, and may look first whether
+    float32 does.
+    """
+    if batch.is_cpu and batch.dtype == torch.float32 and not torch.compiler.is_compiling():
+        norms = torch.stack(torch._foreach_norm(batch.unbind()))
+        if ((norms > _SAFE_NORMS[0]) & (norms < _SAFE_NORMS[1])).all():
+            return norms
+    norms = torch.linalg.vector_norm(batch, dim=(-2, -1), dtype=torch.float64)
+    return norms.masked_fill(norms.isinf(), torch.nan)
 
 
 def _check_finite(normalized: Tensor, shape: torch.Size) -> None:

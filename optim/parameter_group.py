@@ -71,7 +71,8 @@ def check_options(label: str, options: Mapping[str, Any], hyperparameters: Itera
         _check_number(label, key, options[key], low, high)
     if options["neuron_beta"] is not None:
         _check_number(label, "neuron_beta", options["neuron_beta"], 0.0, 1.0)
-    _check_number(label, "batch_elements", options["batch_elements"], 1, None)
+    if options["batch_elements"] is not None:
+        _check_number(label, "batch_elements", options["batch_elements"], 1, None)
     betas = options["betas"]
     if len(betas) != 2:
         raise ValueError(f"{label}: betas must be two numbers, got {betas!r}")

@@ -1,11 +1,20 @@
 """Matrices with a known spectrum, and how far a factor is from their polar factor, in float64."""
 
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
+
+from lightning_muon.optim import orthogonalize
+
+
+@pytest.fixture(autouse=True)
+def single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute in float32 where no test says otherwise, also on a CPU that would take bfloat16."""
+    monkeypatch.setattr(sys.modules[orthogonalize.__module__], "_cpu_multiplies_bfloat16", lambda: False)
 
 
 class PolarError(NamedTuple):
