@@ -128,6 +128,10 @@ def _best(logged: Sequence[float]) -> float:
     return min((value for value in logged if math.isfinite(value)), default=math.nan)
 
 
+def _peak(logged: Sequence[float]) -> float:
+    return math.nan if any(math.isnan(value) for value in logged) else max(logged)
+
+
 def _median(logged: Sequence[float]) -> float:
     """Return the median, in which a few values at the end of a schedule do not count; NaN if one value is."""
     return math.nan if any(math.isnan(value) for value in logged) else statistics.median(logged)
@@ -217,12 +221,13 @@ HEALTH = (
         "{:.0f}".format,
     ),
     Quantity(
-        "weight RMS, largest matrix",
+        "weight RMS, peak of the largest",
         "under 1",
-        _of("weight_rms/max", _final),
+        _of("weight_rms/max", _peak),
         _above(1.0, 4.0),
         "the weights are large: raise weight_decay, or add AutoWeightDecay",
     ),
+    Quantity("weight RMS, final of the largest", "", _of("weight_rms/max", _final)),
     Quantity("weight RMS, growth since the start", "", _of("weight_rms/max", _growth), show="×{:.3g}".format),
     Quantity(
         "weight RMS, growth in the last quarter",
@@ -249,7 +254,7 @@ HEALTH = (
         _above(0.7, 0.9),
         "updates have lost rank: look at the gradients of the worst layer, by per_parameter",
     ),
-    Quantity("orthogonality error, largest", "", _of("orthogonality_error/max", max)),
+    Quantity("orthogonality error, largest", "", _of("orthogonality_error/max", _peak)),
     Quantity("singular value of the update, smallest", "", _of("singular_value_min/min", _median)),
     Quantity("singular value of the update, largest", "", _of("singular_value_max/max", _median)),
     Quantity("condition number of the gradient, median", "", _of("gradient_condition/mean", _median)),

@@ -38,7 +38,7 @@ def test_it_learns_and_writes(run: Run, tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         main(args=["report", "logs"])
     assert "│ val/loss, final" in capsys.readouterr().out
-    assert "| weight RMS, largest matrix | under 1 |" in (tmp_path / "logs" / "report" / "report.md").read_text()
+    assert "| weight RMS, peak of the largest | under 1 |" in (tmp_path / "logs" / "report" / "report.md").read_text()
 
 
 def test_a_run_continues_exactly_where_its_checkpoint_was_written(run: Run, tmp_path: Path) -> None:
