@@ -6,18 +6,22 @@ sets have the shapes of real models; gradients are random.
 
 import argparse
 import gc
+import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks.record import RESULTS, report
+from benchmarks.floor import machine_rates
+from benchmarks.peak_memory import peak_memory
+from benchmarks.peers import PEERS, installed_peers, split
+from benchmarks.record import REPOSITORY, RESULTS, report
 from lightning_muon.optim import MuonAdamW, route_parameters
 
 
@@ -74,16 +78,37 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "ours": {},
-    "ours, polar express 4": {
+    "ours, Polar Express, 4 steps": {
         "orthogonalizer": "polar_express",
         "orthogonalizer_options": {"steps": 4, "lower_bound": 0.01},
+    },
+    "ours, fast (Polar Express, 3 steps)": {
+        "orthogonalizer": "polar_express",
+        "orthogonalizer_options": {"steps": 3, "lower_bound": 0.02},
     },
     "ours, gram": {"orthogonalizer": "gram_newton_schulz"},
     "ours, NorMuon": {"neuron_beta": 0.95},
     "ours, cautious": {"cautious_weight_decay": True},
     "ours, PolarGrad (QDWH)": {"orthogonalizer": "qdwh", "update_scale": "nuclear_norm", "nesterov": False},
+    "ours, PolarGrad (QDWH), polar first": {
+        "orthogonalizer": "qdwh",
+        "update_scale": "nuclear_norm",
+        "nesterov": False,
+        "polar_first": True,
+    },
 }
 REFERENCE = "torch Muon + AdamW"
+# Those whose FLOPs are products of bfloat16, where the device has them: a floor can be given for their time.
+MULTIPLIES_IN_BFLOAT16 = {
+    REFERENCE,
+    "ours",
+    "ours, Polar Express, 4 steps",
+    "ours, fast (Polar Express, 3 steps)",
+    "ours, NorMuon",
+    "ours, cautious",
+}
+# Pairs of steps are repeated until they have taken this long, at least three and at most ``--rounds`` of them.
+SECONDS = 20.0
 
 
 @dataclass
@@ -91,12 +116,22 @@ class Contestant:
     """An optimizer, or several, on a model of their own."""
 
     optimizers: list[torch.optim.Optimizer]
-    model: nn.Module
+    gradients: dict[nn.Parameter, Tensor]
+
+    def prepare(self) -> None:
+        """Put the gradients back in place: some optimizers take them away."""
+        for parameter, gradient in self.gradients.items():
+            parameter.grad = gradient
 
     def step(self) -> None:
         """Take one step with all of them."""
         for optimizer in self.optimizers:
             optimizer.step()
+
+    def least_bytes(self) -> int:
+        """Return what a step must read (gradients, state and weights) and write (state and weights)."""
+        weights = sum(p.numel() * p.element_size() for p in self.gradients)
+        return 3 * weights + 2 * self.state_bytes()
 
     def state_bytes(self) -> int:
         """Return what their state takes."""
@@ -108,52 +143,65 @@ class Contestant:
 
 def torch_muon(model: nn.Module) -> list[torch.optim.Optimizer]:
     """Return ``torch.optim.Muon`` for hidden matrices of two dimensions beside AdamW, as its documentation does."""
-    groups = route_parameters(model)
-    parameters = [(p, g["algorithm"] == "muon" and p.ndim == 2) for g in groups for p in g["params"]]
-    rest = torch.optim.AdamW([p for p, fits in parameters if not fits])
-    matrices = [p for p, fits in parameters if fits]
-    return [*([torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw")] if matrices else []), rest]
+    hidden, rest = split(model)
+    matrices = [p for p in hidden if p.ndim == 2]
+    adamw = torch.optim.AdamW([*rest, *(p for p in hidden if p.ndim != 2)])
+    return [*([torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw")] if matrices else []), adamw]
 
 
-def contestants(build: Callable[[], nn.Module], device: str) -> Iterator[tuple[str, Callable[[], Contestant]]]:
+def contestants(
+    build: Callable[[], nn.Module], device: str, peers: Iterable[str]
+) -> Iterator[tuple[str, Callable[[], Contestant]]]:
     """Yield each contestant's name, and how to make it."""
 
     def make(optimizers: Callable[[nn.Module], list[torch.optim.Optimizer]]) -> Contestant:
         torch.manual_seed(0)
         model = build().to(device)
-        for parameter in model.parameters():
-            parameter.grad = torch.randn_like(parameter)
-        return Contestant(optimizers(model), model)
+        return Contestant(optimizers(model), {p: torch.randn_like(p) for p in model.parameters()})
 
     yield REFERENCE, partial(make, torch_muon)
     yield "torch AdamW alone", partial(make, lambda model: [torch.optim.AdamW(model.parameters())])
     for name, options in PRESETS.items():
         yield name, partial(make, partial(_ours, options))
+    for name in peers:
+        yield f"{name}, Muon", partial(make, PEERS[name])
 
 
 def _ours(options: dict[str, Any], model: nn.Module) -> list[torch.optim.Optimizer]:
     return [MuonAdamW(route_parameters(model), **options)]
 
 
-def measure(build: Callable[[], nn.Module], device: str, rounds: int) -> list[dict[str, Any]]:
+def measure(build: Callable[[], nn.Module], device: str, rounds: int, peers: Iterable[str]) -> list[dict[str, Any]]:
     """Time each contestant against the reference, turn by turn.
 
     Two stand in memory at a time. The ratio is the median over pairs of steps, so that what else the machine does
     falls on both.
     """
-    made = dict(contestants(build, device))
+    rates = machine_rates(device)
+    made = dict(contestants(build, device, peers))
     reference = made[REFERENCE]()
     rows = []
     for name, maker in made.items():
         contestant = reference if name == REFERENCE else maker()
+        contestant.prepare()
         contestant.step()
-        pairs = [(_seconds(reference, device), _seconds(contestant, device)) for _ in range(rounds)]
+        contestant.prepare()
+        peak = peak_memory(contestant.step, device)
+        contestant.prepare()
+        floor = rates.floor(contestant.step, contestant.least_bytes()) if name in MULTIPLIES_IN_BFLOAT16 else None
+        pairs: list[tuple[float, float]] = []
+        start = time.perf_counter()
+        while len(pairs) < min(3, rounds) or (len(pairs) < rounds and time.perf_counter() - start < SECONDS):
+            pairs.append((_seconds(reference, device), _seconds(contestant, device)))
         rows.append(
             {
                 "optimizer": name,
+                "rounds": len(pairs),
                 "ms": 1e3 * statistics.median(own for _, own in pairs),
                 "times torch's speed": statistics.median(theirs / own for theirs, own in pairs),
+                "floor ms": None if floor is None else 1e3 * floor,
                 "state MB": contestant.state_bytes() / 2**20,
+                "peak MB": None if peak is None else peak / 2**20,
             }
         )
         del contestant
@@ -162,6 +210,7 @@ def measure(build: Callable[[], nn.Module], device: str, rounds: int) -> list[di
 
 
 def _seconds(contestant: Contestant, device: str) -> float:
+    contestant.prepare()
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -171,19 +220,28 @@ def _seconds(contestant: Contestant, device: str) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.optimizer_step", description=__doc__)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--rounds", type=int, default=7, help="paired steps of each contestant")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON record")
-    arguments = parser.parse_args()
-    for model in arguments.models:
-        rows = measure(MODELS[model], arguments.device, arguments.rounds)
-        name = "optimizer_step-" + "".join(c if c.isalnum() else "_" for c in model.lower()) + f"-{arguments.device}"
-        columns = ["optimizer", "ms", "times torch's speed", "state MB"]
-        report(f"{model}: one step", rows, columns, {"rounds": arguments.rounds, "model": model}, name)
+    parser.add_argument("--quick", action="store_true", help="a tiny model, one round: does it run?")
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), help="which of them (default: those installed)")
+    parser.add_argument("--results", type=Path, help="folder for the JSON record")
+    options = parser.parse_args(arguments)
+    models = {"tiny": partial(gpt, 16, 1, 16)} if options.quick else {name: MODELS[name] for name in options.models}
+    # What --quick finds means nothing: it must not replace what was measured.
+    results = options.results or (REPOSITORY / "build" / "benchmarks" if options.quick else RESULTS)
+    rounds = 1 if options.quick else options.rounds
+    for model, build in models.items():
+        rows = measure(
+            build, options.device, rounds, peers=installed_peers() if options.peers is None else options.peers
+        )
+        name = "-".join(["optimizer_step", re.sub(r"\W+", "_", model.lower()), options.device])
+        columns = ["optimizer", "ms", "times torch's speed", "floor ms", "state MB", "peak MB"]
+        settings = {"rounds": rounds, "model": model, "quick": options.quick}
+        report(f"{model}: one step", rows, columns, settings, name, results)
 
 
 if __name__ == "__main__":

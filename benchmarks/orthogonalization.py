@@ -14,16 +14,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.record import RESULTS, report
+from benchmarks.record import REPOSITORY, RESULTS, report
 from lightning_muon.optim import orthogonalize
 from lightning_muon.optim.orthogonalize import Orthogonalizer
 
-REPOSITORY = Path(__file__).parents[1]
 REFERENCE = "newton_schulz"
 FULL = ("float32", "float64")
 HALF = ("bfloat16", "float16")
 SHAPES = [(768, 768), (768, 3072), (256, 1024), (24, 128, 128)]
-SPECTRA = ("gaussian", "condition 1e6", "half rank")
+SPECTRA = ("gaussian", "condition 1e3", "condition 1e6", "half rank")
 QUICK_SHAPES = [(32, 48), (3, 16, 16)]
 # Turns are repeated until they have taken this long, at least three and at most ``--rounds`` of them.
 SECONDS = 10.0
@@ -40,6 +39,7 @@ class Method(NamedTuple):
 METHODS = {
     REFERENCE: Method("newton_schulz", {}, (*FULL, *HALF)),
     "polar_express, 4 steps from 0.01": Method("polar_express", {"steps": 4, "lower_bound": 0.01}, (*FULL, *HALF)),
+    "polar_express, 3 steps from 0.02": Method("polar_express", {"steps": 3, "lower_bound": 0.02}, (*FULL, *HALF)),
     "polar_express": Method("polar_express", {}, (*FULL, *HALF)),
     "polar_express, 8 steps": Method("polar_express", {"steps": 8}, (*FULL, *HALF)),
     "polar_express, runs of 3": Method("polar_express", {"restart_every": 3}, (*FULL, "float16")),
@@ -76,12 +76,13 @@ class Case(NamedTuple):
 
 
 def make_case(shape: tuple[int, ...], spectrum: str, dtype: torch.dtype, device: str) -> Case:
-    """Make matrices with a spectrum: gaussian, evenly spaced in the logarithm down to 1e-6, or half of it zero."""
+    """Make matrices with a spectrum: gaussian, evenly spaced in the logarithm, or half of it zero."""
     generator = torch.Generator().manual_seed(0)
     gaussian = torch.randn(shape, generator=generator, dtype=torch.float64).reshape(-1, *shape[-2:])
     u, values, vh = torch.linalg.svd(gaussian, full_matrices=False)
-    if spectrum == "condition 1e6":
-        values = torch.logspace(0, -6, values.shape[-1], dtype=torch.float64).expand_as(values)
+    if spectrum.startswith("condition"):
+        decades = torch.tensor(float(spectrum.split()[1])).log10()
+        values = torch.logspace(0, -float(decades), values.shape[-1], dtype=torch.float64).expand_as(values)
     elif spectrum == "half rank":
         values = values * (torch.arange(values.shape[-1]) < values.shape[-1] // 2)
     matrices = ((u * values.unsqueeze(-2)) @ vh).to(dtype)

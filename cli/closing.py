@@ -1,5 +1,7 @@
 """What a run says when it is over: how good it is, where it lies, what to do next."""
 
+from pathlib import Path
+
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -9,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_muon.cli.program_name import python, quoted
+from lightning_muon.strategies import is_checkpoint_folder
 
 
 @rank_zero_only
@@ -32,7 +35,8 @@ def print_closing(trainer: Trainer, model: LightningModule, program: str) -> Non
             look = f"{python()} -m tensorboard.main --logdir {quoted(str(logger.save_dir))}"
             console.print(f"look:       {look}", soft_wrap=True, markup=False, highlight=False)
     if checkpoint and is_overridden("predict_step", model):
-        console.print(f"predict:    {program} predict --ckpt_path {quoted(checkpoint)}", soft_wrap=True)
+        sharded = " --trainer.strategy fsdp2" if is_checkpoint_folder(Path(checkpoint)) else ""
+        console.print(f"predict:    {program} predict --ckpt_path {quoted(checkpoint)}{sharded}", soft_wrap=True)
 
 
 def _checkpoint(trainer: Trainer) -> str:

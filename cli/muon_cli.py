@@ -12,6 +12,7 @@ import jsonargparse
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
@@ -21,12 +22,13 @@ from lightning_muon.cli.closing import print_closing
 from lightning_muon.cli.errors import explain, message_for_the_user
 from lightning_muon.cli.exit import debugging, exit_with
 from lightning_muon.cli.optimizer_resume import KeepCommandLineOnResume
+from lightning_muon.cli.program import OTHER_COMMANDS
 from lightning_muon.cli.program_name import program_name
 from lightning_muon.cli.quiet import hush_lightning
-from lightning_muon.cli.report import SUMMARY
 from lightning_muon.cli.resume import CheckpointHyperparameters, ModuleArguments, say
 from lightning_muon.cli.saved_config import SaveRunConfig
 from lightning_muon.cli.sources import INTERPOLATION, Given, flatten, plain_key, read_given
+from lightning_muon.strategies import check_resumable, clip_by_norm, is_checkpoint_folder
 
 # Without it `${model.dim}` could not be told from a key of the parser's root, which lies above the subcommand.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -92,10 +94,12 @@ class MuonCLI(LightningCLI):
     @override
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
-        # For `--help` and for errors that list the subcommands: `main` has run it before it comes here.
+        # For `--help` and for errors that list the subcommands: `main` has run these before it comes here.
         commands = parser._subcommands_action
-        if commands is not None:
-            commands.add_subcommand("report", self.init_parser(description=SUMMARY), help=SUMMARY)
+        if commands is None:
+            return
+        for name, summary in OTHER_COMMANDS.items():
+            commands.add_subcommand(name, self.init_parser(description=summary), help=summary)
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -198,7 +202,26 @@ class MuonCLI(LightningCLI):
             # Lightning's monitor refuses to run without a logger, where it has nothing to do.
             kept = [entry for entry in config["callbacks"] or [] if not isinstance(entry, LearningRateMonitor)]
             config["callbacks"] = kept
-        return super()._instantiate_trainer(config, callbacks)
+        trainer = super()._instantiate_trainer(config, callbacks)
+        if isinstance(trainer.strategy, FSDPStrategy):
+            clip_by_norm(trainer.strategy)
+        self._check_checkpoint(trainer)
+        return trainer
+
+    def _check_checkpoint(self, trainer: Trainer) -> None:
+        """Refuse a checkpoint that the strategy could not read, or would read wrongly."""
+        ckpt_path = self._given_value("ckpt_path")
+        path = Path(str(ckpt_path))
+        if ckpt_path is None or not path.exists():  # which one it is, `last` for instance, only the trainer will know
+            return
+        fsdp = isinstance(trainer.strategy, FSDPStrategy)
+        if fsdp and self.subcommand == "fit":
+            check_resumable(path)
+        if is_checkpoint_folder(path) and not fsdp and not isinstance(trainer.strategy, ModelParallelStrategy):
+            raise ValueError(
+                f"--ckpt_path: '{path}' is a sharded checkpoint: add --trainer.strategy fsdp2, or make a file of it by"
+                f" '{program_name()} consolidate {path} <file>'"
+            )
 
     def before_predict(self) -> None:
         """Warns of predictions that mean nothing."""

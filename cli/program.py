@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from lightning_muon.cli.muon_cli import MuonCLI
 
 
+# What needs neither module nor data, and is not MuonCLI's, with what --help says of it.
+OTHER_COMMANDS = {
+    "report": "Show the health of one run, or of several side by side.",
+    "consolidate": "Make one file of a sharded checkpoint, which is a folder.",
+}
+
+
 def main(
     model_class: "type[LightningModule] | Callable[..., LightningModule] | None" = None,
     datamodule_class: "type[LightningDataModule] | Callable[..., LightningDataModule] | None" = None,
@@ -20,7 +27,8 @@ def main(
 ) -> "MuonCLI":
     """Runs the command line of a project; what its ``__main__`` calls.
 
-    ``report`` reads finished runs and needs no module; all other subcommands are :class:`MuonCLI`'s.
+    Beside the subcommands of :class:`MuonCLI` there are ``report``, which shows how healthy runs are, and
+    ``consolidate``, which makes one file of a sharded checkpoint.
 
     Example::
 
@@ -36,13 +44,19 @@ def main(
         What ran: its ``trainer``, ``model``, ``datamodule`` and ``config``.
 
     Raises:
-        SystemExit: With code 0 after a report, and with code 2 after an error of the user, which is one line on stderr.
+        SystemExit: With code 0 after ``report`` and ``consolidate``; with code 2 after an error of the user, which is
+            one line on stderr.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     if arguments[:1] == ["report"]:
         from lightning_muon.cli.report import run_report  # noqa: PLC0415 - only what was asked for is imported
 
         run_report(arguments[1:])
+        raise SystemExit(0)
+    if arguments[:1] == ["consolidate"]:
+        from lightning_muon.cli.consolidate import consolidate  # noqa: PLC0415
+
+        consolidate(arguments[1:])
         raise SystemExit(0)
     from lightning_muon.cli.muon_cli import MuonCLI  # noqa: PLC0415 - which takes seconds to import
 

@@ -13,12 +13,12 @@ from rich.text import Text
 
 from lightning_muon.cli.exit import debugging, exit_with
 from lightning_muon.cli.health import Comparison, Figure
+from lightning_muon.cli.program import OTHER_COMMANDS
 from lightning_muon.cli.program_name import program_name
 from lightning_muon.cli.report_files import ReportFileError, write_report
 from lightning_muon.cli.run_log import RunLogError, find_runs, read_run, run_names
 
 SIDE_BY_SIDE = 5
-SUMMARY = "Show the health of one run, or of several side by side."
 COLOURS = {"ok": "green", "watch": "yellow", "bad": "red", None: ""}
 
 
@@ -91,7 +91,7 @@ def print_comparison(comparison: Comparison) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"{program_name()} report",
-        description=f"{SUMMARY} Reads what TensorBoardLogger and CSVLogger wrote.",
+        description=f"{OTHER_COMMANDS['report']} Reads what TensorBoardLogger and CSVLogger wrote.",
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -63,6 +63,8 @@ class MuonAdamW(torch.optim.Optimizer):
         cautious_weight_decay: Let only those weights decay that the step does not push outwards, in all groups.
         batch_elements: Bound of the memory for batches of matrices, in elements; a single parameter may be larger.
             Default: 2²⁴, and 2²⁰ on a CPU, where a batch is fastest in its cache.
+        compile: Let ``torch.compile`` translate the orthogonalizer, once for each shape of a batch. That takes up to a
+            minute at the first step, and is meant for GPUs; what is saved and loaded does not change.
         betas: AdamW's decay of the averages of the gradient and of its square.
         eps: AdamW's term in the denominator.
 
@@ -96,6 +98,7 @@ class MuonAdamW(torch.optim.Optimizer):
         neuron_beta: float | None = None,
         cautious_weight_decay: bool = False,
         batch_elements: int | None = None,
+        compile: bool = False,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
     ) -> None:
@@ -115,6 +118,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 "neuron_beta": neuron_beta,
                 "cautious_weight_decay": cautious_weight_decay,
                 "batch_elements": batch_elements,
+                "compile": compile,
                 "betas": betas,
                 "eps": eps,
             },

@@ -115,6 +115,7 @@ def _orthogonalize(
         matrices,
         options["orthogonalizer"],
         check_finite=False,
+        compile=options["compile"],
         out=matrices if ours else None,
         **options["orthogonalizer_options"],
     )

@@ -38,6 +38,7 @@ _METHODS = {
     "zolo_pd": _Method(zolo_pd, _FULL, _FP32, _FP32, _FP32),
     "svd": _Method(svd, _FULL, _FP64, _FP64, _FP64),
 }
+MOST_SHAPES = 1024
 # Norms between which no square of an entry that matters leaves the range of float32, from 1e-38 to 3e38.
 _SAFE_NORMS = 1e-12, 1e18
 
@@ -48,6 +49,7 @@ def orthogonalize(
     *,
     dtype: torch.dtype | str | None = None,
     check_finite: bool = True,
+    compile: bool = False,
     out: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
@@ -68,6 +70,8 @@ def orthogonalize(
         check_finite: Whether to raise an error that names the matrices with NaN or infinite entries. It waits for the
             device, and ``torch.compile`` cannot trace it. Without it, such a matrix comes out as NaN in every entry,
             so that one entry of each tells, and the others of its batch are not touched.
+        compile: Whether ``torch.compile`` translates the method, once for each shape: for GPUs, where it fuses what
+            lies between the products.
         out: Where the factor is written: a tensor like ``matrix``, or ``matrix`` itself, which saves a copy of it.
         **options: What the method takes, such as ``steps`` and ``coefficients`` of
             :func:`~lightning_muon.optim.newton_schulz.newton_schulz`.
@@ -108,7 +112,8 @@ def orthogonalize(
         normalized = _normalize(batch, in_place=out is matrix)
         if check_finite:
             _check_finite(normalized, matrix.shape)
-        factor = _METHODS[method].function(normalized.to(_precision(matrix, method, dtype)), **options)
+        run = _compiled(method) if compile else _METHODS[method].function
+        factor = run(normalized.to(_precision(matrix, method, dtype)), **options)
     factor = (factor.mT if tall else factor).reshape(matrix.shape)
     return factor.to(matrix.dtype) if out is None else out.copy_(factor)
 
@@ -140,6 +145,20 @@ def _precision(matrix: Tensor, method: str, wanted: torch.dtype | str | None) ->
 
 
 @cache
+def _compiled(method: str) -> Callable[..., Tensor]:
+    """Return a method, compiled for each shape and set of options that it meets."""
+    compiled = torch.compile(_METHODS[method].function, dynamic=False)
+
+    def run(matrix: Tensor, **options: Any) -> Tensor:
+        # A model has more shapes than torch would compile for; beyond its limit it would fall back, with a warning.
+        with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):
+            factor: Tensor = compiled(matrix, **options)
+        return factor
+
+    return run
+
+
+@cache
 def _cpu_multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions for products of bfloat16; torch knows, but has no public name for it."""
     asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
@@ -163,11 +182,11 @@ def _norms(batch: Tensor) -> Tensor:
     float32 does.
     """
     if batch.is_cpu and batch.dtype == torch.float32 and not torch.compiler.is_compiling():
-        norms = torch.stack(torch._foreach_norm(batch.unbind()))
-        if ((norms > _SAFE_NORMS[0]) & (norms < _SAFE_NORMS[1])).all():
-            return norms
-    norms = torch.linalg.vector_norm(batch, dim=(-2, -1), dtype=torch.float64)
-    return norms.masked_fill(norms.isinf(), torch.nan)
+        fast = torch.stack(torch._foreach_norm(batch.unbind()))
+        if ((fast > _SAFE_NORMS[0]) & (fast < _SAFE_NORMS[1])).all():
+            return fast
+    norms: Tensor = torch.linalg.vector_norm(batch, dim=(-2, -1), dtype=torch.float64)
+    return norms.masked_fill_(norms.isinf(), torch.nan)
 
 
 def _check_finite(normalized: Tensor, shape: torch.Size) -> None:

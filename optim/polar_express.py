@@ -45,7 +45,8 @@ def polar_express(matrix: Tensor, steps: int = 5, lower_bound: float = 1e-3, res
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
     quintics = optimal_composition(steps, lower_bound)
-    run = cheapest_runs(quintics, restart_every, *matrix.shape[-2:], torch.finfo(matrix.dtype).eps)[0]
+    m, n = matrix.shape[-2:]
+    run = cheapest_runs(quintics, restart_every, m, n, torch.finfo(matrix.dtype).eps)[0]
     matrix = _normalize_and_run(matrix, run)
     return apply_quintics(matrix, quintics[len(run) :], restart_every)
 

@@ -32,7 +32,8 @@ def apply_quintics(matrix: Tensor, schedule: tuple[Quintic, ...], longest_run: i
     Returns:
         Shape (batch, m, n), in the dtype of ``matrix``.
     """
-    for run in cheapest_runs(schedule, longest_run, *matrix.shape[-2:], torch.finfo(matrix.dtype).eps):
+    m, n = matrix.shape[-2:]
+    for run in cheapest_runs(schedule, longest_run, m, n, torch.finfo(matrix.dtype).eps):
         gram = torch.bmm(matrix, matrix.mT)
         if len(run) == 1:
             a, b, c = run[0]
@@ -54,15 +55,19 @@ def cheapest_runs(
 
 def gram_polynomial(gram: Tensor, run: tuple[Quintic, ...]) -> Tensor:
     """Multiply up the polynomials of ``run`` for a Gram matrix of shape (batch, m, m)."""
-    product: Tensor | None = None
-    for step, (a, b, c) in enumerate(run):
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = polynomial if product is None else torch.bmm(polynomial, product)
-        if step < len(run) - 1:
-            gram = torch.bmm(torch.bmm(polynomial, gram), polynomial)
-    assert product is not None
+    factor = product = _polynomial(gram, run[0])
+    for quintic in run[1:]:
+        gram = torch.bmm(torch.bmm(factor, gram), factor)
+        factor = _polynomial(gram, quintic)
+        product = torch.bmm(factor, product)
     return product
+
+
+def _polynomial(gram: Tensor, quintic: Quintic) -> Tensor:
+    a, b, c = quintic
+    polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+    return polynomial
 
 
 def _runs(schedule: tuple[Quintic, ...], longest: int, epsilon: float) -> list[tuple[Quintic, ...]]:

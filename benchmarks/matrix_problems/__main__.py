@@ -10,9 +10,8 @@ from benchmarks.matrix_problems.methods import METHODS
 from benchmarks.matrix_problems.plots import plot
 from benchmarks.matrix_problems.problems import PROBLEMS
 from benchmarks.matrix_problems.training import Curve, Run, train
-from benchmarks.record import RESULTS, report
+from benchmarks.record import REPOSITORY, RESULTS, report
 
-REPOSITORY = Path(__file__).parents[2]
 POINTS = 60  # of a curve
 QUICK_STEPS = 5
 

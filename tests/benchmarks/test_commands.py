@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import orthogonalization
+from benchmarks import optimizer_step, orthogonalization
 from benchmarks.matrix_problems import __main__ as matrix_problems
 from benchmarks.matrix_problems.methods import METHODS
 from benchmarks.matrix_problems.problems import PROBLEMS, Problem
@@ -47,6 +47,18 @@ def test_orthogonalization(tmp_path: Path) -> None:
             accurate = 1e-13 if row["precision"] == "float64" else 1e-5
             errors = [row[f"{e}, {s}"] for s in orthogonalization.SPECTRA for e in ("orthogonality", "backward")]
             assert max(errors) <= accurate, row
+
+
+@pytest.mark.timeout(60)
+def test_optimizer_step(tmp_path: Path) -> None:
+    optimizer_step.main(["--quick", "--peers", "--device", "cpu", "--results", str(tmp_path)])
+    rows = {row["optimizer"]: row for row in record(tmp_path / "optimizer_step-tiny-cpu.json")["rows"]}
+    assert {optimizer_step.REFERENCE, *optimizer_step.PRESETS} < set(rows)
+    assert all(row["ms"] > 0 for row in rows.values())
+    # Muon keeps one moment of each matrix, AdamW two of each parameter.
+    ours, adamw = rows["ours"]["state MB"], rows["torch AdamW alone"]["state MB"]
+    assert ours == pytest.approx(rows[optimizer_step.REFERENCE]["state MB"])
+    assert ours < 0.7 * adamw
 
 
 @pytest.mark.parametrize("name", PROBLEMS)

@@ -62,13 +62,13 @@ def test_the_text_is_joined_once_and_again_when_a_file_changes(tmp_path: Path, c
     assert {path.name for path in (tmp_path / "data").iterdir()} == {first._folder.name, third._folder.name}
 
 
-def test_batches_depend_on_seed_and_number_alone() -> None:
+def test_crops_depend_on_seed_and_number_alone() -> None:
     text = torch.arange(256, dtype=torch.uint8).repeat(4)
     one, other = Crops(text, 16, 4, 10, seed=1), Crops(text, 16, 4, 10, seed=2)
     batches = list(one)
     assert len(batches) == len(one) == 10
-    assert torch.equal(batches[3], one[3])
-    assert not torch.equal(one[3], other[3])
+    assert torch.equal(batches[3][1], one.crop(13))
+    assert not torch.equal(one.crop(13), other.crop(13))
     assert all(batch.shape == (4, 17) and batch.dtype == torch.uint8 for batch in batches)
     assert all(row.int().diff().remainder(256).eq(1).all() for row in batches[0])  # consecutive bytes of the text
 
@@ -86,6 +86,19 @@ def test_ranks_together_draw_what_one_would() -> None:
     alone = list(Crops(text, 16, 4, 6, seed=0))
     interleaved = [batch for pair in zip(*ranks, strict=True) for batch in pair]
     assert torch.equal(torch.stack(interleaved), torch.stack(alone))
+    large = list(Crops(text, 16, 8, 3, seed=0))
+    assert torch.equal(torch.cat(interleaved), torch.cat(large))
+
+
+def test_it_continues_under_another_number_of_ranks() -> None:
+    text = torch.randint(256, (1000,)).to(torch.uint8)
+    alone, resumed = Crops(text, 16, 4, 4, seed=0), [Crops(text, 16, 2, 4, 0, rank, world_size=2) for rank in range(2)]
+    batches = iter(alone)
+    next(batches)
+    for crops in resumed:
+        crops.load_state_dict(alone.state_dict())
+    halves = [next(iter(crops)) for crops in resumed]
+    assert torch.equal(next(batches), torch.cat(halves))
 
 
 def test_it_continues_where_it_stopped() -> None:

@@ -12,7 +12,8 @@ from lightning_muon.cli import MuonCLI, main
 Run = Callable[..., MuonCLI]
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-PRESETS = sorted(CONFIGS.rglob("*.yaml"))
+PRESETS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "strategy")
+STRATEGIES = sorted(path for path in CONFIGS.glob("strategy/*.yaml") if path.stem != "fsdp")  # which needs a GPU
 
 
 def test_it_learns_and_writes(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +57,17 @@ def test_every_preset_trains(run: Run, preset: Path) -> None:
     cli = run("fit", f"--config={preset}", "--trainer.max_steps=2", "--trainer.limit_val_batches=1")
     assert cli.trainer.global_step == 2
     assert all(p.isfinite().all() for p in cli.model.parameters())
+
+
+@pytest.mark.parametrize("preset", STRATEGIES, ids=lambda path: path.stem)
+def test_every_strategy_trains(run: Run, preset: Path) -> None:
+    plain = ["--trainer.callbacks=null", "--model.optimizer=AdamW"]
+    try:
+        cli = run("fit", f"--config={preset}", *plain, "--trainer.max_steps=2", "--trainer.limit_val_batches=1")
+        assert cli.trainer.global_step == 2
+        assert all(p.isfinite().all() for p in cli.model.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 PLATEAU = ["--model.lr_scheduler=lightning.pytorch.cli.ReduceLROnPlateau", "--model.lr_scheduler.monitor=val/loss"]

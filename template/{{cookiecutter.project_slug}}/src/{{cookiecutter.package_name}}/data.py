@@ -156,7 +156,9 @@ class TextData(L.LightningDataModule):
 
 
 class Crops:
-    """Batches of random crops of a text: batch i of all ranks together depends on the seed and on i alone.
+    """Batches of random crops of a text: crop i depends on the seed and on i alone.
+
+    Ranks take turns, a batch each. So two devices with half the batch, or two batches accumulated, see what one sees.
 
     Args:
         text: Shape (bytes,), dtype uint8.
@@ -199,17 +201,17 @@ class Crops:
         if not self.endless:
             self.drawn = 0
         for _ in range(self.length):
-            index = self.drawn
-            self.drawn += self.world_size
-            yield self[index + self.rank]
+            first = self.drawn + self.rank * self.batch_size
+            self.drawn += self.world_size * self.batch_size
+            yield torch.stack([self.crop(number) for number in range(first, first + self.batch_size)])
 
-    def __getitem__(self, index: int) -> Tensor:
-        """Return batch number ``index``."""
-        starts = np.random.default_rng([self.seed, index]).integers(len(self.text) - self.context, size=self.batch_size)
-        return torch.stack([self.text[start : start + self.context + 1] for start in starts.tolist()])
+    def crop(self, number: int) -> Tensor:
+        """Return a crop of shape (context + 1,)."""
+        start = int(np.random.default_rng([self.seed, number]).integers(len(self.text) - self.context))
+        return self.text[start : start + self.context + 1]
 
     def state_dict(self) -> dict[str, int]:
-        """Return how far all ranks together have come; Lightning keeps it in the checkpoint."""
+        """Return how many crops all ranks together have drawn; Lightning keeps it in the checkpoint."""
         return {"drawn": self.drawn}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:

@@ -1,0 +1,81 @@
+"""Which modules of a model are sharded each by itself: gathered when they run, and let go again."""
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+from torch import nn
+
+BlockPolicy = Callable[[str, nn.Module], bool]
+"""Takes the name of a module and the module, and returns whether it is a block."""
+
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
+
+def find_blocks(root: nn.Module, blocks: Sequence[str] | BlockPolicy | None = None) -> list[nn.Module]:
+    """Find the blocks of a model, inner ones before those that hold them.
+
+    Args:
+        root: The model; it is never a block itself.
+        blocks: Names of classes, such as ``["Block"]``; or a function ``(name, module) -> bool``. ``None`` takes the
+            modules of a class that occurs at least twice in one ``ModuleList``, ``ModuleDict`` or ``Sequential``, which
+            are the layers of nearly every model; of nested ones the outermost.
+
+    Returns:
+        The blocks. One that shares a parameter with the rest of the model, such as an embedding tied to the head, is
+        left out: what is tied has to be gathered together.
+
+    Raises:
+        ValueError: If a name, or the function, matches no module.
+    """
+    if blocks is None:
+        found = list(_repeated(root))
+    elif callable(blocks):
+        found = [module for name, module in root.named_modules() if module is not root and blocks(name, module)]
+        if not found:
+            raise ValueError(f"blocks: the function {blocks} matches no module of {type(root).__name__}")
+    else:
+        found = _of_classes(root, blocks)
+    holders = _holders(root)
+    return [block for block in reversed(found) if _owns_its_parameters(block, holders)]
+
+
+def _repeated(module: nn.Module) -> Iterator[nn.Module]:
+    children = list(module.children())
+    counts = Counter(type(child) for child in children if _has_parameters(child))
+    for child in children:
+        if isinstance(module, _CONTAINERS) and counts[type(child)] > 1 and _has_parameters(child):
+            yield child
+        else:
+            yield from _repeated(child)
+
+
+def _of_classes(root: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    modules = [module for module in root.modules() if module is not root and _has_parameters(module)]
+    classes = sorted({type(module).__name__ for module in modules})
+    for name in names:
+        if name not in classes:
+            near = difflib.get_close_matches(name, classes, n=1)
+            raise ValueError(
+                f"blocks: {type(root).__name__} has no module of class {name!r}"
+                f"{f'; did you mean {near[0]!r}?' if near else '.'} There are {', '.join(classes) or 'none'}"
+            )
+    return [module for module in modules if type(module).__name__ in names]
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _holders(root: nn.Module) -> dict[int, set[int]]:
+    """For each parameter, by its id, the ids of the modules that hold it directly."""
+    holders: dict[int, set[int]] = {}
+    for module in root.modules():
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(id(parameter), set()).add(id(module))
+    return holders
+
+
+def _owns_its_parameters(block: nn.Module, holders: dict[int, set[int]]) -> bool:
+    inside = {id(module) for module in block.modules()}
+    return all(holders[id(parameter)] <= inside for parameter in block.parameters())

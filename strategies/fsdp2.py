@@ -1,0 +1,361 @@
+"""The strategy that shards any model with FSDP2."""
+
+import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning.fabric.strategies.fsdp import _move_torchmetrics_to_device
+from lightning.fabric.utilities.init import _materialize_distributed_module
+from lightning.fabric.utilities.optimizer import _optimizers_to_device
+from lightning.fabric.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
+from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_muon.strategies.blocks import BlockPolicy, find_blocks
+from lightning_muon.strategies.checkpoint_folder import (
+    is_checkpoint_folder,
+    read_checkpoint_folder,
+    write_checkpoint_folder,
+)
+from lightning_muon.strategies.model_state import load_model_state
+from lightning_muon.strategies.optimizer_state import gathered, matched, named_state, numbered
+from lightning_muon.strategies.shard import gather
+
+_STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    r"""Shards parameters, gradients and optimizer state over all devices, with torch's ``fully_shard`` (FSDP2).
+
+    The module needs no ``configure_model``: after it was made as for one device, its blocks are sharded each by itself,
+    so that only one or two of them are whole at a time, and what remains is sharded together. ``training_step`` and the
+    other steps may call any method of any submodule. If a ``configure_model`` shards something itself, only what it did
+    counts; it finds ``self.device_mesh["data_parallel"]``.
+
+    ``--trainer.precision bf16-mixed`` keeps and updates the weights in float32, sends them around in bfloat16, and
+    reduces gradients in float32. ``bf16-true``, ``16-true``, ``32-true`` and ``64-true`` keep everything in that type.
+
+    Checkpoints load under any number of devices. Those of one device and of DDP load here, and files written with
+    ``state_dict_type="full"`` load there: weights and optimizer state, exactly.
+
+    Args:
+        blocks: Which modules are sharded each by itself: class names, such as ``["Block"]``, or a function
+            ``(name, module) -> bool``. Default: the layers that repeat, see
+            :func:`~lightning_muon.strategies.find_blocks`.
+        replicate_size: Keep so many replicas of the model, each sharded over ``world size / replicate_size``
+            neighbouring devices (HSDP). With the number of nodes, shards stay inside a node, and only gradients travel
+            between nodes.
+        reshard_after_forward: Let the weights of a block go between forward and backward: less memory, one more
+            gathering (ZeRO-3). ``False`` keeps them (ZeRO-2).
+        accumulate_sharded: Reduce gradients after each batch that is accumulated, instead of once for all: less memory,
+            because no rank keeps whole gradients, and more communication.
+        find_unused_parameters: Set it where a rank may not use a parameter that another uses, such as an expert that
+            got no token: a missing gradient then counts as zero, also where no rank has one. Needs torch 2.13.
+        cpu_offload: Keep weights, gradients and optimizer state in the memory of the CPU, and update them there.
+        state_dict_type: ``"sharded"``: a checkpoint is a folder into which each rank writes its shards. ``"full"``: one
+            file, as one device writes it, gathered on rank 0.
+        process_group_backend: Default: ``nccl`` on GPUs, ``gloo`` on CPUs.
+        timeout: How long a collective may take.
+
+    Raises:
+        ValueError: If an argument cannot be, with its name. When training starts: if a block is not found,
+            ``replicate_size`` does not divide the world size, or the precision is not one of the above.
+    """
+
+    def __init__(
+        self,
+        blocks: list[str] | BlockPolicy | None = None,
+        replicate_size: int = 1,
+        reshard_after_forward: bool = True,
+        accumulate_sharded: bool = False,
+        find_unused_parameters: bool = False,
+        cpu_offload: bool = False,
+        state_dict_type: Literal["sharded", "full"] = "sharded",
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = default_pg_timeout,
+    ) -> None:
+        if replicate_size < 1:
+            raise ValueError(f"replicate_size must be at least 1, got {replicate_size}")
+        if state_dict_type not in {"sharded", "full"}:
+            raise ValueError(f"state_dict_type must be 'sharded' or 'full', got {state_dict_type!r}")
+        if find_unused_parameters and not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+            raise ValueError(f"find_unused_parameters needs torch 2.13, this is {torch.__version__}")
+        super().__init__(process_group_backend=process_group_backend, timeout=timeout)
+        self.blocks = blocks
+        self.replicate_size = replicate_size
+        self.reshard_after_forward = reshard_after_forward
+        self.accumulate_sharded = accumulate_sharded
+        self.find_unused_parameters = find_unused_parameters
+        self.cpu_offload = cpu_offload
+        self.state_dict_type = state_dict_type
+
+    # ---- processes
+
+    @override
+    def setup_environment(self) -> None:
+        ParallelStrategy.setup_environment(self)
+        if self.cpu_offload and self.root_device.type == "cpu":
+            rank_zero_warn("cpu_offload has no effect: the accelerator is the CPU")
+            self.cpu_offload = False
+        if self.cpu_offload and self._process_group_backend is None:
+            # Norms of gradients that lie on the CPU are reduced there.
+            self._process_group_backend = f"cpu:gloo,{self.root_device.type}:nccl"
+        self._setup_distributed()
+        if self._device_mesh is None:
+            self._device_mesh = self._make_mesh()
+        cast("LightningModule", self.lightning_module)._device_mesh = self._device_mesh
+
+    def _make_mesh(self) -> DeviceMesh:
+        """All devices, as ``data_parallel``; with replicas, (replicate, shard) beside it."""
+        if self.world_size % self.replicate_size:
+            raise ValueError(f"replicate_size {self.replicate_size} does not divide the {self.world_size} devices")
+        if self.replicate_size == 1:
+            return init_device_mesh(self.root_device.type, (self.world_size,), mesh_dim_names=("data_parallel",))
+        shape = (self.replicate_size, self.world_size // self.replicate_size)
+        mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=("replicate", "shard"))
+        mesh._flatten("data_parallel")
+        return mesh
+
+    @property
+    @override
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    # ---- the model
+
+    @property
+    def _root(self) -> nn.Module:
+        return cast("nn.Module", self.model)
+
+    @override
+    def setup(self, trainer: Trainer) -> None:
+        policy = _mixed_precision(self.precision_plugin)
+        cast("Accelerator", self.accelerator).setup(trainer)
+        _turn_inference_mode_off(trainer)
+        self.model = self.precision_plugin.convert_module(self._root)
+        if not _is_sharded(self._root):
+            self._shard(self._root, policy)
+        elif self.world_size > 1:
+            _check_complete(self._root)
+        _materialize_distributed_module(self._root, self.root_device)
+        self._others_to_device()
+        self.barrier()
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        if fitting:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+        if fitting and not self.cpu_offload:
+            _optimizers_to_device(self.optimizers, self.root_device)
+
+    def _shard(self, model: nn.Module, policy: MixedPrecisionPolicy) -> None:
+        options: dict[str, Any] = {"mesh": self.device_mesh, "mp_policy": policy}
+        if self.cpu_offload:
+            options["offload_policy"] = CPUOffloadPolicy()
+        blocks = find_blocks(model, self.blocks)
+        self._broadcast_weights(model)
+        for block in blocks:
+            fully_shard(block, reshard_after_forward=self.reshard_after_forward, **options)
+        # The rest is used at both ends of the model: it would be let go only to be gathered again at once.
+        fully_shard(model, reshard_after_forward=False, **options)
+        if self.find_unused_parameters:
+            cast("FSDPModule", model).set_reduce_scatter_unused_params(True)
+        for step in _STEPS:
+            register_fsdp_forward_method(model, step)
+
+    def _broadcast_weights(self, model: nn.Module) -> None:
+        """Give all ranks the weights of rank 0: each keeps a part only, and the parts have to fit together."""
+        for tensor in chain(model.parameters(), model.buffers()):
+            if not tensor.is_meta:
+                on_device = tensor.detach().to(self.root_device).contiguous()
+                dist.broadcast(on_device, src=0)
+                tensor.data.copy_(on_device)
+
+    def _others_to_device(self) -> None:
+        """Move to the device what is not sharded; with ``cpu_offload`` without the shards, which stay on the CPU."""
+        if not self.cpu_offload:
+            self._root.to(self.root_device)
+            return
+        for buffer in self._root.buffers():
+            buffer.data = buffer.data.to(self.root_device)
+        _move_torchmetrics_to_device(self._root, self.root_device)
+
+    # ---- steps
+
+    @override
+    def validation_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        with self._resharded_afterwards():
+            return super().validation_step(*args, **kwargs)
+
+    @override
+    def test_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        with self._resharded_afterwards():
+            return super().test_step(*args, **kwargs)
+
+    @override
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self._resharded_afterwards():
+            return super().predict_step(*args, **kwargs)
+
+    @contextmanager
+    def _resharded_afterwards(self) -> Generator[None, None, None]:
+        """Let go what no backward will need: until then ``parameters()`` would give other tensors than training's."""
+        yield
+        self._reshard()
+
+    def _reshard(self) -> None:
+        for module in self._sharded_modules():
+            module.reshard()
+
+    @contextmanager
+    def block_backward_sync(self) -> Generator[None, None, None]:
+        """Accumulate gradients without reducing them, unless they are to be accumulated in shards."""
+        if self.accumulate_sharded:
+            yield
+            return
+        for module in self._sharded_modules():
+            module.set_requires_gradient_sync(False, recurse=False)
+        try:
+            yield
+        finally:
+            for module in self._sharded_modules():
+                module.set_requires_gradient_sync(True, recurse=False)
+
+    def _sharded_modules(self) -> list[FSDPModule]:
+        return [module for module in self._root.modules() if isinstance(module, FSDPModule)]
+
+    # ---- checkpoints
+
+    @property
+    @override
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The weights in shards; or whole, on rank 0 alone. A collective."""
+        state = self._root.state_dict()
+        if self.state_dict_type == "sharded":
+            return state
+        whole = {name: gather(value, keep=self.is_global_zero) for name, value in state.items()}
+        return whole if self.is_global_zero else {}
+
+    @override
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The state in shards, by the names of the parameters; or whole and numbered, on rank 0 alone. A collective."""
+        self._reshard()
+        inner = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        state = named_state(inner, self._root)
+        if self.state_dict_type == "sharded":
+            return state
+        state = gathered(state, keep=self.is_global_zero)
+        return numbered(state) if self.is_global_zero else {}
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        path = Path(self.broadcast(str(filepath)))
+        if self.state_dict_type == "sharded" and storage_options is not None:
+            raise TypeError("storage_options has no meaning for a sharded checkpoint, which is a folder")
+        if self.is_global_zero:
+            _make_way(path, for_folder=self.state_dict_type == "sharded")
+        self.barrier()
+        if self.state_dict_type == "sharded":
+            write_checkpoint_folder(checkpoint, path)
+        else:
+            ParallelStrategy.save_checkpoint(self, checkpoint, path, storage_options)
+
+    @override
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(self.broadcast(str(checkpoint_path)))
+        if is_checkpoint_folder(path):
+            return read_checkpoint_folder(
+                path, self._root.state_dict(), optimizers=bool(self.optimizers), weights_only=weights_only
+            )
+        if path.is_dir():
+            raise ValueError(f"'{path}' is a folder, and no sharded checkpoint: it lacks meta.pt or .metadata")
+        # Memory-mapped: each rank reads its own part only.
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
+        return checkpoint
+
+    @override
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        load_model_state(self._root, checkpoint["state_dict"], strict=strict)
+
+    @override
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        states = checkpoint["optimizer_states"]
+        if states and len(states) != len(self.optimizers):
+            raise ValueError(f"the checkpoint has {len(states)} optimizers, the module {len(self.optimizers)}")
+        pairs = list(zip(self.optimizers, states, strict=False))
+        # All are matched before the first is loaded: a mismatch leaves everything as it is.
+        for optimizer, state in [(opt, matched(saved, opt, self._root)) for opt, saved in pairs]:
+            optimizer.load_state_dict(state)
+
+
+def _mixed_precision(plugin: Precision) -> MixedPrecisionPolicy:
+    """What FSDP2 has to know of ``--trainer.precision``; autocast, where it is on, converts the inputs."""
+    if isinstance(plugin, MixedPrecision) and plugin.precision == "bf16-mixed":
+        return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    if type(plugin) in {Precision, HalfPrecision, DoublePrecision}:
+        return MixedPrecisionPolicy(cast_forward_inputs=False)
+    name = getattr(plugin, "precision", type(plugin).__name__)
+    raise ValueError(
+        f"precision {name} does not work with fsdp2: choose bf16-mixed, bf16-true, 16-true, 32-true or 64-true"
+    )
+
+
+def _turn_inference_mode_off(trainer: Trainer) -> None:
+    """What is gathered in inference mode cannot be used by a later backward; ``no_grad`` remains."""
+    validation = trainer.fit_loop.epoch_loop.val_loop
+    for loop in (validation, trainer.validate_loop, trainer.test_loop, trainer.predict_loop):
+        loop.inference_mode = False
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    modules = any(isinstance(module, FSDPModule) for module in model.modules())
+    return modules or any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def _check_complete(model: nn.Module) -> None:
+    left = [name for name, p in model.named_parameters() if p.requires_grad and not isinstance(p, DTensor)]
+    if left:
+        raise ValueError(
+            f"configure_model has left {', '.join(left)} unsharded: each rank would train its own. Shard them as well,"
+            " for instance with fully_shard(self, mesh=self.device_mesh['data_parallel']) at its end"
+        )
+
+
+def _make_way(path: Path, *, for_folder: bool) -> None:
+    """Remove an earlier checkpoint of the other kind from the path, and nothing else."""
+    if path.is_file() and for_folder:
+        path.unlink()
+    elif is_checkpoint_folder(path) and not for_folder:
+        shutil.rmtree(path)
+    elif path.is_dir() and not for_folder:
+        raise IsADirectoryError(f"'{path}' is a folder, and no checkpoint: it is not replaced by one")
+    path.parent.mkdir(parents=True, exist_ok=True)

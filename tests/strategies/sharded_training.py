@@ -1,0 +1,195 @@
+"""What the processes of a test run: small trainings, one after the other, each described by a dict."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+
+from lightning_muon.optim import route_parameters
+from lightning_muon.strategies import FSDP2Strategy
+
+SYMBOLS, GLOBAL_BATCH = 11, 24
+
+Job = dict[str, Any]
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(dim), nn.Linear(dim, 3 * dim), nn.Linear(3 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+
+class Sequences(LightningModule):
+    """Predicts the next symbol. Seven rows, or eleven, do not divide among two, three or four ranks."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        torch.manual_seed(job.get("seed", 0))
+        self.job = job
+        self.embedding = nn.Embedding(SYMBOLS, 7)
+        self.blocks = nn.ModuleList(Block(7) for _ in range(2))
+        self.head = nn.Linear(7, SYMBOLS, bias=False)
+        self.offset = nn.Parameter(torch.zeros(1))
+        if job.get("tied"):
+            self.head.weight = self.embedding.weight
+        if job.get("shards_itself"):
+            self.configure_model = self._shard  # type: ignore[method-assign]
+
+    def _shard(self) -> None:
+        if not isinstance(self.embedding.weight, DTensor):
+            parts = [self] if self.job["shards_itself"] == "all" else [self.blocks[0]]
+            for part in parts:
+                fully_shard(part, mesh=self.device_mesh["data_parallel"])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens) + self.offset
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.loss(batch)
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.log("val/loss", self.loss(batch), sync_dist=True)
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.continued(batch)
+
+    def continued(self, tokens: Tensor) -> Tensor:
+        """Goes around ``forward`` of the module that is called."""
+        for _ in range(3):
+            tokens = torch.cat([tokens, self.forward(tokens)[:, -1:].argmax(-1)], dim=1)
+        return tokens
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        make = getattr(torch.optim, self.job.get("optimizer", "AdamW"))
+        groups: Any = route_parameters(self)
+        if self.job.get("without_names"):
+            groups = [{"params": group["params"], "weight_decay": 0.1 * i} for i, group in enumerate(groups)]
+        options = {"momentum": 0.9} if make is torch.optim.SGD else {"eps": 1e-3}
+        optimizer: torch.optim.Optimizer = make(groups, lr=self.job.get("lr", 0.02), **options)
+        return optimizer
+
+    def train_dataloader(self) -> "Batches":
+        return Batches(self.trainer)
+
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        return DataLoader(Batches(self.trainer).batches, batch_size=None)  # type: ignore[arg-type]
+
+    predict_dataloader = val_dataloader
+
+
+class Batches:
+    """This rank's part of each global batch, in the micro-batches that are accumulated; resumed where it stopped."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        data = torch.randint(SYMBOLS, (40, GLOBAL_BATCH, 5), generator=torch.Generator().manual_seed(1))
+        rows = data.chunk(trainer.world_size, dim=1)[trainer.global_rank]
+        self.batches = [part for batch in rows for part in batch.chunk(trainer.accumulate_grad_batches)]
+        self.position = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        start, self.position = self.position, 0
+        for number, batch in enumerate(self.batches[start:], start + 1):
+            self.position = number
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
+
+
+def run_jobs(rank: int, world_size: int, port: int, jobs: list[Job]) -> None:
+    """Runs the jobs in this process, one of ``world_size``; rank 0 saves what :func:`run` returns."""
+    torch.set_num_threads(1)
+    launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    os.environ |= {name: str(value) for name, value in launched.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "1"}
+    for job in jobs:
+        result = run(job, world_size)
+        if rank == 0:
+            torch.save(result, job["out"])
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def run(job: Job, world_size: int) -> dict[str, Any]:
+    """Trains as the job says.
+
+    Keys: ``strategy``, a name, or the arguments of FSDP2Strategy; ``steps``; ``resume`` and ``save``, paths;
+    ``trainer``, further arguments of it; ``then``, ``"predict"``; and what :class:`Sequences` reads.
+    """
+    strategy = job.get("strategy", "auto")
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=world_size,
+        strategy=FSDP2Strategy(**strategy) if isinstance(strategy, dict) else strategy,
+        max_steps=job["steps"],
+        **{
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+            "limit_val_batches": 2,
+            "val_check_interval": 2,
+            "num_sanity_val_steps": 1,
+            "limit_predict_batches": 1,
+            **job.get("trainer", {}),
+        },
+    )
+    module = Sequences(job)
+    try:
+        trainer.fit(module, ckpt_path=job.get("resume"))
+    except (ValueError, RuntimeError, TypeError) as error:
+        if not job.get("refused"):
+            raise
+        return {"error": f"{type(error).__name__}: {error}"}
+    if "save" in job:
+        trainer.save_checkpoint(job["save"], weights_only=False)
+    result = {
+        "weights": {name: whole(value) for name, value in module.state_dict().items()},
+        "state": whole_state(trainer, module),
+        "options": [[group["lr"], group["weight_decay"]] for group in trainer.optimizers[0].param_groups],
+        "loss": float(trainer.callback_metrics["val/loss"]),
+        "sharded": sorted(name for name, p in module.named_parameters() if isinstance(p, DTensor)),
+        "placements": {name: str(p.placements) for name, p in module.named_parameters() if isinstance(p, DTensor)},
+    }
+    if job.get("then") == "predict":
+        result["predicted"] = trainer.predict(module)[0]  # type: ignore[index]
+    return result
+
+
+def whole(value: Any) -> Any:
+    if isinstance(value, DTensor):
+        value = value.full_tensor()
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def whole_state(trainer: Trainer, module: nn.Module) -> dict[str, Tensor]:
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return {
+        f"{names[id(parameter)]}: {key}": whole(value)
+        for group in trainer.optimizers[0].param_groups
+        for parameter in group["params"]
+        for key, value in trainer.optimizers[0].state[parameter].items()
+    }
