@@ -63,3 +63,16 @@ class MatrixLayout:
         rows, columns = shape[self.stacked], math.prod(shape[self.stacked + 1 :])
         fan_out, fan_in = (columns, rows) if self.transposed else (rows, columns)
         return fan_out // self.blocks, fan_in
+
+    def parts(self, shape: Sequence[int]) -> tuple[int, tuple[int, ...], "MatrixLayout"]:
+        """Cut a parameter of this shape into the smallest parts that are whole matrices and contiguous in memory.
+
+        Such a part is one matrix; only where fused blocks are stored (in, out) do they share their rows.
+
+        Returns:
+            The number of parts, the shape of each, and the layout of a stack (parts, *shape of each).
+        """
+        count = (shape[0] if self.stacked else 1) * (1 if self.transposed else self.blocks)
+        rows, *rest = shape[self.stacked :]
+        part = (rows if self.transposed else rows // self.blocks, *rest)
+        return count, part, MatrixLayout(True, self.blocks if self.transposed else 1, self.transposed)

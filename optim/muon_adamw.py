@@ -1,26 +1,32 @@
 """One optimizer for a whole model: Muon for its hidden matrices, AdamW for the rest."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from lightning_muon.optim.adamw_update import adamw_update
-from lightning_muon.optim.matrix_layout import MatrixLayout
-from lightning_muon.optim.muon_update import HALF, MuonParameter, OrthogonalizeHook, muon_update
+from lightning_muon.optim.group_update import update_adamw_group, update_muon_group
+from lightning_muon.optim.muon_update import OrthogonalizeHook
 from lightning_muon.optim.orthogonalize import Orthogonalizer
 from lightning_muon.optim.parameter_group import (
     ALGORITHMS,
+    CommunicationDtype,
     check_options,
     check_parameters,
     check_same_parameters,
     group_label,
-    matrix_layouts,
     named,
 )
+from lightning_muon.optim.parameter_state import HALF
+from lightning_muon.optim.sharding.dtensor import dtensor_sharding, is_dtensor, laid_out_as
+from lightning_muon.optim.sharding.flat_state import drop_filled_state, fill_state
+from lightning_muon.optim.sharding.fully_sharded_data_parallel import is_flattened
+from lightning_muon.optim.sharding.kept_state import Kept, consolidate, kept_part
+from lightning_muon.optim.sharding.plan import GroupPlan, make_plans
+from lightning_muon.optim.sharding.sharding import Sharding
 from lightning_muon.optim.update_scale import UpdateScale
 
 
@@ -44,6 +50,14 @@ class MuonAdamW(torch.optim.Optimizer):
     range ends at 6e-8; AdamW's moments have at least float32. Schedulers that cycle the momentum (``CyclicLR``,
     ``OneCycleLR``) change ``betas``, as for any optimizer that has them, and leave ``momentum`` alone.
 
+    Parameters may be replicated (DDP) or sharded (FSDP2, HSDP, FSDP1 with ``use_orig_params``): each matrix is
+    orthogonalized by one rank, which the pieces travel to and the polar factor comes back from; all else happens where
+    the shards are, and the state has the layout of its parameter. Where ranks must meet, a parameter without gradient
+    enters as zeros and is not touched. DTensors sharded otherwise, as by tensor parallelism, are gathered on all ranks.
+    With ``neuron_beta``, sums over neurons that several ranks hold take one more, small collective. All ranks must step
+    together, with the same options. Under DDP the gradients must be alike on all ranks, as they are unless a
+    communication hook keeps them apart.
+
     Args:
         params: Parameter groups, each with an ``"algorithm"``: usually ``route_parameters(module)``.
         lr: Learning rate of all groups that do not bring their own.
@@ -65,6 +79,12 @@ class MuonAdamW(torch.optim.Optimizer):
             Default: 2²⁴, and 2²⁰ on a CPU, where a batch is fastest in its cache.
         compile: Let ``torch.compile`` translate the orthogonalizer, once for each shape of a batch. That takes up to a
             minute at the first step, and is meant for GPUs; what is saved and loaded does not change.
+        communication_dtype: In what matrices and polar factors travel between ranks, ``"bfloat16"`` or ``"float32"``.
+            Default: bfloat16 where the orthogonalizer computes in it, else float32.
+        shard_state: Under DDP, let each rank keep only its share of the optimizer state (ZeRO-1): the momentum of the
+            matrices that it orthogonalizes, and an equal part of AdamW's moments. The update is the same. Then
+            ``state_dict()`` needs :meth:`consolidate_state_dict` before it, which Lightning calls. Without effect on
+            what FSDP shards, state and all.
         betas: AdamW's decay of the averages of the gradient and of its square.
         eps: AdamW's term in the denominator.
 
@@ -99,11 +119,17 @@ class MuonAdamW(torch.optim.Optimizer):
         cautious_weight_decay: bool = False,
         batch_elements: int | None = None,
         compile: bool = False,
+        communication_dtype: CommunicationDtype | None = None,
+        shard_state: bool = False,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
     ) -> None:
         self._adamw_lr = adamw_lr
         self._orthogonalize_hooks: OrderedDict[int, OrthogonalizeHook] = OrderedDict()
+        self.shard_state = shard_state
+        self._consolidated: dict[str, Any] | None = None
+        self._shardings: dict[Tensor, Sharding] = {}
+        self._plans: tuple[list[int | None], list[GroupPlan]] | None = None
         super().__init__(
             params,
             {
@@ -119,6 +145,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 "cautious_weight_decay": cautious_weight_decay,
                 "batch_elements": batch_elements,
                 "compile": compile,
+                "communication_dtype": communication_dtype,
                 "betas": betas,
                 "eps": eps,
             },
@@ -134,6 +161,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 " route_parameters(module) makes groups that say for each parameter which one fits."
             )
         param_group = named(param_group, label)
+        shardings = param_group.pop("shardings", None) or [None] * len(param_group["params"])
         if algorithm == "adamw" and self._adamw_lr is not None:
             param_group.setdefault("lr", self._adamw_lr)
         check_options(label, {**self.defaults, **param_group}, hyperparameters=self.defaults)
@@ -141,10 +169,13 @@ class MuonAdamW(torch.optim.Optimizer):
         super().add_param_group(param_group)
         self.param_groups[-1]["orthogonalizer_options"] = dict(self.param_groups[-1]["orthogonalizer_options"])
         try:
-            check_parameters(label, self.param_groups[-1])
+            check_parameters(label, self.param_groups[-1], shardings)
         except ValueError:
             self.param_groups.pop()
             raise
+        params = self.param_groups[-1]["params"]
+        self._shardings.update((p, s) for p, s in zip(params, shardings, strict=True) if s is not None)
+        self._plans = None
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -157,15 +188,16 @@ class MuonAdamW(torch.optim.Optimizer):
         Args:
             closure: Computes the loss again and returns it.
         """
+        self._consolidated = None
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        for group, plan in zip(self.param_groups, self._planned(), strict=True):
             if group["algorithm"] == "muon":
-                self._muon(group)
+                update_muon_group(group, plan, self.state, tuple(self._orthogonalize_hooks.values()))
             else:
-                self._adamw(group)
+                update_adamw_group(group, plan, self.state)
         return loss
 
     def register_orthogonalize_hook(self, hook: OrthogonalizeHook) -> RemovableHandle:
@@ -182,6 +214,45 @@ class MuonAdamW(torch.optim.Optimizer):
         handle = RemovableHandle(self._orthogonalize_hooks)
         self._orthogonalize_hooks[handle.id] = hook
         return handle
+
+    def consolidate_state_dict(self, to: int = 0) -> None:
+        """Bring the state that ``shard_state`` has shared out together on one rank, for :meth:`state_dict` there.
+
+        All ranks must call this. Without ``shard_state`` there is nothing to do.
+
+        Args:
+            to: The rank in the group of DDP.
+        """
+        kept = self._kept()
+        if not kept:
+            return
+        whole = consolidate(kept, self.state, to)
+        if whole is not None:
+            shares = dict(self.state)
+            self.state.update({param: state for (param, _), state in zip(kept, whole, strict=True) if state})
+            try:
+                self._consolidated = super().state_dict()
+            finally:
+                self.state.clear()
+                self.state.update(shares)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return hyperparameters and state, whole tensors or DTensors, as any ``torch.optim`` optimizer does.
+
+        Raises:
+            RuntimeError: If each rank keeps a share of the state, and it was not brought together since the last step,
+                or on another rank.
+        """
+        if not self._kept():
+            saved = super().state_dict()
+            fill_state(self.param_groups, self.state, saved)
+            return saved
+        if self._consolidated is None:
+            raise RuntimeError(
+                "with shard_state each rank keeps a share of the optimizer state: call consolidate_state_dict() on all"
+                " ranks, then state_dict() on the one that it names (rank 0)"
+            )
+        return self._consolidated
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict, whose hyperparameters then hold.
@@ -200,6 +271,12 @@ class MuonAdamW(torch.optim.Optimizer):
             for group, saved in zip(self.param_groups, loaded["param_groups"], strict=True):
                 for param, key in zip(group["params"], saved["params"], strict=True):
                     self._restore_moments(param, loaded["state"].get(key, {}))
+            for param, state in self.state.items():
+                self.state[param] = {key: laid_out_as(value, param) for key, value in state.items()}
+            drop_filled_state(self.param_groups, self.state)
+            for param, kept in self._kept():
+                if param in self.state:
+                    self.state[param] = kept_part(self.state[param], kept)
 
         # Behind the hooks that others have registered before it, and before those after it.
         hooks = [
@@ -215,10 +292,15 @@ class MuonAdamW(torch.optim.Optimizer):
         for group, layout in zip(self.param_groups, layouts, strict=True):
             if layout is not None:
                 group["layouts"] = layout
+            group.pop("shardings", None)  # an empty one, of another optimizer on groups of route_parameters
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a pickle or a copy needs; hooks belong to the original."""
-        return {**super().__getstate__(), "_adamw_lr": self._adamw_lr}
+        """Return what a pickle or a copy needs; hooks and process groups belong to the original."""
+        if self._kept():
+            raise RuntimeError(
+                "with shard_state each rank keeps but a share of the state, which is of no use in a copy"
+            )
+        return {**super().__getstate__(), "_adamw_lr": self._adamw_lr, "shard_state": self.shard_state}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled or copied optimizer, or load a state dict."""
@@ -227,63 +309,31 @@ class MuonAdamW(torch.optim.Optimizer):
             for option in self.defaults.keys() - {"differentiable"}:  # which torch adds, of no meaning here
                 group.setdefault(option, self.defaults[option])  # one that came after the checkpoint was written
         self.__dict__.setdefault("_orthogonalize_hooks", OrderedDict())
+        self.__dict__.setdefault("_shardings", {})  # a copy is for another run
+        self._plans = self._consolidated = None
 
-    def _muon(self, group: dict[str, Any]) -> None:
-        neurons = group["neuron_beta"] is not None
-        parameters = (
-            MuonParameter(
-                name,
-                param,
-                gradient,
-                momentum=self._state(param, "momentum_buffer", widest=param.dtype == torch.float16),
-                mean_square=self._state(param, "neuron_mean_square", widest=True) if neurons else None,
-                layout=layout,
-            )
-            for name, param, gradient, layout in _with_gradient(group)
-        )
-        muon_update(parameters, group, tuple(self._orthogonalize_hooks.values()))
+    def _planned(self) -> list[GroupPlan]:
+        """Return the plan for each group: made once for a size of batches, from what is the same on all ranks."""
+        sizes = [group["batch_elements"] for group in self.param_groups]
+        if self._plans is None or self._plans[0] != sizes:
+            self._plans = sizes, make_plans(self.param_groups, self._sharding, self._shares_state)
+        return self._plans[1]
 
-    def _adamw(self, group: dict[str, Any]) -> None:
-        parameters = [(param, gradient) for _, param, gradient, _ in _with_gradient(group)]
-        if parameters:
-            params, gradients = zip(*parameters, strict=True)
-            adamw_update(
-                params,
-                gradients,
-                [self._state(p, "exp_avg", widest=True) for p in params],
-                [self._state(p, "exp_avg_sq", widest=True) for p in params],
-                [self._step_count(p) for p in params],
-                group,
-            )
+    def _sharding(self, param: Tensor) -> Sharding | None:
+        """Return over which ranks a parameter is spread, None if it is whole on one."""
+        sharding = dtensor_sharding(param) if is_dtensor(param) else self._shardings.get(param)
+        return None if sharding is None or sharding.group.size() == 1 else sharding
 
-    def _state(self, param: Tensor, key: str, *, widest: bool = False) -> Tensor:
-        """Return a state tensor of ``param``, zero at first, always in the layout of its parameter."""
-        state = self.state[param]
-        if key not in state:
-            dtype = torch.float32 if widest and param.dtype in HALF else param.dtype
-            state[key] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-        tensor: Tensor = state[key]
-        return tensor
+    def _shares_state(self, param: Tensor) -> bool:
+        return self.shard_state and not is_dtensor(param) and not is_flattened(param)
 
-    def _step_count(self, param: Tensor) -> Tensor:
-        state = self.state[param]
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-        count: Tensor = state["step"]
-        return count
+    def _kept(self) -> list[tuple[Tensor, Kept]]:
+        """Return the parameters of whose state this rank keeps a share."""
+        plans = zip(self.param_groups, self._planned(), strict=True)
+        return [(group["params"][index], kept) for group, plan in plans for index, kept in plan.kept.items()]
 
     def _restore_moments(self, param: Tensor, saved: Mapping[str, Any]) -> None:
         """Take the averages as they were saved: torch has cast them to the dtype of the parameter."""
         for key in saved.keys() - {"step"}:
             if param.dtype in HALF:
                 self.state[param][key] = saved[key].to(device=param.device, copy=True)
-
-
-def _with_gradient(group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, Tensor, MatrixLayout]]:
-    """Yield name, parameter, gradient and layout of those parameters in the group that have a gradient."""
-    for name, param, layout in zip(group["param_names"], group["params"], matrix_layouts(group), strict=True):
-        if param.grad is None or param.numel() == 0:
-            continue
-        if param.grad.is_sparse:
-            raise ValueError(f"{name} has a sparse gradient, which MuonAdamW cannot use: make its module sparse=False")
-        yield name, param, param.grad, layout

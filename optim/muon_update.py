@@ -11,9 +11,8 @@ from torch import Tensor
 from lightning_muon.optim.matrix_layout import MatrixLayout
 from lightning_muon.optim.neuron_normalization import normalize_neurons
 from lightning_muon.optim.orthogonalize import orthogonalize
+from lightning_muon.optim.parameter_state import HALF
 from lightning_muon.optim.update_scale import nuclear_norm, scale_factor
-
-HALF = (torch.float16, torch.bfloat16)
 
 # How many elements go as one batch unless an option says so: enough to keep a GPU busy with small matrices; on a CPU so
 # few that what is computed from them stays in its cache (measured by benchmarks/optimizer_step.py).
@@ -56,36 +55,46 @@ def muon_update(
 
     Matrices of one shape go together, so many as ``batch_elements`` allows: one batch is all that is copied at a time.
     """
-    for batch in _batches(parameters, options["batch_elements"]):
-        _update_batch(batch, options, hooks)
+    for batch in batches(parameters, options["batch_elements"]):
+        steps = directions(batch, options, hooks)
+        scale = scale_factor(options["update_scale"], *batch[0].layout.fans(batch[0].weight.shape))
+        apply_directions([p.weight for p in batch], steps, options, scale)
 
 
-def _update_batch(batch: list[MuonParameter], options: Mapping[str, Any], hooks: Sequence[OrthogonalizeHook]) -> None:
+def directions(
+    batch: list[MuonParameter], options: Mapping[str, Any], hooks: Sequence[OrthogonalizeHook]
+) -> list[Tensor]:
+    """Return the direction of the step of each parameter in a batch of :func:`batches`; its average goes on with it."""
+    names = [p.name for p in batch for _ in range(p.layout.count(p.weight.shape))] if hooks else []
     gradients = [p.gradient for p in batch]
     if options["polar_first"]:
         source = _matrices(batch, gradients)
-        factor = _orthogonalize(batch, source, options, hooks)
-        direction = _matrices(batch, _average(batch, _restored(batch, factor), options))
+        factor = orthogonalize_batch(names, source, options, hooks)
+        direction = _matrices(batch, average(batch, _restored(batch, factor), options))
     else:
-        source = _matrices(batch, _average(batch, gradients, options))
-        direction = factor = _orthogonalize(batch, source, options, hooks)
+        source = _matrices(batch, average(batch, gradients, options))
+        direction = factor = orthogonalize_batch(names, source, options, hooks)
 
     if options["neuron_beta"] is not None:
         direction = _evened_out(batch, direction, options["neuron_beta"])
     if options["update_scale"] == "nuclear_norm":
         direction = direction * nuclear_norm(source, factor)
-    scale = scale_factor(options["update_scale"], *batch[0].layout.fans(batch[0].weight.shape))
-    _apply([p.weight for p in batch], _restored(batch, direction), options, scale)
+    return _restored(batch, direction)
 
 
-def _batches(parameters: Iterable[MuonParameter], batch_elements: int | None) -> Iterator[list[MuonParameter]]:
+def batch_bound(batch_elements: int | None, device: torch.device) -> int:
+    """Return how many elements go as one batch on a device, if the option says so many, or nothing."""
+    return batch_elements or BATCH_ELEMENTS.get(device.type, BATCH_ELEMENTS_ELSEWHERE)
+
+
+def batches(parameters: Iterable[MuonParameter], batch_elements: int | None) -> Iterator[list[MuonParameter]]:
     """Group parameters with matrices of one shape, way of storage, dtype and device; one too large goes alone."""
     alike: defaultdict[Any, list[MuonParameter]] = defaultdict(list)
     for p in parameters:
         fans = p.layout.fans(p.weight.shape)
         alike[p.weight.device, p.weight.dtype, p.momentum.dtype, p.layout.transposed, fans].append(p)
     for (device, *_), members in alike.items():
-        most_elements = batch_elements or BATCH_ELEMENTS.get(device.type, BATCH_ELEMENTS_ELSEWHERE)
+        most_elements = batch_bound(batch_elements, device)
         batch: list[MuonParameter] = []
         elements = 0
         for p in members:
@@ -97,17 +106,18 @@ def _batches(parameters: Iterable[MuonParameter], batch_elements: int | None) ->
         yield batch
 
 
-def _average(batch: list[MuonParameter], new: Sequence[Tensor], options: Mapping[str, Any]) -> Sequence[Tensor]:
-    """M ← μM + (1 − μ)X; return M, or with Nesterov's look ahead (1 − μ)X + μM."""
+def average(batch: Sequence[MuonParameter], new: Sequence[Tensor], options: Mapping[str, Any]) -> Sequence[Tensor]:
+    """Average: M ← μM + (1 − μ)X in place; return M, or with Nesterov's look ahead (1 − μ)X + μM."""
     momenta = [p.momentum for p in batch]
     new = [x.to(m.dtype) for x, m in zip(new, momenta, strict=True)]
     torch._foreach_lerp_(momenta, new, 1 - options["momentum"])
     return torch._foreach_lerp(new, momenta, options["momentum"]) if options["nesterov"] else momenta
 
 
-def _orthogonalize(
-    batch: list[MuonParameter], matrices: Tensor, options: Mapping[str, Any], hooks: Sequence[OrthogonalizeHook]
+def orthogonalize_batch(
+    names: list[str], matrices: Tensor, options: Mapping[str, Any], hooks: Sequence[OrthogonalizeHook]
 ) -> Tensor:
+    """Orthogonalize matrices (b, m, n) as the options say, and tell the hooks; ``names`` has one for each matrix."""
     # Nesterov's look ahead is a copy, that may be overwritten unless the nuclear norm still needs it.
     ours = options["nesterov"] and not options["polar_first"] and options["update_scale"] != "nuclear_norm"
     # Not to wait for the device: a gradient that is not finite spoils its own matrix, which the monitors name.
@@ -120,7 +130,7 @@ def _orthogonalize(
         **options["orthogonalizer_options"],
     )
     for hook in hooks:
-        hook([p.name for p in batch for _ in range(p.layout.count(p.weight.shape))], factors)
+        hook(names, factors)
     return factors
 
 
@@ -131,8 +141,8 @@ def _evened_out(batch: list[MuonParameter], direction: Tensor, beta: float) -> T
     return normalize_neurons(direction, _matrices(batch, mean_squares), batch[0].layout.transposed)
 
 
-def _apply(weights: list[Tensor], steps: list[Tensor], options: Mapping[str, Any], scale: float) -> None:
-    """W ← (1 − lr·wd)·W − lr·scale·D; rounded once, since 1.0·(1 − 1e-4) is 1.0 in bf16."""
+def apply_directions(weights: list[Tensor], steps: list[Tensor], options: Mapping[str, Any], scale: float) -> None:
+    """Step in the directions D: W ← (1 − lr·wd)·W − lr·scale·D; rounded once, since 1.0·(1 − 1e-4) is 1.0 in bf16."""
     lr, decay = options["lr"], options["lr"] * options["weight_decay"]
     wide = [weight.float() if weight.dtype in HALF else weight for weight in weights]
     if options["cautious_weight_decay"]:

@@ -27,3 +27,19 @@ def normalize_neurons(directions: Tensor, mean_squares: Tensor, neurons_are_colu
     size, new_size = (torch.linalg.matrix_norm(d, keepdim=True) for d in (directions.float(), normalized.float()))
     scaled: Tensor = normalized * (size / new_size.clamp_min(torch.finfo(torch.float32).tiny))
     return scaled
+
+
+def neuron_factors(mean_squares: Tensor, squares: Tensor) -> Tensor:
+    """Return by what :func:`normalize_neurons` multiplies each neuron, from sums over its elements.
+
+    Args:
+        mean_squares: The mean of the moving averages of each neuron, shape (b, neurons).
+        squares: The sum of the squares of each neuron's direction, shape (b, neurons).
+
+    Returns:
+        Shape (b, neurons).
+    """
+    factors = 1 / (mean_squares.sqrt() + EPS)
+    size, new_size = (s.sum(dim=-1, keepdim=True).sqrt() for s in (squares, squares * factors**2))
+    scaled: Tensor = factors * (size / new_size.clamp_min(torch.finfo(torch.float32).tiny))
+    return scaled

@@ -113,7 +113,7 @@ def orthogonalize(
         if check_finite:
             _check_finite(normalized, matrix.shape)
         run = _compiled(method) if compile else _METHODS[method].function
-        factor = run(normalized.to(_precision(matrix, method, dtype)), **options)
+        factor = run(normalized.to(working_precision(matrix, method, dtype)), **options)
     factor = (factor.mT if tall else factor).reshape(matrix.shape)
     return factor.to(matrix.dtype) if out is None else out.copy_(factor)
 
@@ -132,7 +132,8 @@ def _check_method(method: str, options: dict[str, Any]) -> None:
         raise ValueError(f"orthogonalizer {method!r} does not run in dtype {str(dtype)!r}; choose one of {choices}")
 
 
-def _precision(matrix: Tensor, method: str, wanted: torch.dtype | str | None) -> torch.dtype:
+def working_precision(matrix: Tensor, method: str, wanted: torch.dtype | str | None) -> torch.dtype:
+    """Return the dtype in which a method computes the polar factor of a matrix, if this one is wanted, or none."""
     if wanted is not None:
         return wanted if isinstance(wanted, torch.dtype) else _DTYPES[wanted]
     if matrix.dtype == torch.float64:

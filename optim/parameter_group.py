@@ -8,13 +8,17 @@ from torch import Tensor
 
 from lightning_muon.optim.matrix_layout import MatrixLayout
 from lightning_muon.optim.orthogonalize import orthogonalize
+from lightning_muon.optim.sharding.dtensor import is_dtensor, is_sharded_by_rows
+from lightning_muon.optim.sharding.fully_sharded_data_parallel import is_flattened
+from lightning_muon.optim.sharding.sharding import Sharding
 from lightning_muon.optim.update_scale import scale_factor
 
 Algorithm = Literal["muon", "adamw"]
 ALGORITHMS = get_args(Algorithm)
+CommunicationDtype = Literal["bfloat16", "float32"]
 
 # What routing and the schedulers of torch write into a group beside the hyperparameters.
-_BOOKKEEPING = {"params", "param_names", "name", "algorithm", "layouts", "reasons"}
+_BOOKKEEPING = {"params", "param_names", "name", "algorithm", "layouts", "reasons", "shardings"}
 _SCHEDULER_KEYS = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
 
 
@@ -73,6 +77,11 @@ def check_options(label: str, options: Mapping[str, Any], hyperparameters: Itera
         _check_number(label, "neuron_beta", options["neuron_beta"], 0.0, 1.0)
     if options["batch_elements"] is not None:
         _check_number(label, "batch_elements", options["batch_elements"], 1, None)
+    if options["communication_dtype"] not in {None, *get_args(CommunicationDtype)}:
+        raise ValueError(
+            f"{label}: communication_dtype is {options['communication_dtype']!r},"
+            f" choose one of {', '.join(get_args(CommunicationDtype))}, or None"
+        )
     betas = options["betas"]
     if len(betas) != 2:
         raise ValueError(f"{label}: betas must be two numbers, got {betas!r}")
@@ -94,22 +103,45 @@ def _check_number(label: str, key: str, value: Any, low: float, high: float | No
         )
 
 
-def check_parameters(label: str, group: Mapping[str, Any]) -> None:
-    """Raise a ValueError if a group holds a parameter that its algorithm cannot update."""
+def check_parameters(label: str, group: Mapping[str, Any], shardings: Sequence[Sharding | None]) -> None:
+    """Raise a ValueError if a group holds a parameter that its algorithm cannot update.
+
+    Args:
+        label: The name of the group.
+        group: The group.
+        shardings: Where its parameters live, as far as they cannot tell by themselves.
+    """
     for key in ("param_names", "layouts"):
         if key in group and len(group[key]) != len(group["params"]):
             raise ValueError(f"{label}: {len(group[key])} {key} for {len(group['params'])} parameters")
-    for name, param, layout in zip(group["param_names"], group["params"], matrix_layouts(group), strict=True):
+    if len(shardings) != len(group["params"]):
+        raise ValueError(f"{label}: {len(shardings)} shardings for {len(group['params'])} parameters")
+    for name, param, layout, sharding in zip(
+        group["param_names"], group["params"], matrix_layouts(group), shardings, strict=True
+    ):
+        shape = param.shape if sharding is None else sharding.shape
         if not param.is_floating_point():
             raise ValueError(f"{label}: {name} is {param.dtype}; only real floating-point parameters can be updated")
         if group["algorithm"] == "adamw":
             continue
-        if param.ndim != 2 and "layouts" not in group:
+        if sharding is None and is_flattened(param):
             raise ValueError(
-                f"{label}: {name} has shape {tuple(param.shape)}, and Muon needs to know where its matrices are."
+                f"{label}: FSDP has flattened {name}, and Muon needs to know the shape that it had:"
+                " route_parameters(module) finds out, given the module that FSDP wraps or the LightningModule."
+            )
+        if is_dtensor(param) and any(placement.is_partial() for placement in param.placements):
+            raise ValueError(f"{label}: {name} is placed as {param.placements}: a sum that is still to be taken")
+        if is_dtensor(param) and not is_sharded_by_rows(param) and group["neuron_beta"] is not None:
+            raise ValueError(
+                f"{label}: {name} is placed as {param.placements}, and neuron_beta needs rows of one rank each:"
+                " shard it by rows, or route it into a group with neuron_beta=None"
+            )
+        if len(shape) != 2 and "layouts" not in group:
+            raise ValueError(
+                f"{label}: {name} has shape {tuple(shape)}, and Muon needs to know where its matrices are."
                 " route_parameters(module) finds out; or give the group 'layouts'."
             )
         try:
-            layout.check(param.shape)
+            layout.check(shape)
         except ValueError as error:
             raise ValueError(f"{label}: {name}: {error}") from None

@@ -9,12 +9,16 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import nn
 
 from lightning_muon.optim.matrix_layout import MatrixLayout
 from lightning_muon.optim.model_roles import model_roles
 from lightning_muon.optim.parameter_group import ALGORITHMS, Algorithm
 from lightning_muon.optim.roles import Role
+from lightning_muon.optim.sharding.full_shapes import full_shapes
+from lightning_muon.optim.sharding.sharding import Sharding, Shardings
+from lightning_muon.optim.sharding.wrappers import find_shardings, without_ddp
 from lightning_muon.optim.wrapped_names import plain_name
 
 if TYPE_CHECKING:
@@ -51,6 +55,7 @@ class Route:
         reason: Why, in one line.
         layout: Where the matrices of a muon parameter are.
         options: Hyperparameters that differ from the optimizer's.
+        sharding: Where it lives, if that is on several ranks and the parameter does not say it itself.
     """
 
     name: str
@@ -59,6 +64,12 @@ class Route:
     reason: str
     layout: MatrixLayout = field(default_factory=MatrixLayout)
     options: Mapping[str, Any] = field(default_factory=dict)
+    sharding: Sharding | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the whole parameter, of which this rank may hold a piece."""
+        return self.parameter.shape if self.sharding is None else self.sharding.shape
 
 
 def route_parameters(
@@ -79,7 +90,8 @@ def route_parameters(
             optimizer.add_param_group(group)
 
     Args:
-        module: The model, before or after wrapping with ``torch.compile``.
+        module: The model, before or after ``torch.compile``, and after DDP or FSDP have wrapped
+            it, if they do.
         rules: Exceptions. The first rule that matches a parameter wins over its role.
         part: A module in the model: only its parameters are returned, with the roles that they have in the model. Its
             name in the model is appended to the names of the groups.
@@ -87,13 +99,14 @@ def route_parameters(
     Returns:
         One group per algorithm and set of options: ``params``, and beside it ``param_names``, ``reasons`` and, for
         Muon, ``layouts``, in the same order; ``algorithm``; ``name``, which Lightning's ``LearningRateMonitor`` shows.
-        Any ``torch.optim`` optimizer takes them.
+        Where DDP or FSDP1 spread parameters over ranks, also ``shardings``, for the optimizer alone: copies and
+        checkpoints find nothing in there. Any ``torch.optim`` optimizer takes the groups.
 
     Raises:
         ValueError: If a rule matches nothing, contradicts a shape, or names an unknown algorithm, if nothing is left
             to train, or if the part is not in the model.
     """
-    suffix = "" if part is None else f"_{_path_in(module, part)}"
+    suffix = "" if part is None else f"_{_path_in(without_ddp(module), part)}"
     if not isinstance(module, nn.Module):
         raise TypeError(f"route_parameters takes the module, not its parameters; got {type(module).__name__}")
     of_part = {id(parameter) for parameter in (module if part is None else part).parameters()}
@@ -129,8 +142,8 @@ def routing_table(routes: Iterable[Route], *, every_parameter: bool = False) -> 
     for (algorithm, reason, _), members in sorted(rows.items(), key=lambda row: row[0][0]):
         first = members[0]
         what = first.name if len(members) == 1 else f"{len(members)}, such as {first.name}"
-        elements = f"{sum(route.parameter.numel() for route in members):,}"
-        size = "×".join(map(str, first.parameter.shape)) if every_parameter else elements
+        elements = f"{sum(route.shape.numel() for route in members):,}"
+        size = "×".join(map(str, first.shape)) if every_parameter else elements
         table.add_row(ORDER[algorithm], reason, what, size)
     return table
 
@@ -149,15 +162,19 @@ def find_routes(module: nn.Module, rules: Iterable[Rule] = ()) -> list[Route]:
     routes: list[Route] = []
     used: set[int] = set()
     unknown = []
-    for names, parameter, role in model_roles(module):
-        matching = (i for i, rule in enumerate(rules) if any(fnmatchcase(name, rule.pattern) for name in names))
-        if (first := next(matching, None)) is not None:
-            used.add(first)
-            routes.append(_route_by_rule(names[0], parameter, role, rules[first]))
-            continue
-        routes.append(_route_by_role(names[0], parameter, role))
-        if not role.known and parameter.requires_grad:
-            unknown.append(f"{names[0]} {tuple(parameter.shape)}")
+    shardings, model = find_shardings(module), without_ddp(module)
+    with full_shapes(model, shardings) as own:
+        for names, parameter, role in model_roles(model):
+            matching = (i for i, rule in enumerate(rules) if any(fnmatchcase(name, rule.pattern) for name in names))
+            if (first := next(matching, None)) is not None:
+                used.add(first)
+                route = _route_by_rule(names[0], parameter, role, rules[first])
+            else:
+                route = _route_by_role(names[0], parameter, role)
+                if not role.known and parameter.requires_grad:
+                    unknown.append(f"{names[0]} {tuple(parameter.shape)}")
+            held = own.get(id(parameter), parameter)
+            routes.append(replace(route, parameter=held, sharding=shardings.get(held)))
     for index, rule in enumerate(rules):
         if index not in used:
             _raise_unused(rule, [route.name for route in routes])
@@ -211,6 +228,8 @@ def _group(routes: Sequence[Route]) -> dict[str, Any]:
     }
     if routes[0].algorithm == "muon":
         group["layouts"] = [asdict(route.layout) for route in routes]
+    if any(route.sharding is not None for route in routes):
+        group["shardings"] = Shardings(route.sharding for route in routes)
     return group
 
 

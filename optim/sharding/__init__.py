@@ -1,0 +1,1 @@
+"""Muon on parameters of which a rank holds a piece, or a copy."""

@@ -1,0 +1,64 @@
+"""Tensor parallelism, with and without FSDP2 around it: shards that are no ranges of rows."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+from lightning_muon.optim import MuonAdamW, route_parameters
+
+FLOAT32 = {"dtype": "float32"}
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 12), nn.Linear(12, 12), nn.Linear(12, 5))
+
+
+def parallel_network(sharded_too: bool) -> nn.Sequential:
+    model = network()
+    plan: dict[str, Any] = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+    if sharded_too:
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+        parallelize_module(model, mesh["tensor"], plan)
+        fully_shard(model, mesh=mesh["data"])
+    else:
+        parallelize_module(model, init_device_mesh("cpu", (4,)), plan)
+    return model
+
+
+def equals_one_device(sharded_too: bool, **options: Any) -> None:
+    models = network(), parallel_network(sharded_too)
+    optimizers = [MuonAdamW(route_parameters(m), lr=0.01, orthogonalizer_options=FLOAT32, **options) for m in models]
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(10):
+        inputs = torch.randn(24, 12, generator=generator)
+        for model, optimizer in zip(models, optimizers, strict=True):
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()
+    for (name, expected), found in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        whole = found.full_tensor() if hasattr(found, "full_tensor") else found
+        torch.testing.assert_close(whole, expected, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def check_tensor_parallel() -> None:
+    equals_one_device(sharded_too=False)
+
+
+def check_tensor_parallel_with_fsdp2() -> None:
+    equals_one_device(sharded_too=True)
+
+
+def check_options() -> None:
+    options = {"update_scale": "nuclear_norm", "polar_first": True, "cautious_weight_decay": True}
+    equals_one_device(sharded_too=True, **options)
+
+
+def check_normuon_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"2\.weight is placed as .*neuron_beta"):
+        MuonAdamW(route_parameters(parallel_network(sharded_too=False)), neuron_beta=0.9)
