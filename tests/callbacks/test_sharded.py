@@ -63,8 +63,12 @@ def on_one_device(launch: Launch) -> Found:
     return launch(1, "one", "adamw")[0]
 
 
-def close(values: dict[str, float]) -> Any:
-    return pytest.approx(values, rel=1e-6, nan_ok=True)
+def close(values: dict[str, float]) -> dict[str, Any]:
+    """The sizes of weights as they are; what Newton-Schulz makes of matrices that travelled in float32 a bit less so."""
+    return {
+        tag: pytest.approx(value, rel=1e-6 if tag.startswith("weight") else 2e-5, nan_ok=True)
+        for tag, value in values.items()
+    }
 
 
 @pytest.mark.parametrize(
