@@ -14,7 +14,8 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_muon.callbacks.monitor import StepMonitor, log_scalars, log_text, logged_step
-from lightning_muon.callbacks.muon_matrices import muon_groups, muon_matrices, root_mean_square
+from lightning_muon.callbacks.muon_matrices import entry_norms, muon_groups, muon_matrices
+from lightning_muon.callbacks.shards import find_shards, over_ranks, sizes
 
 # The slope of the first few measurements is that of the warm-up; it predicts nothing.
 MEASUREMENTS_TO_PREDICT = 5
@@ -166,7 +167,14 @@ class AutoWeightDecay(StepMonitor):
     @torch.no_grad()
     def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         matrices = muon_matrices(trainer.optimizers, pl_module)
-        rms = dict(zip(matrices, root_mean_square(matrices.values()).tolist(), strict=True))
+        shards = find_shards(trainer, list(matrices.values()))
+        # The same on all ranks, so that all decide alike.
+        found = over_ranks(trainer, shards, [entry_norms((shard.local for shard in shards), 2), sizes(shards)])
+        rms = {
+            name: norm / size**0.5
+            for name, norm, size in zip(matrices, found.norm[0].tolist(), found.sum[1].tolist(), strict=True)
+            if size > 0
+        }
         self.warn_of_not_finite(trainer, "the weight RMS", rms, so="; nothing can be said about these")
         finite = {name: value for name, value in rms.items() if math.isfinite(value)}
         if finite:

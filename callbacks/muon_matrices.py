@@ -30,13 +30,8 @@ def muon_groups(optimizer: Optimizer) -> list[tuple[str, dict[str, Any]]]:
 
 
 def muon_matrices(optimizers: Iterable[Optimizer], module: LightningModule) -> dict[str, Tensor]:
-    """Return Muon's matrices by their names in the module; empty ones are left out."""
-    return {
-        name: matrix
-        for optimizer in optimizers
-        for _, name, matrix in _named_matrices(optimizer, module)
-        if matrix.numel() > 0
-    }
+    """Return Muon's matrices by their names in the module; of sharded ones this rank may hold nothing."""
+    return {name: matrix for optimizer in optimizers for _, name, matrix in _named_matrices(optimizer, module)}
 
 
 def names_in_module(optimizer: Optimizer, module: LightningModule) -> dict[str, str]:
@@ -52,17 +47,9 @@ def module_names(module: LightningModule) -> dict[int, str]:
     return {id(parameter): _without_wrappers(name) for name, parameter in module.named_parameters()}
 
 
-def root_mean_square(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the RMS of each tensor, shape (tensors,), float32 on the device of the first."""
-    tensors = list(tensors)
-    sizes = torch.tensor([tensor.numel() for tensor in tensors], dtype=torch.float32)
-    norms = entry_norms(tensors, 2)
-    return norms / sizes.sqrt().to(norms.device)
-
-
 def entry_norms(tensors: Iterable[Tensor], order: float) -> Tensor:
-    """Return the norm of each tensor's entries, shape (tensors,), float32 on the device of the first."""
-    tensors = list(tensors)
+    """Return the norm of each tensor's entries, shape (tensors,), float32 on the device of the first; 0 if empty."""
+    tensors = [tensor if tensor.numel() else tensor.new_zeros(1) for tensor in tensors]
     batches: defaultdict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
     for index, tensor in enumerate(tensors):
         batches[tensor.device, tensor.dtype].append(index)

@@ -1,5 +1,6 @@
 """How far what Muon applied is from orthogonal."""
 
+import math
 from collections.abc import Generator
 
 import torch
@@ -10,6 +11,7 @@ from typing_extensions import override
 
 from lightning_muon.callbacks.monitor import StepMonitor, warn
 from lightning_muon.callbacks.muon_matrices import muon_groups, names_in_module
+from lightning_muon.callbacks.shards import largest_over_ranks
 
 
 class OrthogonalityMonitor(StepMonitor):
@@ -40,11 +42,13 @@ class OrthogonalityMonitor(StepMonitor):
         super().__init__(every_n_steps)
         self.per_parameter = per_parameter
         self._errors: list[tuple[list[str], Tensor]] = []
+        self._names: list[str] = []  # of all that may be orthogonalized, on whatever rank
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self._errors.clear()
+        self._names.clear()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,28 +68,34 @@ class OrthogonalityMonitor(StepMonitor):
         errors: list[tuple[list[str], Tensor]] = []
 
         def measure(owners: list[str], factors: Tensor) -> None:
-            errors.append(([names.get(owner, owner) for owner in owners], orthogonality_error(factors)))
+            errors.append(([names[owner] for owner in owners], orthogonality_error(factors)))
 
         handle = optimizer.register_orthogonalize_hook(measure)
         try:
             yield
         finally:
             handle.remove()
+        self._names += names.values()
         self._errors += errors
 
     @override
     def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the errors together: each matrix is orthogonalized on one rank, which may have had none."""
+        names, self._names = list(dict.fromkeys(self._names)), []
         measured, self._errors = self._errors, []
-        if not measured:
+        if not names:
             return
-        names = [name for owners, _ in measured for name in owners]
-        device = measured[0][1].device
-        values = torch.cat([errors.to(device) for _, errors in measured]).tolist()  # the only wait for the device
-        found: dict[str, list[float]] = {}
-        for name, value in zip(names, values, strict=True):
-            found.setdefault(name, []).append(value)
-        largest = {name: torch.tensor(of_blocks).max().item() for name, of_blocks in found.items()}  # NaN is largest
-        self.log_summary(trainer, {"orthogonality_error": largest}, self.per_parameter)
+        device = trainer.strategy.root_device
+        owners = [name for of_batch, _ in measured for name in of_batch]
+        values = torch.cat([torch.empty(0, device=device), *(errors.to(device) for _, errors in measured)])
+        largest = torch.full((len(names),), -torch.inf, dtype=torch.float64)
+        positions = {name: position for position, name in enumerate(names)}
+        for name, value in zip(owners, values.cpu().double(), strict=True):  # the only wait for the device
+            position = positions[name]
+            largest[position] = torch.maximum(largest[position], value)  # NaN is largest
+        found = dict(zip(names, largest_over_ranks(trainer, largest).tolist(), strict=True))
+        errors_by_name = {name: value for name, value in found.items() if value != -math.inf}
+        self.log_summary(trainer, {"orthogonality_error": errors_by_name}, self.per_parameter)
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_muon.callbacks.monitor import StepMonitor
-from lightning_muon.callbacks.muon_matrices import entry_norms, muon_matrices, root_mean_square
+from lightning_muon.callbacks.muon_matrices import entry_norms, muon_matrices
+from lightning_muon.callbacks.shards import Shard, find_shards, names_with_gradient, over_ranks, sizes
 
 # bfloat16 has 8 bits of precision: between 2^e and 2^(e+1) its numbers are 2^(e-7) apart.
 BF16_FRACTION_BITS = 7
@@ -50,7 +51,7 @@ class WeightRMSMonitor(StepMonitor):
             raise MisconfigurationException(f"WeightRMSMonitor: sample must be at least 1, got {sample}")
         self.per_parameter = per_parameter
         self.sample = sample
-        self._sampled: list[tuple[list[str], Tensor, Tensor]] = []
+        self._sampled: list[tuple[list[str], list[Shard], Tensor, Tensor]] = []
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -59,35 +60,47 @@ class WeightRMSMonitor(StepMonitor):
 
     @override
     def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
-        """Keep the RMS of sampled matrices before the step, and of their updates."""
+        """Keep the size of sampled matrices before the step, and of their updates."""
+        trainer = pl_module.trainer
         matrices = muon_matrices([optimizer], pl_module)
-        moving = [name for name, matrix in matrices.items() if matrix.grad is not None]
+        moving = names_with_gradient(trainer, matrices)
         names = moving[:: -(-len(moving) // self.sample) or 1]
-        before = [matrices[name].detach().clone() for name in names]
+        shards = find_shards(trainer, [matrices[name] for name in names])
+        before = [shard.local.clone() for shard in shards]
         yield
-        updates = [matrices[name].detach() - old for name, old in zip(names, before, strict=True)]
-        self._sampled.append((names, root_mean_square(before), root_mean_square(updates)))
+        updates = [shard.local - old for shard, old in zip(shards, before, strict=True)]
+        self._sampled.append((names, shards, entry_norms(before, 2), entry_norms(updates, 2)))
 
     @override
     @torch.no_grad()
     def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         matrices = muon_matrices(trainer.optimizers, pl_module)
-        rms = root_mean_square(matrices.values())
-        largest = entry_norms(matrices.values(), float("inf"))
-        sampled, self._sampled = self._sampled, []
-        headroom: dict[str, float] = {}
-        for names, before, updates in sampled:
-            ratios = (updates / bf16_spacing(before)).tolist()
-            # A matrix of zeros has no spacing to compare with.
-            headroom |= {
-                name: ratio for name, ratio, old in zip(names, ratios, before.tolist(), strict=True) if old != 0
-            }
+        shards = find_shards(trainer, list(matrices.values()))
+        local = [shard.local for shard in shards]
+        norms, largest = entry_norms(local, 2), entry_norms(local, float("inf"))
+        found = over_ranks(trainer, shards, [norms, largest, sizes(shards)])
+        present = [index for index, size in enumerate(found.sum[2].tolist()) if size > 0]
+        names = [name for index, name in enumerate(matrices) if index in present]
+        rms = found.norm[0] / found.sum[2].sqrt()
         quantities = {
-            "weight_rms": dict(zip(matrices, rms.tolist(), strict=True)),
-            "weight_absmax": dict(zip(matrices, largest.tolist(), strict=True)),
-            "bf16_headroom": headroom,
+            "weight_rms": dict(zip(names, rms[present].tolist(), strict=True)),
+            "weight_absmax": dict(zip(names, found.max[1, present].tolist(), strict=True)),
+            "bf16_headroom": self._headroom(trainer),
         }
         self.log_summary(trainer, quantities, self.per_parameter)
+
+    def _headroom(self, trainer: Trainer) -> dict[str, float]:
+        sampled, self._sampled = self._sampled, []
+        headroom: dict[str, float] = {}
+        for names, shards, before, updates in sampled:
+            found = over_ranks(trainer, shards, [before, updates, sizes(shards)])
+            old, update, _ = found.norm / found.sum[2].sqrt()
+            ratios = update / bf16_spacing(old)
+            # A matrix of zeros has no spacing to compare with.
+            headroom |= {
+                name: ratio for name, ratio, size in zip(names, ratios.tolist(), old, strict=True) if size != 0
+            }
+        return headroom
 
 
 def bf16_spacing(values: Tensor) -> Tensor:

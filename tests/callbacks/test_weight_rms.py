@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_muon.callbacks import AutoWeightDecay, OrthogonalityMonitor, WeightRMSMonitor
-from lightning_muon.callbacks.muon_matrices import entry_norms, root_mean_square
+from lightning_muon.callbacks.muon_matrices import entry_norms
 from lightning_muon.callbacks.weight_rms import bf16_spacing
 from lightning_muon.optim import MuonAdamW
 
@@ -161,14 +161,19 @@ def test_precisions(regression: Module, fit: Fit, precision: str) -> None:
 
 def test_matrices_of_several_precisions_and_none() -> None:
     tensors = [torch.randn(3, 5).bfloat16(), torch.randn(4, 4).double(), torch.randn(2, 7), torch.randn(5, 2).half()]
-    expected = torch.tensor([rms(tensor.double()) for tensor in tensors])
-    torch.testing.assert_close(root_mean_square(tensors), expected, rtol=1e-6, atol=0)
-    assert root_mean_square([]).tolist() == entry_norms([], 2).tolist() == []
+    expected = torch.tensor([float(tensor.double().norm()) for tensor in tensors])
+    torch.testing.assert_close(entry_norms(tensors, 2), expected, rtol=1e-6, atol=0)
+    assert entry_norms([], 2).tolist() == []
+    assert entry_norms([torch.empty(0, 3), torch.ones(4)], 2).tolist() == [0.0, 2.0]
 
 
-def test_a_small_float64_matrix_keeps_its_size() -> None:
+def test_a_small_float64_matrix_keeps_its_size(regression: Module, fit: Fit) -> None:
     """Squares of 1e-30 are below float32."""
-    assert root_mean_square([torch.full((2, 2), 1e-30, dtype=torch.float64)]).item() == pytest.approx(1e-30)
+    module = regression(partial(torch.optim.AdamW, lr=0.0))
+    for name in MATRICES:
+        torch.nn.init.constant_(module.get_parameter(name), 1e-30)
+    trainer = fit(module, precision="64-true", callbacks=[WeightRMSMonitor()])
+    assert float(trainer.callback_metrics["weight_rms/max"]) == pytest.approx(1e-30)
 
 
 def test_an_empty_matrix_is_left_out(regression: Module, fit: Fit) -> None:

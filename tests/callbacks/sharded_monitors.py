@@ -1,0 +1,140 @@
+"""What the processes of a test run: the same training with all monitors, spread in several ways.
+
+Usage: python sharded_monitors.py RESULT WAY …, with RANK and WORLD_SIZE in the environment.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.utils.data import DataLoader
+
+from lightning_muon.callbacks import AutoWeightDecay, OrthogonalityMonitor, WeightRMSMonitor
+from lightning_muon.optim import MuonAdamW, route_parameters
+from lightning_muon.strategies import FSDP2Strategy
+
+STEPS, GLOBAL_BATCH = 6, 12
+
+
+class Uneven(LightningModule):
+    """In float64, so that all ways see the same numbers; two rows, or seven, do not divide among three ranks.
+
+    Args:
+        make_optimizer: From parameter groups.
+        nan_at: The step whose gradient is spoilt, on the last rank alone if that holds its own part of it.
+    """
+
+    def __init__(self, make_optimizer: Callable[..., Any], nan_at: int | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers = [nn.Linear(6, 2), nn.Tanh(), nn.Linear(2, 7), nn.Tanh(), nn.Linear(7, 7), nn.Tanh(), nn.Linear(7, 3)]
+        self.net = nn.Sequential(*layers).double()
+        self.attention = nn.MultiheadAttention(7, 1, bias=False, batch_first=True).double()
+        self.make_optimizer = make_optimizer
+        self.nan_at = nan_at
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        x = self.net[:4](batch)
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        loss: Tensor = self.net[4:](x).square().mean()
+        return loss
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        if self.global_step == self.nan_at:
+            gradient = next(
+                p.grad for name, p in self.named_parameters() if name.endswith("2.weight") and "net" in name
+            )
+            if gradient is not None:
+                gradient = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+                gradient.view(-1)[-1:] = torch.nan
+
+    def configure_optimizers(self) -> Any:
+        return self.make_optimizer(route_parameters(self))
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        rows = torch.randn(STEPS, GLOBAL_BATCH, 3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        mine = rows.chunk(self.trainer.world_size, dim=1)[self.trainer.global_rank]
+        return DataLoader(list(mine), batch_size=None)  # type: ignore[arg-type]
+
+
+class FSDPOnCPU(FSDPStrategy):
+    """Lightning refuses FSDP without a GPU, but only to the class itself."""
+
+    mixed_precision_config = None
+
+    def _setup_model(self, model: nn.Module) -> nn.Module:
+        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), **self.kwargs)
+
+
+class Metrics(Callback):
+    """What is logged at each step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.steps.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+muon = partial(MuonAdamW, lr=0.05, weight_decay=0.0, orthogonalizer_options={"dtype": "float64"})
+WAYS: dict[str, tuple[Callable[[], Strategy | str], Callable[..., Any]]] = {
+    "one": (lambda: "auto", muon),
+    "ddp": (lambda: DDPStrategy(process_group_backend="gloo"), muon),
+    "ddp_sharded_state": (lambda: DDPStrategy(process_group_backend="gloo"), partial(muon, shard_state=True)),
+    "fsdp2": (FSDP2Strategy, muon),
+    "hsdp": (lambda: FSDP2Strategy(replicate_size=2), muon),
+    "fsdp": (lambda: FSDPOnCPU(auto_wrap_policy={nn.MultiheadAttention}), muon),
+    "adamw": (lambda: "auto", partial(torch.optim.AdamW, lr=0.05)),
+    "adamw_fsdp2": (FSDP2Strategy, partial(torch.optim.AdamW, lr=0.05)),
+}
+
+
+def run(way: str, nan_at: int | None = None) -> list[dict[str, float]]:
+    strategy, make_optimizer = WAYS[way]
+    metrics = Metrics()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1 if strategy() == "auto" else int(os.environ["WORLD_SIZE"]),
+        strategy=strategy(),
+        max_steps=STEPS,
+        log_every_n_steps=2,
+        callbacks=[
+            WeightRMSMonitor(per_parameter=True, sample=3),
+            OrthogonalityMonitor(per_parameter=True),
+            AutoWeightDecay(limit=0.4, ramp_steps=3, every_n_steps=1),
+            metrics,
+        ],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(Uneven(make_optimizer, nan_at))
+    return metrics.steps
+
+
+def main(result: str, *ways: str) -> None:
+    torch.set_num_threads(1)
+    found = {}
+    for way in ways:
+        found[way] = run(way)
+        found[f"{way} with NaN"] = run(way, nan_at=STEPS - 1)
+    Path(result).write_text(json.dumps(found))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,106 @@
+"""What the monitors say on several processes is what they say on one device."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("sharded_monitors.py")
+TIMEOUT = 100  # seconds
+BROKEN = "net.2.weight"
+
+Found = dict[str, list[dict[str, float]]]
+Launch = Callable[..., list[Found]]
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
+    """`launch(world_size, *ways)`: by rank, what the program has found of each way."""
+
+    def run(world_size: int, *ways: str) -> list[Found]:
+        folder = tmp_path_factory.mktemp("ranks")
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            port = str(server.getsockname()[1])
+        world = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1"}
+        world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "1"}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-W", "ignore", str(PROGRAM), str(folder / f"{rank}.json"), *ways],
+                env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stderr=(folder / f"{rank}.log").open("w"),
+                stdout=subprocess.DEVNULL,
+            )
+            for rank in range(world_size)
+        ]
+        deadline = time.monotonic() + TIMEOUT
+        # One that fails leaves the others waiting for it.
+        while any(p.poll() is None for p in processes) and time.monotonic() < deadline:
+            if any(p.returncode for p in processes):
+                break
+            time.sleep(0.05)
+        codes = [process.poll() for process in processes]
+        for process in processes:
+            process.kill()
+            process.wait()
+        logs = "\n".join((folder / f"{rank}.log").read_text()[-3000:] for rank in range(world_size))
+        assert codes == [0] * world_size, f"exit codes {codes} (None: still running after {TIMEOUT} s)\n{logs}"
+        return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world_size)]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def on_one_device(launch: Launch) -> Found:
+    return launch(1, "one", "adamw")[0]
+
+
+def close(values: dict[str, float]) -> dict[str, Any]:
+    """The sizes of weights as they are; what Newton-Schulz makes of matrices that travelled in float32 a bit less so."""
+    return {
+        tag: pytest.approx(value, rel=1e-6 if tag.startswith("weight") else 2e-5, nan_ok=True)
+        for tag, value in values.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("world_size", "ways"),
+    [
+        (2, ("ddp", "ddp_sharded_state", "fsdp2", "fsdp", "adamw_fsdp2")),
+        (3, ("ddp", "ddp_sharded_state", "fsdp2", "fsdp")),
+        (4, ("hsdp",)),
+    ],
+)
+def test_the_same_numbers_on_every_rank(
+    launch: Launch, on_one_device: Found, world_size: int, ways: tuple[str, ...]
+) -> None:
+    by_rank = launch(world_size, *ways)
+    for way in ways:
+        alone = "adamw" if way.startswith("adamw") else "one"
+        for kind in ("", " with NaN"):
+            for found in by_rank:
+                assert found[way + kind] == [close(step) for step in on_one_device[alone + kind]], way
+
+
+def test_there_is_something_to_compare(on_one_device: Found) -> None:
+    """Every quantity is there, the decay is turned on, and a NaN on one rank is seen."""
+    *_, last = on_one_device["one"]
+    for quantity in ("weight_rms", "weight_absmax", "orthogonality_error"):
+        names = {tag.split("/")[1] for tag in last if tag.startswith(quantity)} - {"max", "mean", "min"}
+        assert names == {f"net.{i}.weight" for i in (0, 2, 4, 6)} | {
+            f"attention.{name}" for name in ("in_proj_weight", "out_proj.weight")
+        }
+    assert len([tag for tag in last if tag.startswith("bf16_headroom/net") or "bf16_headroom/att" in tag]) == 3
+    assert last["weight_decay/muon"] == 0.5
+    *_, broken = on_one_device["one with NaN"]
+    assert math.isnan(broken["orthogonality_error/max"])
+    assert math.isnan(broken[f"orthogonality_error/{BROKEN}"])
+    assert not math.isnan(broken["orthogonality_error/net.4.weight"])
