@@ -64,7 +64,7 @@ def on_one_device(launch: Launch) -> Found:
 
 
 def close(values: dict[str, float]) -> dict[str, Any]:
-    """The sizes of weights as they are; what Newton-Schulz makes of matrices that travelled in float32 a bit less so."""
+    """The sizes of weights as they are; less so what Newton-Schulz makes of matrices that have travelled in float32."""
     return {
         tag: pytest.approx(value, rel=1e-6 if tag.startswith("weight") else 2e-5, nan_ok=True)
         for tag, value in values.items()
