@@ -161,6 +161,7 @@ def contestants(
 
     yield REFERENCE, partial(make, torch_muon)
     yield "torch AdamW alone", partial(make, lambda model: [torch.optim.AdamW(model.parameters())])
+    yield "torch AdamW alone, fused", partial(make, lambda model: [torch.optim.AdamW(model.parameters(), fused=True)])
     for name, options in PRESETS.items():
         yield name, partial(make, partial(_ours, options))
     for name in peers:

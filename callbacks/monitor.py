@@ -104,9 +104,10 @@ class StepMonitor(Callback):
         if names and not self._warned:
             self._warned = True
             more = f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
-            rank_zero_warn(
+            warn(
+                trainer,
                 f"{type(self).__name__}, step {logged_step(trainer)}: {quantity} is not finite for"
-                f" {', '.join(names[:NAMED_AT_MOST])}{more}{so}. This is said once."
+                f" {', '.join(names[:NAMED_AT_MOST])}{more}{so}. This is said once.",
             )
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -140,3 +141,9 @@ def log_text(trainer: Trainer, tag: str, text: str) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
             logger.experiment.add_text(tag, text, logged_step(trainer))
+
+
+def warn(trainer: Trainer, message: str) -> None:
+    """Warn on the console, and in TensorBoard, where the text ``warnings`` lists what was said during a run."""
+    rank_zero_warn(message)
+    log_text(trainer, "warnings", message)

@@ -42,6 +42,11 @@ def names_in_module(optimizer: Optimizer, module: LightningModule) -> dict[str, 
     return names
 
 
+def module_names(module: LightningModule) -> dict[int, str]:
+    """Return the name of each parameter in the module by the parameter's ``id``, without the prefixes of wrappers."""
+    return {id(parameter): _without_wrappers(name) for name, parameter in module.named_parameters()}
+
+
 def entry_norms(tensors: Iterable[Tensor], order: float) -> Tensor:
     """Return the norm of each tensor's entries, shape (tensors,), float32 on the device of the first; 0 if empty."""
     tensors = [tensor if tensor.numel() else tensor.new_zeros(1) for tensor in tensors]
@@ -74,7 +79,7 @@ def summarize(quantity: str, values: Mapping[str, float], per_parameter: bool) -
 
 def _named_matrices(optimizer: Optimizer, module: LightningModule) -> Iterator[tuple[str, str, Tensor]]:
     """Yield each matrix with the optimizer's name for it and the module's."""
-    names = {id(parameter): _without_wrappers(name) for name, parameter in module.named_parameters()}
+    names = module_names(module)
     for label, group in muon_groups(optimizer):
         own_names = group.get("param_names") or [f"{label}.{i}" for i in range(len(group["params"]))]
         for own, matrix in zip(own_names, group["params"], strict=True):

@@ -5,12 +5,11 @@ from collections.abc import Generator
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_muon.callbacks.monitor import StepMonitor
+from lightning_muon.callbacks.monitor import StepMonitor, warn
 from lightning_muon.callbacks.muon_matrices import muon_groups, names_in_module
 from lightning_muon.callbacks.shards import largest_over_ranks
 
@@ -55,9 +54,10 @@ class OrthogonalityMonitor(StepMonitor):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for optimizer in trainer.optimizers:
             if muon_groups(optimizer) and not hasattr(optimizer, "register_orthogonalize_hook"):
-                rank_zero_warn(
+                warn(
+                    trainer,
                     f"OrthogonalityMonitor: {type(optimizer).__name__} does not hand out what it orthogonalizes,"
-                    " so there is no orthogonality_error to log."
+                    " so there is no orthogonality_error to log.",
                 )
 
     @override

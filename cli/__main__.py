@@ -1,6 +1,6 @@
 """``python -m lightning_muon.cli fit --model my.Module --data my.Data …``: trains what is importable from here."""
 
-from lightning_muon.cli.muon_cli import main
+from lightning_muon.cli.program import main
 
 if __name__ == "__main__":
     main()

@@ -1,8 +1,5 @@
 """What a run says when it is over: how good it is, where it lies, what to do next."""
 
-import os
-import shutil
-import sys
 from pathlib import Path
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -13,25 +10,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
 from rich.table import Table
 
+from lightning_muon.cli.program_name import python, quoted
 from lightning_muon.strategies import is_checkpoint_folder
-
-
-def program_name() -> str:
-    """How this program was called, as one would type it again: ``python -m my_project`` or ``python train.py``."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    if spec is not None:
-        return f"{_python()} -m {spec.name.removesuffix('.__main__')}"
-    script = sys.argv[0] if sys.argv else ""
-    return f"{_python()} {script}" if script.endswith(".py") else Path(script).name
-
-
-def _python() -> str:
-    """How to call this Python: by its name where the shell finds it, as in an active environment, else by its path."""
-    found = shutil.which("python")
-    if found and Path(found).parent == Path(sys.executable).parent:
-        return "python"
-    path = Path(os.path.relpath(sys.executable))
-    return _quoted(str(path if len(path.parts) < len(Path(sys.executable).parts) else Path(sys.executable)))
 
 
 @rank_zero_only
@@ -52,11 +32,11 @@ def print_closing(trainer: Trainer, model: LightningModule, program: str) -> Non
         console.print(f"checkpoint: {checkpoint}", soft_wrap=True, markup=False, highlight=False)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            look = f"{_python()} -m tensorboard.main --logdir {_quoted(str(logger.save_dir))}"
+            look = f"{python()} -m tensorboard.main --logdir {quoted(str(logger.save_dir))}"
             console.print(f"look:       {look}", soft_wrap=True, markup=False, highlight=False)
     if checkpoint and is_overridden("predict_step", model):
         sharded = " --trainer.strategy fsdp2" if is_checkpoint_folder(Path(checkpoint)) else ""
-        console.print(f"predict:    {program} predict --ckpt_path {_quoted(checkpoint)}{sharded}", soft_wrap=True)
+        console.print(f"predict:    {program} predict --ckpt_path {quoted(checkpoint)}{sharded}", soft_wrap=True)
 
 
 def _checkpoint(trainer: Trainer) -> str:
@@ -64,7 +44,3 @@ def _checkpoint(trainer: Trainer) -> str:
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     paths = [callback.last_model_path for callback in callbacks] + [callback.best_model_path for callback in callbacks]
     return next((path for path in paths if path), "")
-
-
-def _quoted(path: str) -> str:
-    return f"'{path}'" if " " in path else path

@@ -3,8 +3,8 @@
 from argparse import ArgumentParser
 from collections.abc import Sequence
 
-from lightning_muon.cli.closing import program_name
-from lightning_muon.cli.errors import debugging, exit_with
+from lightning_muon.cli.exit import debugging, exit_with
+from lightning_muon.cli.program_name import program_name
 from lightning_muon.strategies import consolidate_checkpoint
 
 

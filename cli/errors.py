@@ -2,9 +2,7 @@
 
 import ast
 import inspect
-import os
 import re
-import sys
 import typing
 from argparse import Action, ArgumentParser
 from collections.abc import Iterable, Sequence
@@ -28,17 +26,6 @@ _READABLE_TYPES = {
     "dict": "keys and values",
     "NoneType": "null",
 }
-
-
-def debugging() -> bool:
-    """Whether the user asked for tracebacks, by the environment variable ``LIGHTNING_MUON_DEBUG=1``."""
-    return os.environ.get("LIGHTNING_MUON_DEBUG", "0") not in {"", "0"}
-
-
-def exit_with(line: str) -> typing.NoReturn:
-    """Ends the program with one line on stderr and exit code 2, as shells expect of a wrong command line."""
-    sys.stderr.write(f"error: {' '.join(line.split())}\n")
-    raise SystemExit(2)
 
 
 def message_for_the_user(error: BaseException, packages: Iterable[str]) -> str | None:

@@ -18,10 +18,12 @@ from typing_extensions import override
 
 # Imported for its effect: afterwards `--model.optimizer MuonAdamW` is found by its short name.
 import lightning_muon.optim  # noqa: F401
-from lightning_muon.cli.closing import print_closing, program_name
-from lightning_muon.cli.consolidate import consolidate
-from lightning_muon.cli.errors import debugging, exit_with, explain, message_for_the_user
+from lightning_muon.cli.closing import print_closing
+from lightning_muon.cli.errors import explain, message_for_the_user
+from lightning_muon.cli.exit import debugging, exit_with
 from lightning_muon.cli.optimizer_resume import KeepCommandLineOnResume
+from lightning_muon.cli.program import OTHER_COMMANDS
+from lightning_muon.cli.program_name import program_name
 from lightning_muon.cli.quiet import hush_lightning
 from lightning_muon.cli.resume import CheckpointHyperparameters, ModuleArguments, say
 from lightning_muon.cli.saved_config import SaveRunConfig
@@ -33,7 +35,7 @@ jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
 
 class MuonCLI(LightningCLI):
-    """LightningCLI with what training with Muon needs; :func:`main` is the usual way in.
+    """LightningCLI with what training with Muon needs; :func:`~lightning_muon.cli.main` is the usual way in.
 
     It has the subcommands ``fit``, ``validate``, ``test`` and ``predict``, and differs from its parent in this:
 
@@ -88,6 +90,16 @@ class MuonCLI(LightningCLI):
         head, _ = self._args_of_subcommand()
         parser: LightningArgumentParser = self._subcommand_parsers.get(head[-1] if head else "", self.parser)
         return parser
+
+    @override
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        # For `--help` and for errors that list the subcommands: `main` has run these before it comes here.
+        commands = parser._subcommands_action
+        if commands is None:
+            return
+        for name, summary in OTHER_COMMANDS.items():
+            commands.add_subcommand(name, self.init_parser(description=summary), help=summary)
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -244,34 +256,3 @@ def _errors_in_one_line(cli: MuonCLI) -> Iterator[None]:
         if debugging() or message is None:
             raise
         exit_with(message)
-
-
-def main(
-    model_class: type[LightningModule] | Callable[..., LightningModule] | None = None,
-    datamodule_class: type[LightningDataModule] | Callable[..., LightningDataModule] | None = None,
-    *,
-    default_config: str | Path | None = None,
-    args: Sequence[str] | None = None,
-) -> MuonCLI:
-    """Runs the command line of a project; what its ``__main__`` calls.
-
-    Beside the subcommands of :class:`MuonCLI` there is ``consolidate``, which makes one file of a sharded checkpoint.
-
-    Example::
-
-        main(TextModule, TextData, default_config=Path(__file__).parent / "configs" / "default.yaml")
-
-    Args:
-        model_class: The module to train, or ``None`` to choose one by ``--model``.
-        datamodule_class: Its data, or ``None`` to choose it by ``--data``, or to have none.
-        default_config: A YAML file with the defaults of all subcommands, below every ``--config``.
-        args: The command line, by default that of the program.
-
-    Returns:
-        What ran: its ``trainer``, ``model``, ``datamodule`` and ``config``.
-    """
-    arguments = list(sys.argv[1:] if args is None else args)
-    if arguments[:1] == ["consolidate"]:
-        consolidate(arguments[1:])
-        raise SystemExit
-    return MuonCLI(model_class, datamodule_class, default_config=default_config, args=args)

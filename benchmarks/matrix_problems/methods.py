@@ -57,7 +57,7 @@ def _adam(matrices: list[Tensor], lr: float, momentum: float) -> torch.optim.Opt
 
 _MUON_RATES = {
     "quadratic": [5e-3, 0.01, 0.03, 0.1],
-    "logistic": [0.03, 0.1, 0.2],
+    "logistic": [0.015, 0.03, 0.06, 0.1, 0.2],
     "completion": [0.03, 0.05, 0.1, 0.25],
 }
 
@@ -68,7 +68,7 @@ METHODS = {
         {"quadratic": 0.0, "logistic": 0.0, "completion": 0.0},
         {
             "quadratic": [1.5e-8, 3.2e-8, 4e-8],
-            "logistic": [2.5e-8, 5e-8, 1e-7],
+            "logistic": [1.2e-8, 2.5e-8, 5e-8, 1e-7],
             "completion": [12.0, 25.0, 35.0, 50.0],
         },
     ),
@@ -80,7 +80,7 @@ METHODS = {
         {"quadratic": 0.9, "logistic": 0.9, "completion": 0.5},
         {
             "quadratic": [5e-8, 1e-7, 2e-7],
-            "logistic": [5e-8, 1e-7, 2e-7],
+            "logistic": [2.5e-8, 5e-8, 1e-7, 2e-7],
             "completion": [12.0, 25.0, 50.0, 100.0],
         },
     ),
@@ -89,7 +89,7 @@ METHODS = {
         {"quadratic": 0.95, "logistic": 0.95, "completion": 0.5},
         {
             "quadratic": [1e-7, 2e-7, 4e-7],
-            "logistic": [5e-8, 1e-7, 2e-7],
+            "logistic": [2.5e-8, 5e-8, 1e-7, 2e-7],
             "completion": [12.0, 25.0, 50.0, 100.0],
         },
     ),

@@ -11,7 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from lightning_muon.optim import route_parameters
+from lightning_muon.optim import MuonAdamW, route_parameters
 from lightning_muon.strategies import FSDP2Strategy
 
 SYMBOLS, GLOBAL_BATCH = 11, 24
@@ -75,8 +75,12 @@ class Sequences(LightningModule):
         return tokens
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        make = getattr(torch.optim, self.job.get("optimizer", "AdamW"))
         groups: Any = route_parameters(self)
+        if self.job.get("optimizer", "MuonAdamW") == "MuonAdamW":
+            # float32 throughout: sums in another order are all that may differ.
+            exact = {"orthogonalizer_options": {"dtype": "float32"}, "communication_dtype": "float32"}
+            return MuonAdamW(groups, lr=self.job.get("lr", 0.02), eps=1e-3, **exact, **self.job.get("options", {}))
+        make = getattr(torch.optim, self.job["optimizer"])
         if self.job.get("without_names"):
             groups = [{"params": group["params"], "weight_decay": 0.1 * i} for i, group in enumerate(groups)]
         options = {"momentum": 0.9} if make is torch.optim.SGD else {"eps": 1e-3}
@@ -186,10 +190,15 @@ def whole(value: Any) -> Any:
 
 
 def whole_state(trainer: Trainer, module: nn.Module) -> dict[str, Tensor]:
+    optimizer: Any = trainer.optimizers[0]
+    if hasattr(optimizer, "consolidate_state_dict"):
+        optimizer.consolidate_state_dict()  # what shard_state has shared out
+    if trainer.global_rank > 0 and not isinstance(trainer.strategy, FSDP2Strategy):
+        return {}
     names = {id(parameter): name for name, parameter in module.named_parameters()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
-        f"{names[id(parameter)]}: {key}": whole(value)
-        for group in trainer.optimizers[0].param_groups
-        for parameter in group["params"]
-        for key, value in trainer.optimizers[0].state[parameter].items()
+        f"{names[id(parameters[number])]}: {key}": whole(value)
+        for number, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
     }

@@ -14,6 +14,7 @@ AssertEqual = Callable[..., None]
 BFLOAT16 = {"optimizer": "SGD", "lr": 0.2, "trainer": {"precision": "bf16-mixed"}}
 VARIANTS: list[dict[str, Any]] = [
     {"then": "predict"},
+    {"optimizer": "AdamW"},
     {"tied": True, "trainer": {"gradient_clip_val": 0.3}},
     {"optimizer": "SGD", "lr": 0.5, "trainer": {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}},
     {"trainer": {"accumulate_grad_batches": 2, "val_check_interval": 4}},

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_muon.cli import MuonCLI
+from lightning_muon.cli import MuonCLI, main
 
 Run = Callable[..., MuonCLI]
 
@@ -25,6 +25,8 @@ def test_it_learns_and_writes(run: Run, tmp_path: Path, capsys: pytest.CaptureFi
     logged = EventAccumulator(fitted.trainer.log_dir).Reload().Tags()["scalars"]
     rates = {f"lr-MuonAdamW/{group}" for group in ("muon", "adamw", "adamw_vectors")}
     monitors = {"weight_rms/max", "bf16_headroom/min", "orthogonality_error/mean", "weight_decay/muon"}
+    texts = {f"{card}/text_summary" for card in ("routing", "config")}
+    assert texts <= set(EventAccumulator(fitted.trainer.log_dir).Reload().Tags()["tensors"])
     assert rates | monitors | {"train/loss", "val/loss", "val/perplexity", "val/unigram_loss"} <= set(logged)
 
     capsys.readouterr()
@@ -33,6 +35,11 @@ def test_it_learns_and_writes(run: Run, tmp_path: Path, capsys: pytest.CaptureFi
     written = capsys.readouterr().out
     assert "the " in written
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["version_0"]
+
+    with pytest.raises(SystemExit):
+        main(args=["report", "logs"])
+    assert "│ val/loss, final" in capsys.readouterr().out
+    assert "| weight RMS, peak of the largest | under 1 |" in (tmp_path / "logs" / "report" / "report.md").read_text()
 
 
 def test_a_run_continues_exactly_where_its_checkpoint_was_written(run: Run, tmp_path: Path) -> None:

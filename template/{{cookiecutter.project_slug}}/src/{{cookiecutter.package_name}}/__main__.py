@@ -1,4 +1,4 @@
-"""The program: ``python -m {{ cookiecutter.package_name }} fit|validate|test|predict``."""
+"""The program: ``python -m {{ cookiecutter.package_name }} fit|validate|test|predict|report``."""
 
 from pathlib import Path
 

@@ -1,0 +1,70 @@
+"""The charts of TensorBoard's Custom Scalars page: which there are, in what order, and the tags on each."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+SUMMARY = "(max|mean|min)"
+
+# What `torch.utils.tensorboard.SummaryWriter.add_custom_scalars` takes: category → title → [kind, regexes].
+Layout = dict[str, dict[str, list[str | list[str]]]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart.
+
+    Args:
+        category: The section of the page that it stands in.
+        title: What stands above it: the quantity, and what to look for.
+        tags: Regular expression for the whole of each tag that it draws.
+    """
+
+    category: str
+    title: str
+    tags: str
+
+    @property
+    def pattern(self) -> str:
+        """The expression as TensorBoard takes it, which looks for a tag's beginning only; a logger may add a prefix."""
+        return f"(.+-)?({self.tags})$"
+
+    def draws(self, tags: Iterable[str]) -> bool:
+        """Whether there is something to draw among tags."""
+        return any(re.match(self.pattern, tag) for tag in tags)
+
+
+# Health first, then training, then cost. An expression for a whole quantity would draw a line for every parameter.
+CHARTS = (
+    Chart("Health", "Weight RMS: grows, then levels off", f"weight_rms/{SUMMARY}"),
+    Chart("Health", "bf16 headroom: below 0.5 updates vanish", f"bf16_headroom/{SUMMARY}"),
+    Chart("Health", "Orthogonality error: about 0.4, near 1 rank is lost", f"orthogonality_error/{SUMMARY}"),
+    Chart("Health", "Weight decay: a ramp is AutoWeightDecay at work", r"weight_decay/.+"),
+    Chart("Health", "Largest weight: a small multiple of the RMS", f"weight_absmax/{SUMMARY}"),
+    Chart("Health", "Layer output RMS", r"output_rms/.+"),
+    Chart("Health", "Singular values of the update: 0.7 to 1.2", f"singular_value_(min|max)/{SUMMARY}"),
+    Chart("Health", "Update RMS: Muon's as large as AdamW's", r"update_rms/.+"),
+    Chart("Health", "Update in units of the bf16 spacing", f"update_in_ulps/{SUMMARY}"),
+    Chart("Health", "Fraction of updates that bf16 would lose", f"lost_updates/{SUMMARY}"),
+    Chart("Health", "Condition number of the gradient", f"gradient_condition/{SUMMARY}"),
+    Chart("Health", "Stable rank of the gradient", f"gradient_stable_rank/{SUMMARY}"),
+    Chart("Training", "Loss", r"(train|val|valid|validation)[/_].*loss.*"),
+    Chart("Training", "Other validation metrics", r"(val|valid|validation)[/_](?!.*loss).+"),
+    Chart("Training", "Learning rate", r"lr-.+(?<!-momentum)(?<!-weight_decay)"),
+    Chart("Cost", "Optimizer's share of the step", r"optimizer_share(/.+)?"),
+    Chart("Cost", "Batches per second", r"(train|device)[|/]batches_per_sec(ond)?"),
+    Chart("Cost", "Samples per second", r"(train|device)[|/]samples_per_sec(ond)?"),
+)
+
+
+def layout(tags: Iterable[str]) -> Layout:
+    """Return the layout of the page for the tags that a run has logged; charts without tags are left out.
+
+    A chart is the same whatever else is on the page, so that TensorBoard can merge the pages of several runs.
+    """
+    tags = list(tags)
+    page: Layout = {}
+    for chart in CHARTS:
+        if chart.draws(tags):
+            page.setdefault(chart.category, {})[chart.title] = ["Multiline", [chart.pattern]]
+    return page

@@ -1,0 +1,159 @@
+"""TensorBoard, laid out ready to read."""
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from tensorboard.compat.proto.summary_pb2 import Summary
+from typing_extensions import override
+
+from lightning_muon.callbacks.cards import config_card, routing_card
+from lightning_muon.callbacks.charts import Layout, layout
+from lightning_muon.callbacks.monitor import log_text, logged_step, warn
+from lightning_muon.callbacks.muon_matrices import muon_groups
+from lightning_muon.callbacks.run_hyperparameters import Value, judging_metrics, page_entry, run_hyperparameters
+from lightning_muon.callbacks.spectra import sampled_matrices, singular_values, whole
+
+
+class MuonDashboard(Callback):
+    """Lay TensorBoard out so that one look at each page says how a run is.
+
+    - **Custom Scalars**: the charts of health first, then those of training, then those of cost. A chart appears when
+      the run logs what it draws, by whichever callback.
+    - **Text**: ``routing``, which algorithm updates which parameter and why; ``config``, the configuration of the run;
+      beside them ``warnings``, where the monitors write what they warn of.
+    - **HParams**: optimizer, learning rate, weight decay and the like, and the metric that ``ModelCheckpoint`` or
+      ``EarlyStopping`` monitors. With ``TensorBoardLogger(default_hp_metric=True)`` Lightning has filled in the page
+      already; then its ``hp_metric`` gets that metric's value.
+    - **Histograms**: ``weight_spectrum/…``, the singular values of some of Muon's matrices, in the first step, then
+      every ``spectrum_every_n_steps``, and in the end.
+
+    It logs no scalars of its own but ``hp_metric``; without a ``TensorBoardLogger`` it does nothing.
+
+    Args:
+        spectrum_every_n_steps: How often histograms of singular values are made, in optimizer steps; 0 is never. A
+            decomposition is slow, so it should be far more than the trainer's ``log_every_n_steps``.
+        sample: How many parameters get a histogram.
+        max_elements: The largest parameter that gets one, in elements. The time for one grows with the power 3/2.
+
+    Raises:
+        MisconfigurationException: If an argument is out of its range, or there are two of it in one trainer.
+
+    Example::
+
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_muon.callbacks import MuonDashboard, WeightRMSMonitor
+        >>> trainer = Trainer(callbacks=[WeightRMSMonitor(), MuonDashboard()])
+    """
+
+    def __init__(self, spectrum_every_n_steps: int = 500, sample: int = 4, max_elements: int = 1 << 20) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("spectrum_every_n_steps", spectrum_every_n_steps, 0),
+            ("sample", sample, 1),
+            ("max_elements", max_elements, 1),
+        ):
+            if value < least:
+                raise MisconfigurationException(f"MuonDashboard: {name} must be at least {least}, got {value}")
+        self.spectrum_every_n_steps = spectrum_every_n_steps
+        self.sample = sample
+        self.max_elements = max_elements
+        self._layout: Layout = {}
+        self._hyperparameters: dict[str, Value] = {}
+        self._session_end: Summary | None = None  # the summary that closes what the HParams page has of this run
+        self._spectrum_at: int | None = None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if sum(isinstance(callback, MuonDashboard) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise MisconfigurationException(
+                "MuonDashboard is in the trainer's callbacks more than once; keep one: there is one page to lay out."
+            )
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        log_dir = trainer.log_dir  # which every rank must ask for: it is broadcast
+        self._layout, self._session_end, self._spectrum_at = {}, None, None
+        of_data = {} if trainer.datamodule is None else trainer.datamodule.hparams_initial  # type: ignore[attr-defined]
+        saved = {**of_data, **pl_module.hparams_initial}
+        self._hyperparameters = run_hyperparameters(trainer, saved)
+        log_text(trainer, "routing", routing_card(trainer.optimizers, pl_module))
+        if config := config_card(log_dir, saved):
+            log_text(trainer, "config", config)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        if trainer._logger_connector.should_update_logs:
+            self._lay_out(trainer)
+        if self.spectrum_every_n_steps and logged_step(trainer) % self.spectrum_every_n_steps == 0:
+            self._log_spectra(trainer, pl_module)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._lay_out(trainer)
+            self._log_hyperparameters(trainer)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._lay_out(trainer)
+        self._log_hyperparameters(trainer)
+        self._log_final_metric(trainer)
+        if self.spectrum_every_n_steps:
+            self._log_spectra(trainer, pl_module)
+
+    def _lay_out(self, trainer: Trainer) -> None:
+        """Write the layout if there are new charts: TensorBoard takes the last one."""
+        page = layout(trainer.callback_metrics)  # on every rank: to read metrics may be to reduce them
+        if page != self._layout:
+            self._layout = page
+            for writer in _writers(trainer):
+                writer.experiment.add_custom_scalars(page)
+
+    def _log_hyperparameters(self, trainer: Trainer) -> None:
+        """Write them, once, as soon as there is a metric: TensorBoard keeps the list of metrics that comes first."""
+        metrics = judging_metrics(trainer)
+        if self._session_end is None and metrics:
+            columns, start, self._session_end = page_entry(self._hyperparameters, metrics)
+            for writer in _writers(trainer):
+                for summary in (columns, start):
+                    writer.experiment._get_file_writer().add_summary(summary)
+
+    def _log_final_metric(self, trainer: Trainer) -> None:
+        final = [float(trainer.callback_metrics[name]) for name in judging_metrics(trainer)]
+        for writer in _writers(trainer):
+            if self._session_end is not None:
+                writer.experiment._get_file_writer().add_summary(self._session_end)
+            if final and writer._default_hp_metric:
+                writer.log_metrics({"hp_metric": final[0]}, step=logged_step(trainer))
+
+    def _log_spectra(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write histograms of singular values, once a step; every rank takes part in making shards whole."""
+        step = logged_step(trainer)
+        if step == self._spectrum_at or not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+            return
+        first, self._spectrum_at = self._spectrum_at is None, step
+        chosen = sampled_matrices(trainer.optimizers, pl_module, self.sample, self.max_elements)
+        if first and not chosen:
+            self._say_why_there_are_none(trainer)
+        for name, (parameter, layout_in_memory) in chosen.items():
+            matrix = whole(parameter)
+            if trainer.is_global_zero and (values := singular_values(matrix, **layout_in_memory)) is not None:
+                for writer in _writers(trainer):
+                    writer.experiment.add_histogram(f"weight_spectrum/{name}", values, step)
+
+    def _say_why_there_are_none(self, trainer: Trainer) -> None:
+        if any(muon_groups(optimizer) for optimizer in trainer.optimizers):
+            warn(
+                trainer,
+                f"MuonDashboard: no Muon matrix is whole and has at most max_elements={self.max_elements} elements, so"
+                " there are no histograms of singular values. Raise max_elements, or set spectrum_every_n_steps=0.",
+            )
+
+
+def _writers(trainer: Trainer) -> list[TensorBoardLogger]:
+    """Return the loggers to write to, on the one rank that does."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return loggers if trainer.is_global_zero else []

@@ -1,0 +1,95 @@
+"""What TensorBoard's HPARAMS page shows of a run: its hyperparameters, and the metrics that they are judged by."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch.optim import Optimizer
+from torch.utils.tensorboard.summary import hparams
+from typing_extensions import TypeIs
+
+# Of each group, in this order; what an optimizer does not have is left out.
+OPTIONS = ("lr", "weight_decay", "momentum", "orthogonalizer", "update_scale")
+
+# The page shows five columns, those first whose values differ.
+FIRST_COLUMNS = {"lr", "lr_scheduler", "max_steps", "optimizer", "weight_decay"}
+
+Value = str | float | int | bool
+
+
+def run_hyperparameters(trainer: Trainer, initial: Mapping[str, Any]) -> dict[str, Value]:
+    """Return one value a hyperparameter: of the optimizers, of the trainer, and of module and data, if they are plain.
+
+    The learning rate is that before any schedule. Where the groups of an optimizer differ, the first has the plain name
+    and another has its name added, as in ``lr (adamw)``.
+
+    Args:
+        trainer: Before its first step.
+        initial: What module and data saved by ``save_hyperparameters``.
+    """
+    found: dict[str, Value] = {"optimizer": ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)}
+    for number, optimizer in enumerate(trainer.optimizers):
+        found |= _options(optimizer, f"{number}" if number else "")
+    schedules = [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs]
+    if schedules:
+        found["lr_scheduler"] = ", ".join(schedules)
+    found["max_steps"] = trainer.max_steps
+    found["precision"] = str(trainer.precision)
+    found["devices"] = trainer.world_size
+    found["accumulate_grad_batches"] = trainer.accumulate_grad_batches
+    private = {"_instantiator", "_class_path"}  # what LightningCLI adds
+    return found | {
+        name: value for name, value in initial.items() if name not in {*found, *private} and _is_plain(value)
+    }
+
+
+def judging_metrics(trainer: Trainer) -> list[str]:
+    """Return the names of the metrics that say how good a run is: what is monitored, or else its losses.
+
+    Those come first that ``ModelCheckpoint`` and ``EarlyStopping`` look at; where they look at none that was logged,
+    validation losses; and where there are none, training losses.
+    """
+    logged = list(trainer.callback_metrics)
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    watching = [callback.monitor for callback in callbacks if isinstance(callback, (ModelCheckpoint, EarlyStopping))]
+    monitored = [monitor for monitor in dict.fromkeys(watching) if monitor in logged]
+    losses = [name for name in logged if "loss" in name]
+    return monitored or [name for name in losses if name.startswith("val")] or losses
+
+
+def page_entry(hyperparameters: Mapping[str, Value], metrics: Iterable[str]) -> tuple[Summary, Summary, Summary]:
+    """Return what TensorBoard's page is made from: its columns, the values at a run's start, and the mark of its end.
+
+    Args:
+        hyperparameters: Of the run.
+        metrics: Names of the metrics. The page shows the last value that was logged of each.
+    """
+    columns, start, end = hparams(dict(hyperparameters), dict.fromkeys(metrics, 0.0))
+    plugin_data = columns.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin_data.content)
+    for column in content.experiment.hparam_infos:
+        column.differs = column.name in FIRST_COLUMNS
+    plugin_data.content = content.SerializeToString()
+    return columns, start, end
+
+
+def _options(optimizer: Optimizer, number: str) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    for option in OPTIONS:
+        for index, group in enumerate(optimizer.param_groups):
+            value = group.get("initial_lr", group.get("lr")) if option == "lr" else group.get(option)
+            if not _is_plain(value):
+                continue
+            name = f"{option}{number and f' of optimizer {number}'}"
+            if name not in found:
+                found[name] = value
+            elif value != found[name] and option in {"lr", "weight_decay"}:
+                found[f"{name} ({group.get('name', index)})"] = value
+    return found
+
+
+def _is_plain(value: object) -> TypeIs[Value]:
+    return isinstance(value, (str, float, int, bool))

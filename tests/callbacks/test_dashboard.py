@@ -1,0 +1,415 @@
+"""The dashboard: what it writes is what TensorBoard shows, and nobody is disturbed who has no TensorBoard."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams import metadata
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from lightning_muon.callbacks import AutoWeightDecay, MuonDashboard, OrthogonalityMonitor, WeightRMSMonitor
+from lightning_muon.callbacks.charts import CHARTS, layout
+from lightning_muon.callbacks.spectra import sampled_matrices, singular_values, whole
+from lightning_muon.optim import MatrixLayout, MuonAdamW
+
+Fit = Callable[..., Trainer]
+Module = Callable[..., LightningModule]
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def monitors() -> list[Callback]:
+    return [WeightRMSMonitor(), OrthogonalityMonitor(), AutoWeightDecay(), LearningRateMonitor(), MuonDashboard()]
+
+
+def read(trainer: Trainer) -> EventAccumulator:
+    trainer.logger.experiment.flush()
+    return EventAccumulator(trainer.log_dir, size_guidance={"tensors": 0, "histograms": 0}).Reload()
+
+
+def page(trainer: Trainer) -> dict[str, list[str]]:
+    """The titles of the charts by category, as TensorBoard reads them: from the last layout."""
+    written = read(trainer).Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
+    return {
+        category.title: [chart.title for chart in category.chart] for category in Layout.FromString(written).category
+    }
+
+
+def test_charts_are_those_that_the_run_has_tags_for(
+    regression: Module, fit: Fit, tensorboard: TensorBoardLogger
+) -> None:
+    trainer = fit(regression(MuonAdamW), callbacks=monitors(), logger=tensorboard, limit_val_batches=2, max_epochs=2)
+    shown = page(trainer)
+    assert list(shown) == ["Health", "Training"]
+    assert [title.split(":")[0] for title in shown["Health"]] == [
+        *("Weight RMS", "bf16 headroom", "Orthogonality error", "Weight decay", "Largest weight"),
+    ]
+    assert shown["Training"] == ["Loss", "Learning rate"]
+    # Each tag is on at most one chart, and those of the monitors are all on one.
+    tags = [tag for tag in read(trainer).Tags()["scalars"] if tag not in {"epoch", "hp_metric"}]
+    for tag in tags:
+        assert sum(chart.draws([tag]) for chart in CHARTS) == 1, tag
+
+
+def test_without_monitors_there_are_no_empty_charts(
+    regression: Module, fit: Fit, tensorboard: TensorBoardLogger
+) -> None:
+    trainer = fit(regression(MuonAdamW), callbacks=[MuonDashboard()], logger=tensorboard)
+    assert page(trainer) == {"Training": ["Loss"]}
+
+
+@pytest.mark.parametrize(
+    ("tag", "title"),
+    [
+        ("weight_rms/max", "Weight RMS: grows, then levels off"),
+        ("prefix-weight_rms/max", "Weight RMS: grows, then levels off"),
+        ("weight_rms/net.0.weight", None),
+        ("optimizer_share", "Optimizer's share of the step"),
+        ("train/loss_step", "Loss"),
+        ("val_loss", "Loss"),
+        ("val/accuracy", "Other validation metrics"),
+        ("lr-AdamW", "Learning rate"),
+        ("lr-AdamW/pg1-momentum", None),
+        ("trainable/loss", None),
+    ],
+)
+def test_which_chart_draws_a_tag(tag: str, title: str | None) -> None:
+    titles = [title for charts in layout([tag]).values() for title in charts]
+    assert titles == ([] if title is None else [title])
+
+
+def test_cards_say_who_updates_what_and_with_which_settings(
+    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any
+) -> None:
+    class Configured(regression):  # type: ignore[valid-type,misc]
+        def __init__(self, dim: int = 7, shape: tuple[int, int] = (1, 2)) -> None:
+            super().__init__(MuonAdamW)
+            self.save_hyperparameters()
+
+    trainer = fit(Configured(), callbacks=[MuonDashboard()], logger=tensorboard)
+    (routing,) = events(trainer).texts("routing")
+    assert "| `net.0.weight` | 16×8 | muon | muon | hidden matrix |" in routing
+    assert "| `net.4.weight` | 4×16 | adamw | adamw |" in routing
+    assert len(routing.splitlines()) == 2 + len(list(trainer.lightning_module.parameters()))
+    (config,) = events(trainer).texts("config")
+    assert yaml.safe_load(config.removeprefix("```yaml\n").removesuffix("```")) == {"dim": 7, "shape": [1, 2]}
+
+
+def test_the_config_card_is_the_file_that_was_saved_last(
+    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any
+) -> None:
+    folder = Path(tensorboard.log_dir)
+    folder.mkdir(parents=True)
+    for name, when in (("config.yaml", 100), ("config-1.yaml", 200)):
+        (folder / name).write_text(f"name: {name}\n")
+        os.utime(folder / name, (when, when))
+    trainer = fit(regression(MuonAdamW), callbacks=[MuonDashboard()], logger=tensorboard)
+    assert events(trainer).texts("config") == ["```yaml\nname: config-1.yaml\n```"]
+
+
+def test_plain_torch_optimizers_have_a_table_too(
+    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any
+) -> None:
+    class Plain(regression):  # type: ignore[valid-type,misc]
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters(), lr=0.25)
+
+    trainer = fit(Plain(None), callbacks=[MuonDashboard()], logger=tensorboard)
+    assert "| `net.0.weight` | 16×8 | AdamW | 0 |  |" in events(trainer).texts("routing")[0]
+    assert read(trainer).Tags()["histograms"] == []
+    assert events(trainer).texts("warnings") == []
+
+
+def test_warnings_of_the_monitors_are_a_card(
+    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any
+) -> None:
+    module = regression(MuonAdamW)
+    torch.nn.init.constant_(module.get_parameter("net.0.weight"), float("nan"))
+    with pytest.warns(UserWarning, match="net.0.weight"):
+        trainer = fit(module, callbacks=monitors(), logger=tensorboard, limit_train_batches=2)
+    said = events(trainer).texts("warnings")
+    assert any("WeightRMSMonitor, step 0: weight_rms is not finite for net.0.weight" in text for text in said)
+    # What has no singular values has no histogram, and does not stop the run; the other matrix became NaN with it.
+    assert "weight_spectrum/net.0.weight" not in read(trainer).Tags()["histograms"]
+
+
+def hparams_of(trainer: Trainer) -> tuple[dict[str, Any], list[str]]:
+    """The hyperparameters and the names of the metrics on TensorBoard's page."""
+    events = read(trainer)
+    content = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    start = metadata.parse_session_start_info_plugin_data(content)
+    values = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
+    content = events.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content
+    columns = metadata.parse_experiment_plugin_data(content)
+    assert metadata.SESSION_END_INFO_TAG in events.summary_metadata
+    return values, [metric.name.tag for metric in columns.metric_infos]
+
+
+def test_hyperparameters_stand_beside_the_final_metric(
+    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, tmp_path: Path
+) -> None:
+    class Scheduled(regression):  # type: ignore[valid-type,misc]
+        def __init__(self, width: int = 3) -> None:
+            super().__init__(partial(MuonAdamW, lr=0.02, adamw_lr=0.5, weight_decay=0.25))
+            self.save_hyperparameters()
+
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.1)]
+
+    checkpoint = ModelCheckpoint(tmp_path / "checkpoints", monitor="val/loss")
+    trainer = fit(
+        Scheduled(),
+        callbacks=[checkpoint, *monitors()],
+        logger=tensorboard,
+        limit_val_batches=2,
+        max_epochs=2,
+        enable_checkpointing=True,
+    )
+    values, metrics = hparams_of(trainer)
+    assert values["optimizer"] == "MuonAdamW"
+    assert values["lr"] == 0.02
+    assert values["lr (adamw)"] == 0.5
+    assert values["weight_decay"] == 0.25
+    assert values["weight_decay (adamw_vectors)"] == 0.0
+    assert values["lr_scheduler"] == "ExponentialLR"
+    assert values["width"] == 3
+    assert metrics == ["val/loss"]
+    assert read(trainer).Scalars("val/loss")[-1].value == pytest.approx(float(trainer.callback_metrics["val/loss"]))
+    assert "hp_metric" not in read(trainer).Tags()["scalars"]
+
+
+def test_without_a_monitored_metric_the_losses_judge(
+    regression: Module, fit: Fit, tensorboard: TensorBoardLogger
+) -> None:
+    trainer = fit(regression(MuonAdamW), callbacks=[MuonDashboard()], logger=tensorboard)
+    assert hparams_of(trainer)[1] == ["train/loss"]
+
+
+def test_lightnings_own_hp_metric_gets_the_final_value(regression: Module, fit: Fit, tmp_path: Path) -> None:
+    class Configured(regression):  # type: ignore[valid-type,misc]
+        def __init__(self, width: int = 3) -> None:
+            super().__init__(MuonAdamW)
+            self.save_hyperparameters()
+
+    logger = TensorBoardLogger(tmp_path / "default", default_hp_metric=True)
+    trainer = fit(Configured(), callbacks=[MuonDashboard()], logger=logger, limit_val_batches=2)
+    logged = [event.value for event in read(trainer).Scalars("hp_metric")]
+    assert logged == [-1.0, pytest.approx(float(trainer.callback_metrics["val/loss"]))]
+
+
+def test_histograms_are_of_the_singular_values(regression: Module, fit: Fit, tensorboard: TensorBoardLogger) -> None:
+    trainer = fit(
+        regression(MuonAdamW), callbacks=[MuonDashboard(spectrum_every_n_steps=4)], logger=tensorboard, max_steps=10
+    )
+    histograms = read(trainer)
+    for name in ("net.0.weight", "net.2.weight"):
+        written = histograms.Histograms(f"weight_spectrum/{name}")
+        assert [event.step for event in written] == [0, 4, 8, 10]
+        last = written[-1].histogram_value
+        exact = torch.linalg.svdvals(trainer.lightning_module.get_parameter(name).detach().double())
+        assert last.num == len(exact)
+        assert last.sum == pytest.approx(float(exact.sum()), rel=1e-5)
+        assert (last.min, last.max) == pytest.approx((float(exact.min()), float(exact.max())), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "given"),
+    [
+        ((6, 4), {}),
+        ((6, 4), {"blocks": 3}),
+        ((4, 6), {"blocks": 3, "transposed": True}),
+        ((5, 3, 2, 2), {}),
+        ((3, 4, 5), {"stacked": True}),
+        ((2, 6, 5), {"stacked": True, "blocks": 2}),
+    ],
+)
+def test_singular_values_are_those_of_each_matrix_that_muon_sees(shape: tuple[int, ...], given: dict[str, Any]) -> None:
+    parameter = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    expected = torch.linalg.svdvals(MatrixLayout(**given).matrices(parameter).double()).flatten().sort().values
+    found = singular_values(parameter, **given)
+    torch.testing.assert_close(found.sort().values.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_number_and_size_of_the_decompositions_are_bounded(
+    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, tmp_path: Path, events: Any
+) -> None:
+    few = fit(regression(MuonAdamW), callbacks=[MuonDashboard(sample=1)], logger=tensorboard)
+    assert read(few).Tags()["histograms"] == ["weight_spectrum/net.0.weight"]
+    small = TensorBoardLogger(tmp_path / "small", default_hp_metric=False)
+    trainer = fit(regression(MuonAdamW), callbacks=[MuonDashboard(max_elements=8 * 16)], logger=small)
+    assert read(trainer).Tags()["histograms"] == ["weight_spectrum/net.0.weight"]
+    none = TensorBoardLogger(tmp_path / "none", default_hp_metric=False)
+    with pytest.warns(UserWarning, match="max_elements=9") as caught:
+        trainer = fit(regression(MuonAdamW), callbacks=[MuonDashboard(max_elements=9)], logger=none)
+    assert sum("max_elements=9" in str(one.message) for one in caught) == 1
+    assert len(events(trainer).texts("warnings")) == 1
+
+
+def test_it_changes_no_weights(regression: Module, fit: Fit, tensorboard: TensorBoardLogger) -> None:
+    with_it, without = regression(MuonAdamW), regression(MuonAdamW)
+    fit(with_it, callbacks=[MuonDashboard(spectrum_every_n_steps=1)], logger=tensorboard)
+    fit(without, logger=False)
+    for a, b in zip(with_it.parameters(), without.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_other_loggers_are_left_alone(
+    regression: Module, fit: Fit, tmp_path: Path, tensorboard: TensorBoardLogger
+) -> None:
+    plain, watched = CSVLogger(tmp_path / "plain"), CSVLogger(tmp_path / "watched")
+    fit(regression(MuonAdamW), callbacks=monitors()[:-1], logger=plain)
+    fit(regression(MuonAdamW), callbacks=monitors(), logger=watched)
+    written, expected = ((Path(log.log_dir) / "metrics.csv").read_text() for log in (watched, plain))
+    assert written == expected
+    second = TensorBoardLogger(tmp_path / "second", default_hp_metric=False)
+    trainer = fit(regression(MuonAdamW), callbacks=monitors(), logger=[watched, tensorboard, second])
+    for logger in (tensorboard, second):
+        logger.experiment.flush()
+        tags = EventAccumulator(logger.log_dir).Reload().Tags()
+        assert {"custom_scalars__config__", "routing/text_summary"} <= set(tags["tensors"])
+    assert trainer.global_step == 10
+
+
+def test_no_logger_and_fast_dev_run(regression: Module, fit: Fit) -> None:
+    dashboard = MuonDashboard()
+    assert fit(regression(MuonAdamW), callbacks=[dashboard], logger=False).global_step == 10
+    assert fit(regression(MuonAdamW), callbacks=[dashboard], fast_dev_run=True, logger=True).global_step == 1
+
+
+def test_a_resumed_run_goes_on_with_its_page(regression: Module, fit: Fit, tmp_path: Path) -> None:
+    logger = partial(TensorBoardLogger, tmp_path, "logs", 0, default_hp_metric=False)
+    saved = str(tmp_path / "six.ckpt")
+    first = fit(regression(MuonAdamW), callbacks=monitors(), logger=logger(), max_steps=6)
+    first.save_checkpoint(saved)
+    resumed = fit(
+        regression(MuonAdamW), callbacks=monitors(), logger=logger(), max_steps=10, max_epochs=2, ckpt_path=saved
+    )
+    assert page(resumed) == page(first)
+    steps = [event.step for event in read(resumed).Histograms("weight_spectrum/net.0.weight")]
+    assert steps == [0, 6, 10]
+
+
+def test_every_rank_takes_part(regression: Module, fit: Fit, tmp_path: Path) -> None:
+    """One that asked for something that the others do not, would wait for them for ever."""
+    logger = TensorBoardLogger(tmp_path, "logs", version=0, default_hp_metric=False)
+    fit(
+        regression(MuonAdamW),
+        callbacks=monitors(),
+        logger=logger,
+        strategy="ddp_fork",
+        devices=2,
+        max_epochs=2,
+        limit_val_batches=2,
+    )
+    tags = EventAccumulator(logger.log_dir).Reload().Tags()
+    assert {"custom_scalars__config__", "routing/text_summary"} <= set(tags["tensors"])
+    assert "weight_spectrum/net.0.weight" in tags["histograms"]
+
+
+def look_at_shards(rank: int, folder: str) -> None:
+    """On one of two ranks, each with a half of the rows: look at the singular values of the whole."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    module = LightningModule()
+    module.net = torch.nn.Linear(6, 5)
+    exact = torch.linalg.svdvals(module.net.weight.detach())
+    fully_shard(module.net, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = torch.optim.SGD([{"params": [module.net.weight], "algorithm": "muon"}], lr=0.1)
+    chosen = sampled_matrices([optimizer], module, sample=4, max_elements=30)
+    assert list(chosen) == ["net.weight"]
+    assert sampled_matrices([optimizer], module, sample=4, max_elements=29) == {}  # by the whole, not the shard
+    ((parameter, memory_layout),) = chosen.values()
+    torch.testing.assert_close(singular_values(whole(parameter), **memory_layout), exact)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_shards_are_made_whole(tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(look_at_shards, (str(tmp_path),), nprocs=2, start_method="fork")
+
+
+def test_two_are_refused(regression: Module, fit: Fit) -> None:
+    with pytest.raises(MisconfigurationException, match="MuonDashboard is in the trainer's callbacks more than once"):
+        fit(regression(MuonAdamW), callbacks=[MuonDashboard(), MuonDashboard(7)])
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "least"), [("spectrum_every_n_steps", -1, 0), ("sample", 0, 1), ("max_elements", 0, 1)]
+)
+def test_bad_arguments_are_named(argument: str, value: int, least: int) -> None:
+    with pytest.raises(
+        MisconfigurationException, match=f"MuonDashboard: {argument} must be at least {least}, got {value}"
+    ):
+        MuonDashboard(**{argument: value})
+
+
+@pytest.fixture
+def served(regression: Module, fit: Fit, tensorboard: TensorBoardLogger) -> Iterator[str]:
+    """The address of a TensorBoard that shows a run with all monitors."""
+    fit(regression(MuonAdamW), callbacks=monitors(), logger=tensorboard, limit_val_batches=2, max_epochs=5)
+    tensorboard.experiment.flush()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["-m", "tensorboard.main", "--logdir", str(tensorboard.save_dir), "--port", str(port)]
+    server = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(f"{address}/data/plugin/custom_scalars/layout")
+        yield address
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _wait_for(url: str) -> None:
+    for _ in range(300):
+        try:
+            with urlopen(url, timeout=10) as answer:  # noqa: S310 - our own server
+                if len(answer.read()) > 10:  # an empty layout is "{}"
+                    return
+        except OSError:
+            pass
+        time.sleep(0.1)
+    pytest.fail(f"{url} shows no layout")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_the_page_shows_the_charts(served: str, tmp_path: Path) -> None:
+    from PIL import Image
+
+    screenshot = tmp_path / "page.png"
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--window-size=1400,1400",
+        f"--user-data-dir={tmp_path}/c",
+    ]
+    look = [f"--screenshot={screenshot}", "--virtual-time-budget=20000", f"{served}/#custom_scalars"]
+    subprocess.run([str(CHROMIUM), *options, *look], check=True, capture_output=True, timeout=100)
+    image = Image.open(screenshot).convert("RGB")
+    line = (255, 112, 67)  # the colour that TensorBoard gives the first run
+    # Two rows of charts, two in a row, right of the settings and below the head of the page.
+    for left, top in ((385, 150), (735, 150), (385, 470), (735, 470)):
+        colours = image.crop((left, top, left + 330, top + 190)).getcolors(1 << 20)
+        assert sum(count for count, colour in colours if colour == line) > 100, (left, top)
