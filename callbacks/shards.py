@@ -10,9 +10,8 @@ import torch.distributed as dist
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-
-# torch's names for what is whole on every rank
-UNSHARDED = "NO_SHARD"
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
@@ -22,11 +21,11 @@ class Shard:
     Args:
         local: Its elements here: all of them, some rows, any flat range, or none.
         groups: The ranks that hold the rest, a group for each dimension of a mesh along which the tensor is sharded.
-            Replicas are not among them. Empty where this rank holds everything.
+            Replicas are not among them. Empty where this rank holds everything; None is all ranks.
     """
 
     local: Tensor
-    groups: tuple[ProcessGroup, ...] = ()
+    groups: tuple[ProcessGroup | None, ...] = ()
 
 
 class OverRanks(NamedTuple):
@@ -71,7 +70,7 @@ def over_ranks(trainer: Trainer, shards: Sequence[Shard], measured: Sequence[Ten
     values = torch.stack([quantity.to(device, torch.float32) for quantity in measured])
     if trainer.world_size == 1:
         return _combined(values.unsqueeze(0))
-    alike: defaultdict[tuple[ProcessGroup, ...], list[int]] = defaultdict(list)
+    alike: defaultdict[tuple[ProcessGroup | None, ...], list[int]] = defaultdict(list)
     for index, shard in enumerate(shards):
         alike[shard.groups].append(index)
     found = torch.empty(len(OverRanks._fields), *values.shape, dtype=torch.float64)
@@ -112,23 +111,19 @@ def _gather(values: Tensor, group: ProcessGroup | None) -> Tensor:
     return gathered
 
 
-def _shard(tensor: Tensor, groups: tuple[ProcessGroup, ...]) -> Shard:
-    from torch.distributed.tensor import DTensor  # noqa: PLC0415 - it takes seconds, for several ranks only
-
+def _shard(tensor: Tensor, groups: tuple[ProcessGroup | None, ...]) -> Shard:
     if not isinstance(tensor, DTensor):
         return Shard(tensor, groups)
     spread = [dim for dim, placement in enumerate(tensor.placements) if placement.is_shard()]
     return Shard(tensor.to_local(), tuple(tensor.device_mesh.get_group(dim) for dim in spread))
 
 
-def _fsdp1_groups(model: nn.Module | None) -> dict[int, tuple[ProcessGroup, ...]]:
+def _fsdp1_groups(model: nn.Module | None) -> dict[int, tuple[ProcessGroup | None, ...]]:
     """Return by parameter's ``id`` the ranks over which FSDP1 has spread it."""
-    from torch.distributed.fsdp import FullyShardedDataParallel  # noqa: PLC0415 - as above
-
-    groups: dict[int, tuple[ProcessGroup, ...]] = {}
+    groups: dict[int, tuple[ProcessGroup | None, ...]] = {}
     for wrapper in model.modules() if model is not None else ():  # outer ones first, so that the nearest counts
         if isinstance(wrapper, FullyShardedDataParallel):
-            whole = wrapper.sharding_strategy.name == UNSHARDED
-            spread: tuple[ProcessGroup, ...] = () if whole else (wrapper.process_group,)
+            whole = wrapper.sharding_strategy is ShardingStrategy.NO_SHARD
+            spread: tuple[ProcessGroup | None, ...] = () if whole else (wrapper.process_group,)
             groups |= {id(p): spread for p in wrapper.parameters() if getattr(p, "_fsdp_flattened", False)}
     return groups

@@ -77,13 +77,32 @@ class FSDPOnCPU(FSDPStrategy):
 
 
 class Metrics(Callback):
-    """What is logged at each step."""
+    """What is logged at each step, and what it should be, computed on whole weights."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
+        self.expected: list[dict[str, float]] = []
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.steps.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+        self.expected.append({})
+        for name, elements in whole_weights(pl_module).items():
+            self.expected[-1][f"weight_rms/{name}"] = float(elements.square().mean().sqrt())
+            self.expected[-1][f"weight_absmax/{name}"] = float(elements.abs().max())
+
+
+def whole_weights(module: LightningModule) -> dict[str, Tensor]:
+    """All elements of Muon's matrices, on every rank."""
+    parts = {}
+    for name, p in module.named_parameters():
+        if p.ndim == 2 or "weight" in name:
+            whole = p.full_tensor() if hasattr(p, "full_tensor") else p
+            parts[name.replace("_fsdp_wrapped_module.", "")] = whole.detach().flatten()
+    if not isinstance(module.trainer.strategy, FSDPOnCPU):
+        return parts
+    everywhere: list[dict[str, Tensor]] = [{}] * module.trainer.world_size
+    torch.distributed.all_gather_object(everywhere, parts)
+    return {name: torch.cat([held[name] for held in everywhere]) for name in parts}
 
 
 muon = partial(MuonAdamW, lr=0.05, weight_decay=0.0, orthogonalizer_options={"dtype": "float64"})
@@ -99,7 +118,7 @@ WAYS: dict[str, tuple[Callable[[], Strategy | str], Callable[..., Any]]] = {
 }
 
 
-def run(way: str, nan_at: int | None = None) -> list[dict[str, float]]:
+def run(way: str, nan_at: int | None = None) -> dict[str, list[dict[str, float]]]:
     strategy, make_optimizer = WAYS[way]
     metrics = Metrics()
     trainer = Trainer(
@@ -111,7 +130,7 @@ def run(way: str, nan_at: int | None = None) -> list[dict[str, float]]:
         callbacks=[
             WeightRMSMonitor(per_parameter=True, sample=3),
             OrthogonalityMonitor(per_parameter=True),
-            AutoWeightDecay(limit=0.4, ramp_steps=3, every_n_steps=1),
+            AutoWeightDecay(limit=0.39, release=0.5, ramp_steps=3, every_n_steps=1),
             metrics,
         ],
         logger=False,
@@ -121,7 +140,7 @@ def run(way: str, nan_at: int | None = None) -> list[dict[str, float]]:
         use_distributed_sampler=False,
     )
     trainer.fit(Uneven(make_optimizer, nan_at))
-    return metrics.steps
+    return {"logged": metrics.steps, "expected": metrics.expected}
 
 
 def main(result: str, *ways: str) -> None:

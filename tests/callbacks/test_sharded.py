@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,7 +16,7 @@ PROGRAM = Path(__file__).with_name("sharded_monitors.py")
 TIMEOUT = 100  # seconds
 BROKEN = "net.2.weight"
 
-Found = dict[str, list[dict[str, float]]]
+Found = dict[str, dict[str, list[dict[str, float]]]]
 Launch = Callable[..., list[Found]]
 
 
@@ -63,12 +62,14 @@ def on_one_device(launch: Launch) -> Found:
     return launch(1, "one", "adamw")[0]
 
 
-def close(values: dict[str, float]) -> dict[str, Any]:
-    """The sizes of weights as they are; less so what Newton-Schulz makes of matrices that have travelled in float32."""
-    return {
-        tag: pytest.approx(value, rel=1e-6 if tag.startswith("weight") else 2e-5, nan_ok=True)
-        for tag, value in values.items()
-    }
+def differences(found: list[dict[str, float]], expected: list[dict[str, float]], rel: float) -> list[str]:
+    """What is found otherwise than expected, of the tags that are in both."""
+    return [
+        f"step {step}, {tag}: {here[tag]} instead of {there[tag]}"
+        for step, (here, there) in enumerate(zip(found, expected, strict=True))
+        for tag in sorted(here.keys() & there.keys())
+        if here[tag] != pytest.approx(there[tag], rel=rel, nan_ok=True)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -82,17 +83,22 @@ def close(values: dict[str, float]) -> dict[str, Any]:
 def test_the_same_numbers_on_every_rank(
     launch: Launch, on_one_device: Found, world_size: int, ways: tuple[str, ...]
 ) -> None:
+    """As float64 has it on whole weights, and as on one device, whose weights go a little other ways."""
     by_rank = launch(world_size, *ways)
     for way in ways:
         alone = "adamw" if way.startswith("adamw") else "one"
         for kind in ("", " with NaN"):
+            expected = on_one_device[alone + kind]["logged"]
             for found in by_rank:
-                assert found[way + kind] == [close(step) for step in on_one_device[alone + kind]], way
+                logged = found[way + kind]["logged"]
+                assert [step.keys() for step in logged] == [step.keys() for step in expected]
+                assert not differences(logged[1::2], found[way + kind]["expected"][1::2], rel=1e-6), way + kind
+                assert not differences(logged, expected, rel=1e-4), way + kind
 
 
 def test_there_is_something_to_compare(on_one_device: Found) -> None:
     """Every quantity is there, the decay is turned on, and a NaN on one rank is seen."""
-    *_, last = on_one_device["one"]
+    *_, last = on_one_device["one"]["logged"]
     for quantity in ("weight_rms", "weight_absmax", "orthogonality_error"):
         names = {tag.split("/")[1] for tag in last if tag.startswith(quantity)} - {"max", "mean", "min"}
         assert names == {f"net.{i}.weight" for i in (0, 2, 4, 6)} | {
@@ -100,7 +106,7 @@ def test_there_is_something_to_compare(on_one_device: Found) -> None:
         }
     assert len([tag for tag in last if tag.startswith("bf16_headroom/net") or "bf16_headroom/att" in tag]) == 3
     assert last["weight_decay/muon"] == 0.5
-    *_, broken = on_one_device["one with NaN"]
+    *_, broken = on_one_device["one with NaN"]["logged"]
     assert math.isnan(broken["orthogonality_error/max"])
     assert math.isnan(broken[f"orthogonality_error/{BROKEN}"])
     assert not math.isnan(broken["orthogonality_error/net.4.weight"])
