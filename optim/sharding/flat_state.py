@@ -30,11 +30,11 @@ def fill_state(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Any],
 
 
 def drop_filled_state(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[str, Any]]) -> None:
-    """Undo :func:`fill_state` in a state that was loaded."""
+    """Undo :func:`fill_state` in a state that was loaded, wherever the parameters live now."""
     for group in groups:
         foreign = (ADAMW_STATE | MUON_STATE) - state_names(group)
         for p in group["params"]:
-            if is_flattened(p) and p in state:
+            if p in state:
                 for name in foreign & state[p].keys():
                     del state[p][name]
 

@@ -39,22 +39,28 @@ if __name__ == "__main__":
     for line in Path(sys.argv[1]).read_text().splitlines():
         main(TextModule, TextData, default_config="configs/default.yaml", args=json.loads(line))
 """
-# Monitors and optimizer are not what is tested here.
 CONFIG = """
 trainer:
   accelerator: cpu
   max_steps: 4
   val_check_interval: 2
   enable_progress_bar: false
+  log_every_n_steps: 2
   callbacks:
     - class_path: lightning.pytorch.callbacks.ModelCheckpoint
       init_args: {save_top_k: -1, monitor: val/loss, filename: "{step}"}
+    - class_path: lightning_muon.callbacks.WeightRMSMonitor
+    - class_path: lightning_muon.callbacks.OrthogonalityMonitor
+    - class_path: lightning_muon.callbacks.AutoWeightDecay
+    - class_path: lightning_muon.callbacks.MuonDashboard
 model:
   dim: 16
   depth: 2
   heads: 2
   context: 32
-  optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.01, eps: 1.0e-3, weight_decay: 0.0}}
+  optimizer:
+    class_path: lightning_muon.optim.MuonAdamW
+    init_args: {lr: 0.01, eps: 1.0e-3, orthogonalizer_options: {dtype: float32}}
 """
 FSDP_ON_CPU = """
 trainer:
@@ -108,6 +114,7 @@ def test_each_strategy_trains_and_resumes_as_one_device(baked_project: Path, tmp
     # Where a run is saved, its preset, and from where it goes on.
     plan: list[tuple[str, str, str | None]] = [(name, name, None) for name in PRESETS]
     plan += [("fsdp resumed", "fsdp", "fsdp"), ("fsdp2 from one", "fsdp2", "one"), ("hsdp from fsdp2", "hsdp", "fsdp2")]
+    plan += [("fsdp2 from fsdp", "fsdp2", "fsdp")]
     runs = []
     for folder, preset, start in plan:
         options = [f"--ckpt_path={checkpoint(start, 2)}"] if start else []
@@ -125,7 +132,9 @@ def test_each_strategy_trains_and_resumes_as_one_device(baked_project: Path, tmp
             consolidate_checkpoint(path, path.with_suffix(".plain"))
             path = path.with_suffix(".plain")
         found = by_name(path)
-        assert found.keys() == expected.keys()
+        assert found.keys() >= expected.keys()
+        # FSDP1 saves the same state for each parameter: zeros where Muon or AdamW has none.
+        assert all(preset == "fsdp" and not found[key].any() for key in found.keys() - expected.keys())
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=0, atol=1e-5, msg=f"{key} of {folder}")
 
