@@ -91,7 +91,7 @@ def measure(way: str, wire: str) -> Traffic:
     """Count a step of the optimizer alone, on the parameters of a GPT."""
     torch.manual_seed(0)
     model = spread(_untied(gpt(WIDTH, DEPTH, VOCABULARY)), way)
-    options = {"communication_dtype": wire, "shard_state": way == "ddp, sharded state"}
+    options: dict[str, Any] = {"communication_dtype": wire, "shard_state": way == "ddp, sharded state"}
     optimizer = MuonAdamW(route_parameters(model), **options)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
