@@ -25,7 +25,7 @@ SHAPES = [(768, 768), (768, 3072), (256, 1024), (24, 128, 128)]
 SPECTRA = ("gaussian", "condition 1e3", "condition 1e6", "half rank")
 QUICK_SHAPES = [(32, 48), (3, 16, 16)]
 # Turns are repeated until they have taken this long, at least three and at most ``--rounds`` of them.
-SECONDS = 10.0
+SECONDS = 5.0
 
 
 class Method(NamedTuple):

@@ -14,7 +14,8 @@ from lightning_muon.optim import route_parameters
 
 def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Return the parameters that we send to Muon, and the others."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for group in route_parameters(model):
         (matrices if group["algorithm"] == "muon" else rest).extend(group["params"])
     return matrices, rest

@@ -60,7 +60,8 @@ class MuonDashboard(Callback):
         self.max_elements = max_elements
         self._layout: Layout = {}
         self._hyperparameters: dict[str, Value] = {}
-        self._session_end: Summary | None = None  # the summary that closes what the HParams page has of this run
+        # The summary that closes what the HParams page has of this run.
+        self._hyperparameters_end: Summary | None = None
         self._spectrum_at: int | None = None
 
     @override
@@ -73,7 +74,7 @@ class MuonDashboard(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log_dir = trainer.log_dir  # which every rank must ask for: it is broadcast
-        self._layout, self._session_end, self._spectrum_at = {}, None, None
+        self._layout, self._hyperparameters_end, self._spectrum_at = {}, None, None
         of_data = {} if trainer.datamodule is None else trainer.datamodule.hparams_initial  # type: ignore[attr-defined]
         saved = {**of_data, **pl_module.hparams_initial}
         self._hyperparameters = run_hyperparameters(trainer, saved)
@@ -115,8 +116,8 @@ class MuonDashboard(Callback):
     def _log_hyperparameters(self, trainer: Trainer) -> None:
         """Write them, once, as soon as there is a metric: TensorBoard keeps the list of metrics that comes first."""
         metrics = judging_metrics(trainer)
-        if self._session_end is None and metrics:
-            columns, start, self._session_end = page_entry(self._hyperparameters, metrics)
+        if self._hyperparameters_end is None and metrics:
+            columns, start, self._hyperparameters_end = page_entry(self._hyperparameters, metrics)
             for writer in _writers(trainer):
                 for summary in (columns, start):
                     writer.experiment._get_file_writer().add_summary(summary)
@@ -124,8 +125,8 @@ class MuonDashboard(Callback):
     def _log_final_metric(self, trainer: Trainer) -> None:
         final = [float(trainer.callback_metrics[name]) for name in judging_metrics(trainer)]
         for writer in _writers(trainer):
-            if self._session_end is not None:
-                writer.experiment._get_file_writer().add_summary(self._session_end)
+            if self._hyperparameters_end is not None:
+                writer.experiment._get_file_writer().add_summary(self._hyperparameters_end)
             if final and writer._default_hp_metric:
                 writer.log_metrics({"hp_metric": final[0]}, step=logged_step(trainer))
 

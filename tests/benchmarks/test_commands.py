@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import optimizer_step, orthogonalization
+from benchmarks import optimizer_step, orthogonalization, traffic
 from benchmarks.matrix_problems import __main__ as matrix_problems
 from benchmarks.matrix_problems.methods import METHODS
 from benchmarks.matrix_problems.problems import PROBLEMS, Problem
@@ -59,6 +59,16 @@ def test_optimizer_step(tmp_path: Path) -> None:
     ours, adamw = rows["ours"]["state MB"], rows["torch AdamW alone"]["state MB"]
     assert ours == pytest.approx(rows[optimizer_step.REFERENCE]["state MB"])
     assert ours < 0.7 * adamw
+
+
+@pytest.mark.timeout(90)
+def test_traffic(tmp_path: Path) -> None:
+    traffic.main(["--quick", "--results", str(tmp_path)])
+    rows = record(tmp_path / "traffic-cpu.json")["rows"]
+    assert {row["strategy"] for row in rows} == set(traffic.WAYS)
+    for row in rows:
+        if row["strategy"] == "fsdp2":  # matrices whose rows divide, shared out evenly
+            assert row["MB sent by a rank"] == pytest.approx(row["there and back, W ranks, MB"])
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
