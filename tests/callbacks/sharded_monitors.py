@@ -82,6 +82,10 @@ class Metrics(Callback):
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
         self.expected: list[dict[str, float]] = []
+        self.before: dict[str, Tensor] = {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.before = {name: elements.clone() for name, elements in whole_weights(pl_module).items()}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.steps.append({name: float(value) for name, value in trainer.callback_metrics.items()})
@@ -89,6 +93,13 @@ class Metrics(Callback):
         for name, elements in whole_weights(pl_module).items():
             self.expected[-1][f"weight_rms/{name}"] = float(elements.square().mean().sqrt())
             self.expected[-1][f"weight_absmax/{name}"] = float(elements.abs().max())
+            old, update = self.before[name], elements - self.before[name]
+            rms, spacings = old.square().mean().sqrt(), 2.0 ** (old.abs().log2().floor() - 7)
+            headroom = update.square().mean().sqrt() / 2.0 ** (rms.log2().floor() - 7)
+            self.expected[-1][f"bf16_headroom/{name}"] = float(headroom)
+            self.expected[-1][f"update_in_ulps/{name}"] = float(update.abs().sum() / spacings.sum())
+            stays = (old.bfloat16().float() + update.float()).bfloat16() == old.bfloat16()
+            self.expected[-1][f"lost_updates/{name}"] = float(stays.double().mean())
 
 
 def whole_weights(module: LightningModule) -> dict[str, Tensor]:
@@ -118,21 +129,14 @@ WAYS: dict[str, tuple[Callable[[], Strategy | str], Callable[..., Any]]] = {
 }
 
 
-def run(way: str, nan_at: int | None = None) -> dict[str, list[dict[str, float]]]:
+def fit(way: str, callbacks: list[Callback], nan_at: int | None = None) -> None:
     strategy, make_optimizer = WAYS[way]
-    metrics = Metrics()
     trainer = Trainer(
         accelerator="cpu",
         devices=1 if strategy() == "auto" else int(os.environ["WORLD_SIZE"]),
         strategy=strategy(),
         max_steps=STEPS,
-        log_every_n_steps=2,
-        callbacks=[
-            WeightRMSMonitor(per_parameter=True, sample=3),
-            OrthogonalityMonitor(per_parameter=True),
-            AutoWeightDecay(limit=0.39, release=0.5, ramp_steps=3, every_n_steps=1),
-            metrics,
-        ],
+        callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -140,7 +144,27 @@ def run(way: str, nan_at: int | None = None) -> dict[str, list[dict[str, float]]
         use_distributed_sampler=False,
     )
     trainer.fit(Uneven(make_optimizer, nan_at))
+
+
+def monitors(every: int, every_decision: int) -> list[Callback]:
+    return [
+        WeightRMSMonitor(every, per_parameter=True, sample=3),
+        OrthogonalityMonitor(every, per_parameter=True),
+        AutoWeightDecay(limit=0.39, release=0.5, ramp_steps=3, every_n_steps=every_decision),
+    ]
+
+
+def run(way: str, nan_at: int | None = None) -> dict[str, list[dict[str, float]]]:
+    metrics = Metrics()
+    fit(way, [*monitors(2, 1), metrics], nan_at)
     return {"logged": metrics.steps, "expected": metrics.expected}
+
+
+def collectives(way: str, callbacks: list[Callback]) -> dict[str, int]:
+    """How often each collective is called in a run."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        fit(way, callbacks)
+    return {event.key: event.count for event in profile.key_averages() if event.key.startswith("c10d::")}
 
 
 def main(result: str, *ways: str) -> None:
@@ -149,6 +173,9 @@ def main(result: str, *ways: str) -> None:
     for way in ways:
         found[way] = run(way)
         found[f"{way} with NaN"] = run(way, nan_at=STEPS - 1)
+        if way in {"ddp", "fsdp2"}:
+            never, always = (collectives(way, monitors(every, every)) for every in (STEPS + 1, 1))
+            assert never == collectives(way, []) != always, f"{way}: collectives of monitors that measure nothing"
     Path(result).write_text(json.dumps(found))
     if torch.distributed.is_initialized():
         torch.distributed.barrier()

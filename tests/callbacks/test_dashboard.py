@@ -62,6 +62,8 @@ def test_charts_are_those_that_the_run_has_tags_for(
     assert list(shown) == ["Health", "Training"]
     assert [title.split(":")[0] for title in shown["Health"]] == [
         *("Weight RMS", "bf16 headroom", "Orthogonality error", "Weight decay", "Largest weight"),
+        *("Singular values of the update", "Update in units of the bf16 spacing"),
+        "Fraction of updates that bf16 would lose",
     ]
     assert shown["Training"] == ["Loss", "Learning rate"]
     # Each tag is on at most one chart, and those of the monitors are all on one.

@@ -13,7 +13,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from lightning_muon.callbacks import OrthogonalityMonitor
-from lightning_muon.callbacks.orthogonality import orthogonality_error
+from lightning_muon.callbacks.extreme_singular_values import extreme_singular_values, lanczos
+from lightning_muon.callbacks.orthogonality import gram_matrices, orthogonality_error
 from lightning_muon.optim import MuonAdamW, route_parameters
 
 Fit = Callable[..., Trainer]
@@ -54,6 +55,11 @@ def test_values(regression: Module, fit: Fit, tensorboard: TensorBoardLogger, ev
         assert [step for step, _ in logged] == [2, 5, 8]
         for step, value in logged:
             assert value == pytest.approx(error(applied.factors[step][name]), rel=1e-4)
+        for quantity, place in (("singular_value_max", 0), ("singular_value_min", -1)):
+            for step, value in scalars[f"{quantity}/{name}"]:
+                assert value == pytest.approx(
+                    float(torch.linalg.svdvals(applied.factors[step][name])[place]), rel=1e-4, abs=5e-4
+                )
     for step, value in scalars["orthogonality_error/max"]:
         assert value == pytest.approx(max(error(factor) for factor in applied.factors[step].values()), rel=1e-4)
 
@@ -79,7 +85,30 @@ def test_the_exact_factor_has_no_error(regression: Module, fit: Fit) -> None:
 def test_error_of_a_batch(shape: tuple[int, ...]) -> None:
     batch = torch.randn(shape)
     expected = torch.tensor([error(matrix.double()) for matrix in batch], dtype=torch.float32)
-    torch.testing.assert_close(orthogonality_error(batch), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(orthogonality_error(gram_matrices(batch)), expected, rtol=1e-4, atol=1e-5)
+
+
+def with_singular_values(values: Tensor, columns: int) -> Tensor:
+    """A matrix (1, values, columns) of these singular values."""
+    rank = len(values)
+    left, right = (torch.linalg.qr(torch.randn(size, rank, dtype=torch.float64)).Q for size in (rank, columns))
+    return ((left * values) @ right.mT).float().unsqueeze(0)
+
+
+@pytest.mark.parametrize(
+    ("values", "tolerance"),
+    [
+        (torch.linspace(0.7, 1.1, 20), 1e-4),  # all of them
+        (torch.linspace(0.7, 1.1, 200), 2e-3),  # the ends of a dense band
+        (torch.cat([torch.tensor([0.02]), torch.linspace(0.7, 1.1, 198), torch.tensor([1.4])]), 1e-3),  # those apart
+        (torch.ones(40), 1e-5),  # one direction is all there is
+        (torch.cat([torch.zeros(3), torch.ones(60)]), 2e-3),  # lost rank
+    ],
+)
+def test_extreme_singular_values(values: Tensor, tolerance: float) -> None:
+    torch.manual_seed(0)
+    (entries,) = lanczos(gram_matrices(with_singular_values(values.double(), 220)))
+    assert extreme_singular_values(entries) == pytest.approx((float(values.min()), float(values.max())), abs=tolerance)
 
 
 def test_an_optimizer_that_hands_nothing_out_is_told(regression: Module, fit: Fit) -> None:
@@ -182,7 +211,7 @@ def test_only_the_first_of_several_steps_is_listened_to(adversaries: Module, fit
 def test_autocast_does_not_round_the_error() -> None:
     factor = torch.linalg.qr(torch.randn(1, 64, 64)).Q
     with torch.autocast("cpu", torch.bfloat16):
-        assert orthogonality_error(factor).item() < 1e-5
+        assert orthogonality_error(gram_matrices(factor)).item() < 1e-5
 
 
 def test_a_gradient_of_nan_is_named(regression: Module, fit: Fit) -> None:

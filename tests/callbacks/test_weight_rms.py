@@ -20,6 +20,7 @@ from lightning_muon.optim import MuonAdamW
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]
 
+QUANTITIES = ("weight_rms", "weight_absmax", "bf16_headroom", "update_in_ulps", "lost_updates")
 MATRICES = ("net.0.weight", "net.2.weight")
 
 
@@ -61,16 +62,19 @@ def test_values(regression: Module, fit: Fit, tensorboard: TensorBoardLogger, ev
     measured_steps = [step for step in range(10 // accumulate) if (step + 1) % 2 == 0]
     for name in MATRICES:
         assert [step for step, _ in scalars[f"weight_rms/{name}"]] == measured_steps
-        for (step, value), (_, largest), (_, headroom) in zip(
-            *(scalars[f"{quantity}/{name}"] for quantity in ("weight_rms", "weight_absmax", "bf16_headroom")),
-            strict=True,
+        for (step, value), (_, largest), (_, headroom), (_, ulps), (_, lost) in zip(
+            *(scalars[f"{quantity}/{name}"] for quantity in QUANTITIES), strict=True
         ):
             old, new = snapshots.weights[step][name], snapshots.weights[step + 1][name]
             assert value == pytest.approx(rms(new), rel=1e-5)
             assert largest == pytest.approx(float(new.abs().max()), rel=1e-5)
             spacing = 2.0 ** (torch.tensor(rms(old)).log2().floor().item() - 7)
             assert headroom == pytest.approx(rms(new - old) / spacing, rel=1e-3)
-    for quantity in ("weight_rms", "weight_absmax", "bf16_headroom"):
+            spacings = 2.0 ** (old.abs().log2().floor() - 7)
+            assert ulps == pytest.approx(float((new - old).abs().sum() / spacings.sum()), rel=1e-4)
+            stays = (old.bfloat16().double() + (new - old)).bfloat16() == old.bfloat16()
+            assert lost == pytest.approx(float(stays.double().mean()), abs=1.01 / stays.numel())
+    for quantity in QUANTITIES:
         values = [[value for _, value in scalars[f"{quantity}/{name}"]] for name in MATRICES]
         for kind, reduce in (("max", max), ("min", min), ("mean", lambda pair: sum(pair) / 2)):
             expected = [reduce(pair) for pair in zip(*values, strict=True)]
@@ -84,17 +88,22 @@ def test_bf16_spacing_is_the_distance_to_the_next_number(value: float) -> None:
     assert bf16_spacing(number.float()) == following.float() - number.float()
 
 
-def test_in_bf16_lost_updates_show_as_no_headroom(regression: Module, fit: Fit) -> None:
+def test_in_bf16_lost_updates_are_seen(regression: Module, fit: Fit, recwarn: pytest.WarningsRecorder) -> None:
     """Weights of size one in bfloat16 do not move by 1e-4 at all; in float32 they do, by a fraction of the spacing."""
-    headroom = {}
-    for precision in ("bf16-true", "32-true"):
+    found = {}
+    for precision in ("32-true", "bf16-true"):
         module = regression(partial(MuonAdamW, lr=5e-4, weight_decay=0.0))
         for name in MATRICES:
             torch.nn.init.ones_(module.get_parameter(name))
         trainer = fit(module, precision=precision, callbacks=[WeightRMSMonitor()])
-        headroom[precision] = float(trainer.callback_metrics["bf16_headroom/max"])
-    assert headroom["bf16-true"] == 0.0
-    assert 0.0 < headroom["32-true"] < 0.5
+        found[precision] = {quantity: float(trainer.callback_metrics[f"{quantity}/max"]) for quantity in QUANTITIES}
+        warned = [str(one.message) for one in recwarn if "rounded away" in str(one.message)]
+        assert len(warned) == (precision == "bf16-true")
+    assert found["bf16-true"]["bf16_headroom"] == found["bf16-true"]["update_in_ulps"] == 0.0
+    assert 0.0 < found["32-true"]["update_in_ulps"] < 0.5
+    # What float32 says that bfloat16 would lose, it loses.
+    assert found["bf16-true"]["lost_updates"] == found["32-true"]["lost_updates"] == 1.0
+    assert "bfloat16 has rounded away 100% of the update of net." in warned[0]
 
 
 def test_the_sample_is_bounded_and_the_rest_is_still_measured(regression: Module, fit: Fit) -> None:
@@ -193,7 +202,7 @@ def test_two_optimizers_are_one_summary(
     module = adversaries(lambda groups, _: MuonAdamW(groups, lr=0.02))
     trainer = fit(module, callbacks=[WeightRMSMonitor(per_parameter=True)], logger=tensorboard)
     scalars = events(trainer).scalars()
-    for quantity in ("weight_rms", "weight_absmax", "bf16_headroom"):
+    for quantity in QUANTITIES:
         assert measured_in(trainer, quantity) == set(HIDDEN)
         assert [step for step, _ in scalars[f"{quantity}/max"]] == list(range(10))
         last = [scalars[f"{quantity}/{name}"][-1][1] for name in HIDDEN]
@@ -353,3 +362,32 @@ def test_off_its_cadence_it_looks_at_nothing(regression: Module, fit: Fit, monke
     monitors = [WeightRMSMonitor(5), OrthogonalityMonitor(5), AutoWeightDecay(every_n_steps=5)]
     fit(regression(MuonAdamW), callbacks=[Count(), *monitors])
     assert set(walks) == {4, 5, 9, 10}  # before and after the fifth and the tenth step
+
+
+def test_off_their_cadence_no_monitor_waits_for_the_device(
+    regression: Module, fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything that brings a tensor's value to the host is counted, in runs with and without monitors."""
+    waits: list[str] = []
+
+    def counting(method: str) -> Callable[..., Any]:
+        own = getattr(Tensor, method)
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            waits.append(method)
+            return own(*arguments, **options)
+
+        return counted
+
+    for method in ("item", "tolist", "cpu", "numpy", "__float__", "__int__", "__bool__", "nonzero"):
+        monkeypatch.setattr(Tensor, method, counting(method))
+
+    def waits_of(every_n_steps: int | None) -> list[str]:
+        module = regression(MuonAdamW)
+        monitors = (WeightRMSMonitor, OrthogonalityMonitor, AutoWeightDecay)
+        waits.clear()
+        fit(module, callbacks=[monitor(every_n_steps=every_n_steps) for monitor in monitors if every_n_steps])
+        return waits.copy()
+
+    assert waits_of(11) == waits_of(None)
+    assert len(waits_of(10)) > len(waits_of(11))  # the run has ten steps
