@@ -1,11 +1,12 @@
 """The least time that a step could take: its FLOPs and bytes over what the machine does a second."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.stopwatch import seconds
 
 SIDE = 2048  # of the products that show how fast the machine multiplies
 ELEMENTS = 1 << 26  # of the copies that show how fast it reads and writes: far more than a cache holds
@@ -47,11 +48,4 @@ def machine_rates(device: str) -> Rates:
 
 
 def _seconds(function: Callable[[], object], device: str) -> float:
-    times = []
-    for _ in range(REPETITIONS):
-        start = time.perf_counter()
-        function()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(seconds(function, device) for _ in range(REPETITIONS))

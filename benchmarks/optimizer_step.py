@@ -22,6 +22,7 @@ from benchmarks.floor import machine_rates
 from benchmarks.peak_memory import peak_memory
 from benchmarks.peers import PEERS, installed_peers, split
 from benchmarks.record import REPOSITORY, RESULTS, report
+from benchmarks.stopwatch import seconds
 from lightning_muon.optim import MuonAdamW, route_parameters
 
 
@@ -212,13 +213,7 @@ def measure(build: Callable[[], nn.Module], device: str, rounds: int, peers: Ite
 
 def _seconds(contestant: Contestant, device: str) -> float:
     contestant.prepare()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    contestant.step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return seconds(contestant.step, device)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,6 +8,7 @@ turn.
 import argparse
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import REPOSITORY, RESULTS, report
+from benchmarks.stopwatch import seconds
 from lightning_muon.optim import orthogonalize
 from lightning_muon.optim.orthogonalize import Orthogonalizer
 
@@ -135,20 +137,10 @@ def _times(methods: dict[str, Method], matrices: Tensor, dtype: str, rounds: int
         if turn > min(3, rounds) and time.perf_counter() - start > SECONDS:
             break
         for name, method in methods.items():
-            seconds = _seconds(method, matrices, dtype)
+            taken = seconds(partial(_run, method, matrices, dtype), matrices.device.type)
             if turn > 0:
-                times[name].append(seconds)
+                times[name].append(taken)
     return times
-
-
-def _seconds(method: Method, matrices: Tensor, dtype: str) -> float:
-    if matrices.is_cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    _run(method, matrices, dtype)
-    if matrices.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def main(arguments: list[str] | None = None) -> None:

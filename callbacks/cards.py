@@ -8,7 +8,7 @@ import yaml
 from lightning.pytorch import LightningModule
 from torch.optim import Optimizer
 
-from lightning_muon.callbacks.muon_matrices import module_names
+from lightning_muon.callbacks.muon_matrices import module_names, own_names
 
 
 def routing_card(optimizers: Iterable[Optimizer], module: LightningModule) -> str:
@@ -22,9 +22,8 @@ def routing_card(optimizers: Iterable[Optimizer], module: LightningModule) -> st
         for index, group in enumerate(optimizer.param_groups):
             label = str(group.get("name", index))
             algorithm = str(group.get("algorithm", type(optimizer).__name__))
-            own_names = group.get("param_names") or [f"{label}.{place}" for place in range(len(group["params"]))]
-            reasons = group.get("reasons") or [""] * len(own_names)
-            for own, parameter, reason in zip(own_names, group["params"], reasons, strict=True):
+            reasons = group.get("reasons") or [""] * len(group["params"])
+            for own, parameter, reason in zip(own_names(label, group), group["params"], reasons, strict=True):
                 shape = "×".join(map(str, parameter.shape)) or "scalar"
                 cells = (f"`{names.get(id(parameter), own)}`", shape, algorithm, label, reason)
                 lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")

@@ -47,6 +47,11 @@ def module_names(module: LightningModule) -> dict[int, str]:
     return {id(parameter): _without_wrappers(name) for name, parameter in module.named_parameters()}
 
 
+def own_names(label: str, group: Mapping[str, Any]) -> list[str]:
+    """Return what an optimizer calls the parameters of a group, or their places in the group of that label."""
+    return group.get("param_names") or [f"{label}.{place}" for place in range(len(group["params"]))]
+
+
 def entry_norms(tensors: Iterable[Tensor], order: float) -> Tensor:
     """Return the norm of each tensor's entries, shape (tensors,), float32 on the device of the first; 0 if empty."""
     tensors = [tensor if tensor.numel() else tensor.new_zeros(1) for tensor in tensors]
@@ -81,8 +86,7 @@ def _named_matrices(optimizer: Optimizer, module: LightningModule) -> Iterator[t
     """Yield each matrix with the optimizer's name for it and the module's."""
     names = module_names(module)
     for label, group in muon_groups(optimizer):
-        own_names = group.get("param_names") or [f"{label}.{i}" for i in range(len(group["params"]))]
-        for own, matrix in zip(own_names, group["params"], strict=True):
+        for own, matrix in zip(own_names(label, group), group["params"], strict=True):
             yield own, names.get(id(matrix), _without_wrappers(own)), matrix
 
 

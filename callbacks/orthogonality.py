@@ -94,9 +94,9 @@ class OrthogonalityMonitor(StepMonitor):
         # By matrix: the error, minus the smallest and the largest singular value; the largest of each counts.
         worst = torch.full((len(names), 3), -torch.inf, dtype=torch.float64)
         positions = {name: position for position, name in enumerate(names)}
-        for owners, errors, entries in (found.on_cpu() for found in measured):
-            for name, error, of_matrix in zip(owners, errors, entries, strict=True):
-                smallest, largest = extreme_singular_values(of_matrix)
+        for owners, errors, tridiagonals in (of_batch.on_cpu() for of_batch in measured):
+            for name, error, tridiagonal in zip(owners, errors, tridiagonals, strict=True):
+                smallest, largest = extreme_singular_values(tridiagonal)
                 found = torch.tensor([error, -smallest, largest], dtype=torch.float64)
                 position = positions[name]
                 worst[position] = torch.maximum(worst[position], found)  # NaN is largest

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lightning_muon.callbacks.muon_matrices import module_names, muon_groups
+from lightning_muon.callbacks.muon_matrices import module_names, muon_groups, own_names
 
 
 def sampled_matrices(
@@ -33,9 +33,8 @@ def sampled_matrices(
     fitting: dict[str, tuple[Tensor, dict[str, Any]]] = {}
     for optimizer in optimizers:
         for label, group in muon_groups(optimizer):
-            own_names = group.get("param_names") or [f"{label}.{i}" for i in range(len(group["params"]))]
-            layouts = group.get("layouts") or [{}] * len(own_names)
-            for own, parameter, layout in zip(own_names, group["params"], layouts, strict=True):
+            layouts = group.get("layouts") or [{}] * len(group["params"])
+            for own, parameter, layout in zip(own_names(label, group), group["params"], layouts, strict=True):
                 if parameter.ndim >= 2 and 0 < parameter.numel() <= max_elements:
                     fitting[names.get(id(parameter), own)] = parameter, layout
     found = list(fitting.items())

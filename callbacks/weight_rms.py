@@ -97,7 +97,8 @@ class WeightRMSMonitor(StepMonitor):
         norms, largest = entry_norms(local, 2), entry_norms(local, float("inf"))
         found = over_ranks(trainer, shards, [norms, largest, sizes(shards)])
         present = [index for index, size in enumerate(found.sum[2].tolist()) if size > 0]
-        names = [name for index, name in enumerate(matrices) if index in present]
+        all_names = list(matrices)
+        names = [all_names[index] for index in present]
         rms = found.norm[0] / found.sum[2].sqrt()
         quantities = {
             "weight_rms": dict(zip(names, rms[present].tolist(), strict=True)),

@@ -1,9 +1,9 @@
 """The update of the parameters that Muon owns, as a function."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from lightning_muon.optim.update_scale import nuclear_norm, scale_factor
 # few that what is computed from them stays in its cache (measured by benchmarks/optimizer_step.py).
 BATCH_ELEMENTS = {"cpu": 1 << 20}
 BATCH_ELEMENTS_ELSEWHERE = 1 << 24
+
+
+Item = TypeVar("Item")
 
 
 class OrthogonalizeHook(Protocol):
@@ -87,6 +90,20 @@ def batch_bound(batch_elements: int | None, device: torch.device) -> int:
     return batch_elements or BATCH_ELEMENTS.get(device.type, BATCH_ELEMENTS_ELSEWHERE)
 
 
+def bounded(items: Iterable[Item], elements: Callable[[Item], int], most_elements: int) -> Iterator[list[Item]]:
+    """Cut items into runs of at most so many elements; one too large goes alone."""
+    run: list[Item] = []
+    total = 0
+    for item in items:
+        if run and total + elements(item) > most_elements:
+            yield run
+            run, total = [], 0
+        run.append(item)
+        total += elements(item)
+    if run:
+        yield run
+
+
 def batches(parameters: Iterable[MuonParameter], batch_elements: int | None) -> Iterator[list[MuonParameter]]:
     """Group parameters with matrices of one shape, way of storage, dtype and device; one too large goes alone."""
     alike: defaultdict[Any, list[MuonParameter]] = defaultdict(list)
@@ -94,16 +111,7 @@ def batches(parameters: Iterable[MuonParameter], batch_elements: int | None) -> 
         fans = p.layout.fans(p.weight.shape)
         alike[p.weight.device, p.weight.dtype, p.momentum.dtype, p.layout.transposed, fans].append(p)
     for (device, *_), members in alike.items():
-        most_elements = batch_bound(batch_elements, device)
-        batch: list[MuonParameter] = []
-        elements = 0
-        for p in members:
-            if batch and elements + p.weight.numel() > most_elements:
-                yield batch
-                batch, elements = [], 0
-            batch.append(p)
-            elements += p.weight.numel()
-        yield batch
+        yield from bounded(members, lambda p: p.weight.numel(), batch_bound(batch_elements, device))
 
 
 def average(batch: Sequence[MuonParameter], new: Sequence[Tensor], options: Mapping[str, Any]) -> Sequence[Tensor]:

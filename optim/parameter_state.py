@@ -48,7 +48,7 @@ def state_tensor(state: MutableMapping[str, Any], name: str, param: Tensor, kept
         if name == "step":
             state[name] = torch.zeros((), dtype=dtype)
         elif kept is not None:
-            state[name] = torch.zeros(sum(stop - start for start, stop in kept.here), dtype=dtype, device=param.device)
+            state[name] = torch.zeros(kept.size(kept.sharding.group.rank()), dtype=dtype, device=param.device)
         else:
             state[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
     tensor: Tensor = state[name]

@@ -2,12 +2,11 @@
 
 import math
 import sys
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch import Tensor
 
-from lightning_muon.optim.sharding.sharding import Sharding, replicated
+from lightning_muon.optim.sharding.sharding import Sharding, chunks, replicated
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -73,10 +72,9 @@ def dtensor_sharding(parameter: "DTensor") -> Sharding | None:
     if not spread:
         return replicated(parameter.shape, mesh.get_group()) if mesh.ndim == 1 else None
     group = mesh.get_group(spread[0])
-    row, rows = math.prod(parameter.shape[1:]), parameter.shape[0]
-    chunk = -(-rows // group.size())  # as torch.chunk: 6 rows on 4 ranks are 2, 2, 2 and 0
-    starts = [min(rank * chunk, rows) * row for rank in range(group.size() + 1)]
-    return Sharding(parameter.shape, group, tuple(pairwise(starts)))
+    row = math.prod(parameter.shape[1:])
+    held = tuple((start * row, stop * row) for start, stop in chunks(parameter.shape[0], group.size()))
+    return Sharding(parameter.shape, group, held)
 
 
 def is_sharded_by_rows(parameter: "DTensor") -> bool:

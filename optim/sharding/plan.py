@@ -3,18 +3,17 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
-from lightning_muon.optim.muon_update import batch_bound
+from lightning_muon.optim.muon_update import batch_bound, bounded
 from lightning_muon.optim.parameter_group import matrix_layouts
 from lightning_muon.optim.sharding.dtensor import is_dtensor, is_sharded_by_rows
 from lightning_muon.optim.sharding.kept_state import Kept
 from lightning_muon.optim.sharding.ownership import Loads, Unit, assign_owners
 from lightning_muon.optim.sharding.rounds import Round, make_rounds
-from lightning_muon.optim.sharding.sharding import Range, Sharding
+from lightning_muon.optim.sharding.sharding import Range, Sharding, chunks
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def _of_adamw(
 ) -> GroupPlan:
     """Element by element it does not matter where a parameter lives, unless its state lives elsewhere."""
     kept = {
-        i: Kept(sharding, _even_ranges(sharding.shape.numel(), sharding.group.size()))
+        i: Kept(sharding, tuple((chunk,) for chunk in chunks(sharding.shape.numel(), sharding.group.size())))
         for i, param in enumerate(group["params"])
         if (sharding := sharding_of(param)) is not None and sharding.replicated and shares_state(param)
     }
@@ -114,26 +113,13 @@ def _owned_ranges(units: Sequence[Unit], ranks: int) -> tuple[tuple[Range, ...],
     )
 
 
-def _even_ranges(numel: int, ranks: int) -> tuple[tuple[Range, ...], ...]:
-    chunk = -(-numel // ranks)
-    bounds = [min(rank * chunk, numel) for rank in range(ranks + 1)]
-    return tuple((range_,) for range_ in pairwise(bounds))
-
-
 def _packs(group: Mapping[str, Any], kept: Mapping[int, Kept]) -> Iterator[tuple[int, ...]]:
     """Put parameters of one dtype together, up to ``batch_elements``; one too large goes alone."""
     alike: defaultdict[Any, list[int]] = defaultdict(list)
     for index, of_parameter in kept.items():
         param = group["params"][index]
         alike[of_parameter.sharding.group, param.device.type, param.dtype].append(index)
+    params = group["params"]
     for members in alike.values():
-        pack: list[int] = []
-        elements = 0
-        for index in members:
-            numel = group["params"][index].numel()
-            if pack and elements + numel > batch_bound(group["batch_elements"], group["params"][index].device):
-                yield tuple(pack)
-                pack, elements = [], 0
-            pack.append(index)
-            elements += numel
-        yield tuple(pack)
+        most_elements = batch_bound(group["batch_elements"], params[members[0]].device)
+        yield from map(tuple, bounded(members, lambda index: params[index].numel(), most_elements))
