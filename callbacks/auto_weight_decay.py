@@ -137,6 +137,7 @@ class AutoWeightDecay(StepMonitor):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         for optimizer in trainer.optimizers:
             groups = muon_groups(optimizer)
             for name, group in groups:
@@ -166,10 +167,10 @@ class AutoWeightDecay(StepMonitor):
     @override
     @torch.no_grad()
     def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        matrices = muon_matrices(trainer.optimizers, pl_module)
+        matrices = muon_matrices(trainer.optimizers, self._names)
         shards = find_shards(trainer, list(matrices.values()))
         # The same on all ranks, so that all decide alike.
-        found = over_ranks(trainer, shards, [entry_norms((shard.local for shard in shards), 2), sizes(shards)])
+        found = over_ranks(trainer, shards, [entry_norms(shard.local for shard in shards), sizes(shards)])
         rms = {
             name: norm / size**0.5
             for name, norm, size in zip(matrices, found.norm[0].tolist(), found.sum[1].tolist(), strict=True)

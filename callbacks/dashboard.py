@@ -10,9 +10,10 @@ from typing_extensions import override
 from lightning_muon.callbacks.cards import config_card, routing_card
 from lightning_muon.callbacks.charts import Layout, layout
 from lightning_muon.callbacks.monitor import log_text, logged_step, warn
-from lightning_muon.callbacks.muon_matrices import muon_groups
+from lightning_muon.callbacks.muon_matrices import module_names, muon_groups
 from lightning_muon.callbacks.run_hyperparameters import Value, judging_metrics, page_entry, run_hyperparameters
-from lightning_muon.callbacks.spectra import sampled_matrices, singular_values, whole
+from lightning_muon.callbacks.sampled_matrices import sampled_matrices, whole
+from lightning_muon.callbacks.spectra import singular_values
 
 
 class MuonDashboard(Callback):
@@ -63,6 +64,7 @@ class MuonDashboard(Callback):
         # The summary that closes what the HParams page has of this run.
         self._hyperparameters_end: Summary | None = None
         self._spectrum_at: int | None = None
+        self._logged = 0
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -74,7 +76,7 @@ class MuonDashboard(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log_dir = trainer.log_dir  # which every rank must ask for: it is broadcast
-        self._layout, self._hyperparameters_end, self._spectrum_at = {}, None, None
+        self._layout, self._hyperparameters_end, self._spectrum_at, self._logged = {}, None, None, 0
         of_data = {} if trainer.datamodule is None else trainer.datamodule.hparams_initial  # type: ignore[attr-defined]
         saved = {**of_data, **pl_module.hparams_initial}
         self._hyperparameters = run_hyperparameters(trainer, saved)
@@ -87,7 +89,10 @@ class MuonDashboard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if trainer._logger_connector.should_update_logs:
-            self._lay_out(trainer)
+            # New charts come early in a run; to read the metrics takes as long as a monitor.
+            self._logged += 1
+            if self._logged & (self._logged - 1) == 0:
+                self._lay_out(trainer)
         if self.spectrum_every_n_steps and logged_step(trainer) % self.spectrum_every_n_steps == 0:
             self._log_spectra(trainer, pl_module)
 
@@ -136,12 +141,13 @@ class MuonDashboard(Callback):
         if step == self._spectrum_at or not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             return
         first, self._spectrum_at = self._spectrum_at is None, step
-        chosen = sampled_matrices(trainer.optimizers, pl_module, self.sample, self.max_elements)
+        names = module_names(pl_module)
+        chosen = sampled_matrices(trainer.optimizers, names, self.sample, self.max_elements)
         if first and not chosen:
             self._say_why_there_are_none(trainer)
-        for name, (parameter, layout_in_memory) in chosen.items():
-            matrix = whole(parameter)
-            if trainer.is_global_zero and (values := singular_values(matrix, **layout_in_memory)) is not None:
+        for name, sampled in chosen.items():
+            matrix = whole(sampled.parameter)
+            if trainer.is_global_zero and (values := singular_values(matrix, **sampled.layout)) is not None:
                 for writer in _writers(trainer):
                     writer.experiment.add_histogram(f"weight_spectrum/{name}", values, step)
 

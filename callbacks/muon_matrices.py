@@ -9,6 +9,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_muon.callbacks.name_choice import NameChoice
+
 HALF = (torch.float16, torch.bfloat16)
 
 # What torch.compile, FSDP and activation checkpointing put into the names of parameters.
@@ -29,17 +31,22 @@ def muon_groups(optimizer: Optimizer) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def muon_matrices(optimizers: Iterable[Optimizer], module: LightningModule) -> dict[str, Tensor]:
-    """Return Muon's matrices by their names in the module; of sharded ones this rank may hold nothing."""
-    return {name: matrix for optimizer in optimizers for _, name, matrix in _named_matrices(optimizer, module)}
+def muon_matrices(optimizers: Iterable[Optimizer], names: Mapping[int, str]) -> dict[str, Tensor]:
+    """Return Muon's matrices by their names in the module; of sharded ones this rank may hold nothing.
+
+    Args:
+        optimizers: Whose groups are looked at.
+        names: What :func:`module_names` returns.
+    """
+    return {name: matrix for optimizer in optimizers for _, name, matrix in _named_matrices(optimizer, names)}
 
 
-def names_in_module(optimizer: Optimizer, module: LightningModule) -> dict[str, str]:
+def names_in_module(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, str]:
     """Return the names in the module of the matrices that an optimizer calls otherwise, such as relative to a part."""
-    names: dict[str, str] = {}
-    for own, name, _ in _named_matrices(optimizer, module):
-        names[own] = own if own in names else name  # two of one name cannot be told apart
-    return names
+    found: dict[str, str] = {}
+    for own, name, _ in _named_matrices(optimizer, names):
+        found[own] = own if own in found else name  # two of one name cannot be told apart
+    return found
 
 
 def module_names(module: LightningModule) -> dict[int, str]:
@@ -52,9 +59,9 @@ def own_names(label: str, group: Mapping[str, Any]) -> list[str]:
     return group.get("param_names") or [f"{label}.{place}" for place in range(len(group["params"]))]
 
 
-def entry_norms(tensors: Iterable[Tensor], order: float) -> Tensor:
-    """Return the norm of each tensor's entries, shape (tensors,), float32 on the device of the first; 0 if empty."""
-    tensors = [tensor if tensor.numel() else tensor.new_zeros(1) for tensor in tensors]
+def entry_norms(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the Euclidean norm of each tensor's entries, shape (tensors,), float32 on the device of the first."""
+    tensors = list(tensors)
     batches: defaultdict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
     for index, tensor in enumerate(tensors):
         batches[tensor.device, tensor.dtype].append(index)
@@ -62,14 +69,27 @@ def entry_norms(tensors: Iterable[Tensor], order: float) -> Tensor:
     for (_, dtype), members in batches.items():
         # A norm is never computed in less than its tensor has, nor rounded to half precision.
         widened = torch.float32 if dtype in HALF else None
-        found = torch._foreach_norm([tensors[i] for i in members], ord=order, dtype=widened)
+        found = torch._foreach_norm([tensors[i] for i in members], dtype=widened)
         for index, norm in zip(members, found, strict=True):
             norms[index] = norm.to(tensors[0].device, torch.float32)
     return torch.stack(norms) if norms else torch.empty(0)
 
 
-def summarize(quantity: str, values: Mapping[str, float], per_parameter: bool) -> Iterator[tuple[str, float]]:
-    """Yield the tags ``quantity/max``, ``/mean`` and ``/min``, and one a parameter if asked for, with their values.
+def largest_entries(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the largest magnitude of each tensor's entries, shape (tensors,), float32 on the device of the first.
+
+    It is 0 of an empty tensor, and NaN where an entry is.
+    """
+    tensors = [tensor if tensor.numel() else tensor.new_zeros(1) for tensor in tensors]
+    if not tensors:
+        return torch.empty(0)
+    # Of both extremes, to go through memory once and copy nothing.
+    extremes = [value.to(tensors[0].device, torch.float32) for tensor in tensors for value in torch.aminmax(tensor)]
+    return torch.stack(extremes).view(-1, 2).abs().amax(1)
+
+
+def summarize(quantity: str, values: Mapping[str, float], chosen: NameChoice) -> Iterator[tuple[str, float]]:
+    """Yield the tags ``quantity/max``, ``/mean`` and ``/min``, and one for each chosen name, with their values.
 
     Where one value is NaN, so are all three: that is what the summary is looked at for.
     """
@@ -78,13 +98,11 @@ def summarize(quantity: str, values: Mapping[str, float], per_parameter: bool) -
         yield f"{quantity}/max", numbers.max().item()
         yield f"{quantity}/mean", numbers.mean().item()
         yield f"{quantity}/min", numbers.min().item()
-        if per_parameter:
-            yield from ((f"{quantity}/{name}", value) for name, value in values.items())
+        yield from ((f"{quantity}/{name}", value) for name, value in values.items() if chosen.takes(name))
 
 
-def _named_matrices(optimizer: Optimizer, module: LightningModule) -> Iterator[tuple[str, str, Tensor]]:
+def _named_matrices(optimizer: Optimizer, names: Mapping[int, str]) -> Iterator[tuple[str, str, Tensor]]:
     """Yield each matrix with the optimizer's name for it and the module's."""
-    names = module_names(module)
     for label, group in muon_groups(optimizer):
         for own, matrix in zip(own_names(label, group), group["params"], strict=True):
             yield own, names.get(id(matrix), _without_wrappers(own)), matrix

@@ -1,6 +1,6 @@
 """How far what Muon applied is from orthogonal."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,7 +30,8 @@ class OrthogonalityMonitor(StepMonitor):
 
     Args:
         every_n_steps: How often to measure. Default: the trainer's ``log_every_n_steps``.
-        per_parameter: Log each matrix too, under its parameter's name; of several in one parameter the worst.
+        per_parameter: Log each matrix too, under its parameter's name; or only those that match one of these patterns.
+            Of several matrices in one parameter it is the worst.
 
     Raises:
         MisconfigurationException: If ``every_n_steps`` is less than one.
@@ -42,20 +43,20 @@ class OrthogonalityMonitor(StepMonitor):
         >>> trainer = Trainer(callbacks=[OrthogonalityMonitor(every_n_steps=100)])
     """
 
-    def __init__(self, every_n_steps: int | None = None, per_parameter: bool = False) -> None:
-        super().__init__(every_n_steps)
-        self.per_parameter = per_parameter
+    def __init__(self, every_n_steps: int | None = None, per_parameter: bool | Sequence[str] = False) -> None:
+        super().__init__(every_n_steps, per_parameter)
         self._measured: list[Measured] = []
-        self._names: list[str] = []  # of all that may be orthogonalized, on whatever rank
+        self._expected: list[str] = []  # of all that may be orthogonalized, on whatever rank
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self._measured.clear()
-        self._names.clear()
+        self._expected.clear()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         for optimizer in trainer.optimizers:
             if muon_groups(optimizer) and not hasattr(optimizer, "register_orthogonalize_hook"):
                 warn(
@@ -68,7 +69,7 @@ class OrthogonalityMonitor(StepMonitor):
     def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
         if not hasattr(optimizer, "register_orthogonalize_hook"):
             return
-        names = names_in_module(optimizer, pl_module)
+        names = names_in_module(optimizer, self._names)
         measured: list[Measured] = []
 
         def measure(owners: list[str], factors: Tensor) -> None:
@@ -81,13 +82,13 @@ class OrthogonalityMonitor(StepMonitor):
             yield
         finally:
             handle.remove()
-        self._names += names.values()
+        self._expected += names.values()
         self._measured += measured
 
     @override
     def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the values together: each matrix is orthogonalized on one rank, which may have had none."""
-        names, self._names = list(dict.fromkeys(self._names)), []
+        names, self._expected = list(dict.fromkeys(self._expected)), []
         measured, self._measured = self._measured, []
         if not names:
             return
@@ -109,7 +110,7 @@ class OrthogonalityMonitor(StepMonitor):
             "singular_value_min": dict(zip(names, smallest.tolist(), strict=True)),
             "singular_value_max": dict(zip(names, largest.tolist(), strict=True)),
         }
-        self.log_summary(trainer, quantities, self.per_parameter)
+        self.log_summary(trainer, quantities)
 
 
 class Measured(NamedTuple):

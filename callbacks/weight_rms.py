@@ -1,7 +1,6 @@
-"""How large the weights of Muon's matrices are, and whether bfloat16 could still resolve their updates."""
+"""How large weights and outputs are, and whether bfloat16 could still resolve the updates of the weights."""
 
-from collections.abc import Generator, Mapping
-from itertools import starmap
+from collections.abc import Generator, Sequence
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -10,153 +9,191 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_muon.callbacks.monitor import StepMonitor, logged_step, warn
-from lightning_muon.callbacks.muon_matrices import entry_norms, muon_matrices
+from lightning_muon.callbacks.bf16_headroom import bf16_spacing, count_lost, doublings_to_overflow
+from lightning_muon.callbacks.limits import Limit
+from lightning_muon.callbacks.monitor import StepMonitor, warn
+from lightning_muon.callbacks.muon_matrices import entry_norms, largest_entries, muon_matrices
+from lightning_muon.callbacks.name_choice import NameChoice, some
+from lightning_muon.callbacks.output_rms import OutputListener, compiled_names, named_layers
+from lightning_muon.callbacks.sampled_matrices import spread_evenly
 from lightning_muon.callbacks.shards import Shard, find_shards, names_with_gradient, over_ranks, sizes
-
-# bfloat16 has 8 bits of precision: between 2^e and 2^(e+1) its numbers are 2^(e-7) apart.
-BF16_FRACTION_BITS = 7
-
-# The fraction of lost updates at which one is warned.
-LOST_AT_MOST = 0.5
 
 
 class WeightRMSMonitor(StepMonitor):
-    r"""Log the size of the weights that Muon updates, and how far bfloat16 resolves their updates.
+    r"""Log the size of the weights that Muon updates, of the outputs of layers, and how far bfloat16 resolves updates.
 
     Muon's updates have a fixed size, so without weight decay the weights grow, and with them the spacing of bfloat16
-    numbers, until an update is rounded away. Five quantities, each as ``max``, ``mean`` and ``min`` over the matrices:
+    numbers, until an update is rounded away. Each quantity comes as ``max``, ``mean`` and ``min`` over the matrices:
 
     - ``weight_rms/…``: root mean square of the entries.
     - ``weight_absmax/…``: largest entry in magnitude.
+    - ``doublings_to_overflow/…``: :math:`\log_2(3.39 \cdot 10^{38} / \mathrm{absmax})`, how often the largest entry may
+      double before bfloat16 overflows.
     - ``bf16_headroom/…``: RMS of the update over the spacing of bfloat16 numbers at the weight's RMS,
       :math:`\mathrm{rms}(W' - W) / 2^{\lfloor \log_2 \mathrm{rms}(W) \rfloor - 7}`. Below one half, most updates would
       be lost if the weights were kept in bfloat16.
-    - ``update_in_ulps/…``: the same entry by entry, :math:`\sum |W' - W| / \sum \mathrm{ulp}(W)`, where
-      :math:`\mathrm{ulp}(w)` is the spacing of bfloat16 numbers at :math:`w`.
     - ``lost_updates/…``: fraction of the entries that would stay what they are if they were bfloat16 numbers, whose
       update is rounded to nearest; where they are such, those that stayed.
+    - ``output_rms/…``: root mean square of what the modules chosen by ``outputs`` return in the last forward pass
+      before the step, over all ranks. Modules inside one that ``torch.compile`` made a whole cannot be heard.
 
-    Where bfloat16 weights lose more than half of an update, one warning names the matrix. The last three are measured
-    on a sample of the matrices that have a gradient and are not zero.
+    ``bf16_headroom`` and ``lost_updates`` are measured on a sample of the matrices that have a gradient and are not
+    zero. Where a limit is passed, one warning names the layer and says what to do.
 
     Args:
         every_n_steps: How often to measure. Default: the trainer's ``log_every_n_steps``.
-        per_parameter: Log each matrix too, under its name.
+        per_parameter: Log each matrix too, under its name; or only those that match one of these patterns. Modules of
+            ``outputs`` are logged so by ``true``.
         sample: How many matrices of an optimizer are copied for a step, to see their update.
+        outputs: Patterns for the names of the modules whose output is measured, such as ``["net.blocks.*.mlp"]``.
+        max_weight_rms: Warn where the RMS of a matrix is over this. Default: never.
+        max_output_rms: Warn where the RMS of an output is over this. Default: never.
+        max_lost_updates: Warn where weights that are kept in bfloat16 lose more than this fraction of their updates.
+        min_doublings_to_overflow: Warn where the largest weight has fewer doublings left.
 
     Raises:
-        MisconfigurationException: If ``every_n_steps`` or ``sample`` is less than one.
+        MisconfigurationException: If an argument is out of its range; at the start of training, if a pattern matches
+            nothing, or the trainer has two of these.
 
     Example::
 
         >>> from lightning.pytorch import Trainer
         >>> from lightning_muon.callbacks import WeightRMSMonitor
-        >>> trainer = Trainer(callbacks=[WeightRMSMonitor(every_n_steps=100)])
+        >>> trainer = Trainer(callbacks=[WeightRMSMonitor(every_n_steps=100, outputs=["blocks.*"])])
     """
 
-    def __init__(self, every_n_steps: int | None = None, per_parameter: bool = False, sample: int = 8) -> None:
-        super().__init__(every_n_steps)
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        per_parameter: bool | Sequence[str] = False,
+        sample: int = 8,
+        outputs: Sequence[str] = (),
+        max_weight_rms: float | None = None,
+        max_output_rms: float | None = None,
+        max_lost_updates: float | None = 0.5,
+        min_doublings_to_overflow: float | None = 16.0,
+    ) -> None:
+        super().__init__(every_n_steps, per_parameter)
         if sample < 1:
             raise MisconfigurationException(f"WeightRMSMonitor: sample must be at least 1, got {sample}")
-        self.per_parameter = per_parameter
         self.sample = sample
+        self.outputs = outputs
+        self.max_weight_rms = max_weight_rms
+        self.max_output_rms = max_output_rms
+        self.max_lost_updates = max_lost_updates
+        self.min_doublings_to_overflow = min_doublings_to_overflow
+        self._chosen_outputs = NameChoice("WeightRMSMonitor: outputs", outputs)
+        self._limits = self._make_limits()
+        self._listener = OutputListener({})
         self._sampled: list[tuple[list[str], list[Shard], list[Tensor]]] = []
-        self._warned_of_loss = False
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self._sampled.clear()
-        self._warned_of_loss = False
+        self._limits = self._make_limits()
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        layers = dict(named_layers(pl_module))
+        self._chosen_outputs.check(layers)
+        chosen = {name: layer for name, layer in layers.items() if self._chosen_outputs.takes(name)}
+        if deaf := sorted(compiled_names(pl_module) & chosen.keys()):
+            warn(
+                trainer,
+                f"WeightRMSMonitor: torch.compile has made {some(deaf)} part of a larger whole, so output_rms cannot"
+                " be measured there. Choose outputs outside, or train without compiling to see them.",
+            )
+        self._listener = OutputListener({name: layer for name, layer in chosen.items() if name not in deaf})
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._due:
+            self._listener.start()
 
     @override
     def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
         """Keep the size of sampled matrices before the step, and of their updates."""
         trainer = pl_module.trainer
-        matrices = muon_matrices([optimizer], pl_module)
-        moving = names_with_gradient(trainer, matrices)
-        names = moving[:: -(-len(moving) // self.sample) or 1]
+        matrices = muon_matrices([optimizer], self._names)
+        names = spread_evenly(names_with_gradient(trainer, matrices), self.sample)
         shards = find_shards(trainer, [matrices[name] for name in names])
         before = [shard.local.clone() for shard in shards]
         yield
-        updates = [shard.local - old for shard, old in zip(shards, before, strict=True)]
         if not names:
             return
-        entrywise = zip(*starmap(bf16_loss, zip(before, updates, strict=True)), strict=True)
-        measured = [entry_norms(before, 2), entry_norms(updates, 2), entry_norms(updates, 1)]
-        measured += [torch.stack(list(sums)) for sums in entrywise]
-        self._sampled.append((names, shards, measured))
+        updates = [shard.local - old for shard, old in zip(shards, before, strict=True)]
+        lost = torch.stack([count_lost(old, update) for old, update in zip(before, updates, strict=True)])
+        self._sampled.append((names, shards, [entry_norms(before), entry_norms(updates), lost]))
+
+    @override
+    def _stop_watching(self) -> None:
+        super()._stop_watching()
+        self._listener.stop()
 
     @override
     @torch.no_grad()
     def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        matrices = muon_matrices(trainer.optimizers, pl_module)
+        matrices = muon_matrices(trainer.optimizers, self._names)
         shards = find_shards(trainer, list(matrices.values()))
         local = [shard.local for shard in shards]
-        norms, largest = entry_norms(local, 2), entry_norms(local, float("inf"))
-        found = over_ranks(trainer, shards, [norms, largest, sizes(shards)])
-        present = [index for index, size in enumerate(found.sum[2].tolist()) if size > 0]
-        all_names = list(matrices)
-        names = [all_names[index] for index in present]
-        rms = found.norm[0] / found.sum[2].sqrt()
+        found = over_ranks(trainer, shards, [entry_norms(local), largest_entries(local), sizes(shards)])
+        rms, largest, size = (found.norm[0] / found.sum[2].sqrt()).tolist(), found.max[1].tolist(), found.sum[2]
+        present = [(name, index) for index, name in enumerate(matrices) if size[index] > 0]
         quantities = {
-            "weight_rms": dict(zip(names, rms[present].tolist(), strict=True)),
-            "weight_absmax": dict(zip(names, found.max[1, present].tolist(), strict=True)),
+            "weight_rms": {name: rms[index] for name, index in present},
+            "weight_absmax": {name: largest[index] for name, index in present},
+            "doublings_to_overflow": {name: doublings_to_overflow(largest[index]) for name, index in present},
             **self._headroom(trainer),
+            "output_rms": self._listener.rms(trainer) if self._listener.modules else {},
         }
-        self.log_summary(trainer, quantities, self.per_parameter)
-        self._warn_of_loss(trainer, {n: v for n, v in quantities["lost_updates"].items() if is_bf16(matrices[n])})
+        self.log_summary(trainer, quantities)
+        in_bf16 = {name for name, matrix in matrices.items() if matrix.dtype == torch.bfloat16}
+        happened = {name: lost for name, lost in quantities["lost_updates"].items() if name in in_bf16}
+        for quantity, limit in self._limits.items():
+            limit.watch(trainer, happened if quantity == "lost_updates" else quantities[quantity])
 
     def _headroom(self, trainer: Trainer) -> dict[str, dict[str, float]]:
         sampled, self._sampled = self._sampled, []
-        quantities: dict[str, dict[str, float]] = {"bf16_headroom": {}, "update_in_ulps": {}, "lost_updates": {}}
+        quantities: dict[str, dict[str, float]] = {"bf16_headroom": {}, "lost_updates": {}}
         for names, shards, measured in sampled:
             found = over_ranks(trainer, shards, [*measured, sizes(shards)])
-            _, _, updates, spacings, lost, size = found.sum
-            old, update = found.norm[:2] / size.sqrt()
-            values = update / bf16_spacing(old), updates / spacings, lost / size
-            for quantity, of_matrices in zip(quantities.values(), values, strict=True):
-                # A matrix of zeros has no spacing to compare with.
-                quantity |= {n: v for n, v, rms in zip(names, of_matrices.tolist(), old, strict=True) if rms != 0}
+            _, _, lost, size = found.sum.tolist()
+            old, update, _, _ = (found.norm / found.sum[3].sqrt()).tolist()
+            for index, name in enumerate(names):
+                if old[index] != 0:  # a matrix of zeros has no spacing to compare with
+                    quantities["bf16_headroom"][name] = update[index] / bf16_spacing(old[index])
+                    quantities["lost_updates"][name] = lost[index] / size[index]
         return quantities
 
-    def _warn_of_loss(self, trainer: Trainer, lost: Mapping[str, float]) -> None:
-        """Name the matrix that loses most of its updates, once."""
-        if not lost or self._warned_of_loss:
-            return
-        name = max(lost, key=lost.__getitem__)
-        if lost[name] > LOST_AT_MOST:
-            self._warned_of_loss = True
-            warn(
-                trainer,
-                f"WeightRMSMonitor, step {logged_step(trainer)}: bfloat16 has rounded away {lost[name]:.0%} of the"
-                f" update of {name}. Keep the weights in float32 (precision bf16-mixed), raise the learning rate, or"
-                " make the weights smaller by weight decay (AutoWeightDecay). This is said once.",
-            )
-
-
-def is_bf16(tensor: Tensor) -> bool:
-    """Tell whether a tensor is kept in bfloat16."""
-    return tensor.dtype == torch.bfloat16
-
-
-def bf16_loss(weight: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
-    """Say what bfloat16 would do to an update.
-
-    Returns:
-        The sum of the spacings of bfloat16 numbers at the weights, and how many entries the update would not change.
-    """
-    if is_bf16(weight):
-        stays = update == 0  # it has happened
-    else:
-        rounded = weight.bfloat16()
-        stays = (rounded.float() + update.float()).bfloat16() == rounded
-    return bf16_spacing(weight.float().abs()).sum(), stays.sum(dtype=torch.float32)
-
-
-def bf16_spacing(values: Tensor) -> Tensor:
-    """Return the distance between neighbouring bfloat16 numbers at the size of each value; zero's is taken as tiny."""
-    # frexp: value = fraction · 2^exponent with ½ ≤ fraction < 1
-    _, exponent = torch.frexp(values.clamp_min(torch.finfo(torch.float32).tiny))
-    return torch.ldexp(torch.ones_like(values), exponent - 1 - BF16_FRACTION_BITS)
+    def _make_limits(self) -> dict[str, Limit]:
+        monitor = "WeightRMSMonitor"
+        smaller = "Raise weight_decay, or add AutoWeightDecay."
+        return {
+            "weight_rms": Limit(monitor, "max_weight_rms", self.max_weight_rms, "the weight RMS", smaller),
+            "output_rms": Limit(
+                monitor,
+                "max_output_rms",
+                self.max_output_rms,
+                "the output RMS",
+                "Normalize what goes in, lower the learning rate, or let the weights decay (AutoWeightDecay).",
+            ),
+            "lost_updates": Limit(
+                monitor,
+                "max_lost_updates",
+                self.max_lost_updates,
+                "the fraction of the update that bfloat16 has rounded away",
+                "Keep the weights in float32 (precision bf16-mixed), raise the learning rate, or make the weights"
+                " smaller by weight decay (AutoWeightDecay).",
+            ),
+            "doublings_to_overflow": Limit(
+                monitor,
+                "min_doublings_to_overflow",
+                self.min_doublings_to_overflow,
+                "the room of the largest weight, in doublings until bfloat16 overflows,",
+                f"The run diverges: lower the learning rate. {smaller}",
+                True,
+            ),
+        }

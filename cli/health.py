@@ -245,7 +245,6 @@ HEALTH = (
         _below(1.0, 0.5),
         "bfloat16 weights would lose updates: keep weights in float32 (bf16-mixed, not bf16-true), or decay more",
     ),
-    Quantity("update in bf16 spacings, median", "", _of("update_in_ulps/mean", _median)),
     Quantity("updates that bf16 would lose", "", _of("lost_updates/mean", _median), show=_percent),
     Quantity(
         "orthogonality error, median of the mean",

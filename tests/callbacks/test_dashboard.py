@@ -28,7 +28,9 @@ from torch.multiprocessing.spawn import start_processes
 
 from lightning_muon.callbacks import AutoWeightDecay, MuonDashboard, OrthogonalityMonitor, WeightRMSMonitor
 from lightning_muon.callbacks.charts import CHARTS, layout
-from lightning_muon.callbacks.spectra import sampled_matrices, singular_values, whole
+from lightning_muon.callbacks.muon_matrices import module_names
+from lightning_muon.callbacks.sampled_matrices import sampled_matrices, whole
+from lightning_muon.callbacks.spectra import singular_values
 from lightning_muon.optim import MatrixLayout, MuonAdamW
 
 Fit = Callable[..., Trainer]
@@ -62,8 +64,7 @@ def test_charts_are_those_that_the_run_has_tags_for(
     assert list(shown) == ["Health", "Training"]
     assert [title.split(":")[0] for title in shown["Health"]] == [
         *("Weight RMS", "bf16 headroom", "Orthogonality error", "Weight decay", "Largest weight"),
-        *("Singular values of the update", "Update in units of the bf16 spacing"),
-        "Fraction of updates that bf16 would lose",
+        *("Singular values of the update", "Fraction of updates that bf16 would lose", "Room to bf16's overflow"),
     ]
     assert shown["Training"] == ["Loss", "Learning rate"]
     # Each tag is on at most one chart, and those of the monitors are all on one.
@@ -337,11 +338,12 @@ def look_at_shards(rank: int, folder: str) -> None:
     exact = torch.linalg.svdvals(module.net.weight.detach())
     fully_shard(module.net, mesh=init_device_mesh("cpu", (2,)))
     optimizer = torch.optim.SGD([{"params": [module.net.weight], "algorithm": "muon"}], lr=0.1)
-    chosen = sampled_matrices([optimizer], module, sample=4, max_elements=30)
+    names = module_names(module)
+    chosen = sampled_matrices([optimizer], names, sample=4, max_elements=30)
     assert list(chosen) == ["net.weight"]
-    assert sampled_matrices([optimizer], module, sample=4, max_elements=29) == {}  # by the whole, not the shard
-    ((parameter, memory_layout),) = chosen.values()
-    torch.testing.assert_close(singular_values(whole(parameter), **memory_layout), exact)
+    assert sampled_matrices([optimizer], names, sample=4, max_elements=29) == {}  # by the whole, not the shard
+    (sampled,) = chosen.values()
+    torch.testing.assert_close(singular_values(whole(sampled.parameter), **sampled.layout), exact)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
