@@ -11,7 +11,7 @@ from lightning_muon.callbacks.step_options import StepOptions
 
 
 def quiet_adamw(lr: Any) -> tuple[Optimizer, Tensor]:
-    """Two groups whose gradient is zero, so that only decay moves them; a hook raises the decay of the second for the step alone."""
+    """Two groups that only decay moves, their gradient being zero; hooks raise that of the second for the step."""
     parameters = [torch.nn.Parameter(torch.full((2,), 1.0, dtype=torch.float64)) for _ in range(2)]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
