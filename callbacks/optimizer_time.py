@@ -46,10 +46,13 @@ class OptimizerTimeMonitor(StepMonitor):
         self._updates: list[tuple[Moment, Moment]] = []
         self._hooks: dict[Optimizer, RemovableHandle] = {}
         self._device = torch.device("cpu")
+        self._is_due = False
+        self._steps = -1  # that were taken at the start of the last batch
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        self._steps = -1
         self._forget()
 
     @override
@@ -58,10 +61,15 @@ class OptimizerTimeMonitor(StepMonitor):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        every = self.cadence(trainer)
-        # The step before one that is logged, until there was an update.
-        if every > 0 and ((logged_step(trainer) + 2) % every == 0 or (self._batches and not self._updates)):
-            self._batch_start = Moment(self._device)
+        steps, every = trainer.global_step, self.cadence(trainer)
+        is_first, self._steps = steps != self._steps, steps  # of the batches whose gradients are accumulated
+        if every > 0 and (logged_step(trainer) + 2) % every == 0:
+            self._is_due = True
+        if self._is_due and not self._updates:  # else what was measured waits to be logged
+            if is_first:
+                self._batches.clear()
+            if is_first or self._batches:
+                self._batch_start = Moment(self._device)
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -106,6 +114,7 @@ class OptimizerTimeMonitor(StepMonitor):
         self._hooks, self._update_starts, self._batch_start = {}, {}, None
 
     def _forget(self) -> None:
+        self._is_due = False
         self._batches.clear()
         self._updates.clear()
 
