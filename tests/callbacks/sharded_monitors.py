@@ -202,7 +202,7 @@ def fit(way: str, callbacks: list[Callback], nan_at: int | None = None) -> None:
 
 def monitors(every: int, every_decision: int) -> list[Callback]:
     return [
-        WeightRMSMonitor(every, per_parameter=True, sample=3),
+        WeightRMSMonitor(every, per_parameter=True, sample=3, outputs=["net.*", "attention"]),
         OrthogonalityMonitor(every, per_parameter=True),
         UpdateRMSMonitor(every, per_parameter=True, sample=3),
         GradientMonitor(every, per_parameter=True, sample=4),
