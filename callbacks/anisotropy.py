@@ -64,8 +64,8 @@ def fill_diagonal_where(matrices: Tensor, where: Tensor, value: float) -> Tensor
 def condition_and_stable_rank(tridiagonals: Tensor) -> Tensor:
     """Return κ = σ_max / σ_min and ‖G‖_F² / σ_max² of each matrix from its :func:`tridiagonals`, on the CPU.
 
-    κ is at most ``LARGEST_CONDITION``. Both are found from inside, never too large a κ, nor too small a rank: to 0.3 % for
-    random matrices, whose singular values lie densest at the ends, and better for others.
+    κ is at most ``LARGEST_CONDITION``. Both are found from inside, never too large a κ, nor too small a rank:
+    to 0.3 % for random matrices, whose singular values lie dense at the ends, and better for others.
 
     Args:
         tridiagonals: Shape (b, 2, 2, k).

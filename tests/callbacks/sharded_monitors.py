@@ -122,7 +122,7 @@ class Metrics(Callback):
         self.expected[-1] |= anisotropy("momentum", {n: m for n, m in momenta.items() if m.ndim == 2})
 
     def expected_updates(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """U of W' = (1 − ηλ)W − ηU, with the decay that was logged, for each parameter and for the sampled of a group."""
+        """The RMS of U in W' = (1 − ηλ)W − ηU, with the decay that was logged, of parameters and of sampled groups."""
         expected: dict[str, float] = {}
         after = whole_weights(pl_module)
         names = {id(p): name.replace("_fsdp_wrapped_module.", "") for name, p in pl_module.named_parameters()}

@@ -67,7 +67,7 @@ ESTIMATES = ("gradient_", "momentum_")
 
 
 def measured_by(way: str, tag: str) -> bool:
-    """Whether a way shows what a tag is about: FSDP1 flattens matrices, and a sharded state splits those of a fusion."""
+    """Whether a way shows what a tag is about: FSDP1 flattens matrices, a sharded state splits those of a fusion."""
     fusion_or_summary = "in_proj" in tag or tag.endswith(("/max", "/mean", "/min"))
     if way == "ddp_sharded_state" and tag.startswith("momentum_"):
         return not fusion_or_summary
