@@ -59,7 +59,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
 
 @pytest.fixture(scope="module")
 def on_one_device(launch: Launch) -> Found:
-    return launch(1, "one", "adamw")[0]
+    return launch(1, "one", "adamw", "foreign")[0]
 
 
 def differences(found: list[dict[str, float]], expected: list[dict[str, float]], rel: float) -> list[str]:
@@ -75,8 +75,8 @@ def differences(found: list[dict[str, float]], expected: list[dict[str, float]],
 @pytest.mark.parametrize(
     ("world_size", "ways"),
     [
-        (2, ("ddp", "ddp_sharded_state", "fsdp2", "fsdp", "adamw_fsdp2")),
-        (3, ("ddp", "ddp_sharded_state", "fsdp2", "fsdp")),
+        (2, ("ddp", "ddp_sharded_state", "fsdp2", "fsdp", "adamw_fsdp2", "foreign_fsdp2")),
+        (3, ("ddp", "ddp_sharded_state", "fsdp2", "fsdp", "foreign_ddp", "foreign_fsdp2")),
         (4, ("hsdp",)),
     ],
 )
@@ -86,7 +86,7 @@ def test_the_same_numbers_on_every_rank(
     """As float64 has it on whole weights, and as on one device, whose weights go a little other ways."""
     by_rank = launch(world_size, *ways)
     for way in ways:
-        alone = "adamw" if way.startswith("adamw") else "one"
+        alone = next((kind for kind in ("adamw", "foreign") if way.startswith(kind)), "one")
         for kind in ("", " with NaN"):
             expected = on_one_device[alone + kind]["logged"]
             for found in by_rank:
@@ -106,6 +106,8 @@ def test_there_is_something_to_compare(on_one_device: Found) -> None:
         }
     assert len([tag for tag in last if tag.startswith("bf16_headroom/net") or "bf16_headroom/att" in tag]) == 3
     assert last["weight_decay/muon"] == 0.5
+    foreign = [values for values in on_one_device["foreign"]["logged"][-1].items() if values[0].startswith("singular")]
+    assert len([tag for tag, value in foreign if value > 0]) == 2 * (3 + 6)
     *_, broken = on_one_device["one with NaN"]["logged"]
     assert math.isnan(broken["orthogonality_error/max"])
     assert math.isnan(broken[f"orthogonality_error/{BROKEN}"])
