@@ -1,7 +1,6 @@
 """Weight decay that comes when the weights need it."""
 
 import math
-from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,8 +12,9 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from lightning_muon.callbacks.group_labels import labelled_groups
 from lightning_muon.callbacks.monitor import StepMonitor, log_scalars, log_text, logged_step
-from lightning_muon.callbacks.muon_matrices import entry_norms, muon_groups, muon_matrices
+from lightning_muon.callbacks.muon_matrices import entry_norms, is_muon, muon_groups, muon_matrices
 from lightning_muon.callbacks.shards import find_shards, over_ranks, sizes
 
 # The slope of the first few measurements is that of the warm-up; it predicts nothing.
@@ -223,15 +223,12 @@ class AutoWeightDecay(StepMonitor):
         return own + self._course.strength * (max(own, self.weight_decay) - own)
 
     def _curve(self, optimizers: list[Optimizer]) -> dict[str, float]:
-        """Return the decay of each group's steps in this batch by its tag; equal names are numbered."""
-        curve: dict[str, float] = {}
-        seen: Counter[str] = Counter()
-        for optimizer in optimizers:
-            for name, group in muon_groups(optimizer):
-                number = f"-{seen[name]}" if seen[name] else ""
-                seen[name] += 1
-                curve[f"weight_decay/{name}{number}"] = self._on_ramp(group["weight_decay"])
-        return curve
+        """Return the decay of each group's steps in this batch by its tag."""
+        return {
+            f"weight_decay/{label}": self._on_ramp(group["weight_decay"])
+            for label, optimizer, _, group in labelled_groups(optimizers)
+            if is_muon(optimizer, group)
+        }
 
     def _watch(self, rms: float, step: int) -> None:
         """Take a measurement into the moving averages."""
