@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.data import DataLoader
 
 from lightning_muon.callbacks import (
@@ -28,6 +29,7 @@ from lightning_muon.callbacks import (
     WeightRMSMonitor,
 )
 from lightning_muon.callbacks.anisotropy import LARGEST_CONDITION
+from lightning_muon.callbacks.sampled_matrices import whole
 from lightning_muon.optim import MuonAdamW, route_parameters
 from lightning_muon.strategies import FSDP2Strategy
 
@@ -170,6 +172,25 @@ def whole_weights(module: LightningModule) -> dict[str, Tensor]:
     return {name: torch.cat([held[name] for held in everywhere]) for name in parts}
 
 
+class Normalizing(torch.optim.Optimizer):
+    """Hands nothing out; its steps are whole gradients of one size."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {"lr": 0.05, "weight_decay": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float]) -> float:
+        loss = torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            for p in group["params"] if group["algorithm"] == "muon" else ():
+                gradient = whole(p.grad)
+                update = 3.0 * gradient / gradient.norm()
+                if isinstance(p, DTensor):
+                    update = distribute_tensor(update, p.device_mesh, p.placements)
+                p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * update)
+        return loss
+
+
 muon = partial(MuonAdamW, lr=0.05, weight_decay=0.0, orthogonalizer_options={"dtype": "float64"})
 WAYS: dict[str, tuple[Callable[[], Strategy | str], Callable[..., Any]]] = {
     "one": (lambda: "auto", muon),
@@ -178,6 +199,9 @@ WAYS: dict[str, tuple[Callable[[], Strategy | str], Callable[..., Any]]] = {
     "fsdp2": (FSDP2Strategy, muon),
     "hsdp": (lambda: FSDP2Strategy(replicate_size=2), muon),
     "fsdp": (lambda: FSDPOnCPU(auto_wrap_policy={nn.MultiheadAttention}), muon),
+    "foreign": (lambda: "auto", Normalizing),
+    "foreign_ddp": (lambda: DDPStrategy(process_group_backend="gloo"), Normalizing),
+    "foreign_fsdp2": (FSDP2Strategy, Normalizing),
     "adamw": (lambda: "auto", partial(torch.optim.AdamW, lr=0.05)),
     "adamw_fsdp2": (FSDP2Strategy, partial(torch.optim.AdamW, lr=0.05)),
 }
@@ -230,7 +254,7 @@ def main(result: str, *ways: str) -> None:
     for way in ways:
         found[way] = run(way)
         found[f"{way} with NaN"] = run(way, nan_at=STEPS - 1)
-        if way in {"ddp", "fsdp2"}:
+        if way in {"ddp", "fsdp2", "foreign_fsdp2"}:
             never, always = (collectives(way, monitors(every, every)) for every in (STEPS + 1, 1))
             assert never == collectives(way, []) != always, f"{way}: collectives of monitors that measure nothing"
     Path(result).write_text(json.dumps(found))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("sharded_monitors.py")
-TIMEOUT = 100  # seconds
+TIMEOUT = 200  # seconds
 BROKEN = "net.2.weight"
 
 Found = dict[str, dict[str, list[dict[str, float]]]]
@@ -59,7 +59,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
 
 @pytest.fixture(scope="module")
 def on_one_device(launch: Launch) -> Found:
-    return launch(1, "one", "adamw")[0]
+    return launch(1, "one", "adamw", "foreign")[0]
 
 
 # κ and rank come from a few steps of an iteration; κ near its end, from a difference of almost equal numbers.
@@ -94,8 +94,8 @@ def differences(found: list[dict[str, float]], expected: list[dict[str, float]],
 @pytest.mark.parametrize(
     ("world_size", "ways"),
     [
-        (2, ("ddp", "ddp_sharded_state", "fsdp2", "fsdp", "adamw_fsdp2")),
-        (3, ("ddp", "ddp_sharded_state", "fsdp2", "fsdp")),
+        (2, ("ddp", "ddp_sharded_state", "fsdp2", "fsdp", "adamw_fsdp2", "foreign_fsdp2")),
+        (3, ("ddp", "ddp_sharded_state", "fsdp2", "fsdp", "foreign_ddp", "foreign_fsdp2")),
         (4, ("hsdp",)),
     ],
 )
@@ -108,7 +108,7 @@ def test_the_same_numbers_on_every_rank(
         shares = {found[way]["logged"][-1]["optimizer_share"] for found in by_rank}
         assert len(shares) == 1, way
         assert 0 < max(shares) < 1, way
-        alone = "adamw" if way.startswith("adamw") else "one"
+        alone = next((kind for kind in ("adamw", "foreign") if way.startswith(kind)), "one")
         for kind in ("", " with NaN"):
             expected = on_one_device[alone + kind]["logged"]
             for found in by_rank:
@@ -139,6 +139,8 @@ def test_there_is_something_to_compare(on_one_device: Found) -> None:
     groups = {tag for tag in last.keys() & expected.keys() if tag.startswith("update_rms/")}
     assert groups == {"update_rms/muon", "update_rms/adamw_vectors"}
     assert len([tag for tag in last.keys() & expected.keys() if tag.startswith("parameter_update_rms/")]) == 6
+    foreign = [values for values in on_one_device["foreign"]["logged"][-1].items() if values[0].startswith("singular")]
+    assert len([tag for tag, value in foreign if value > 0]) == 2 * (3 + 6)
     *_, broken = on_one_device["one with NaN"]["logged"]
     assert math.isnan(broken["orthogonality_error/max"])
     assert math.isnan(broken[f"orthogonality_error/{BROKEN}"])
