@@ -4,6 +4,7 @@ Usage: python sharded_monitors.py RESULT WAY …, with RANK and WORLD_SIZE in th
 """
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -19,7 +20,15 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.data import DataLoader
 
-from lightning_muon.callbacks import AutoWeightDecay, OrthogonalityMonitor, WeightRMSMonitor
+from lightning_muon.callbacks import (
+    AutoWeightDecay,
+    GradientMonitor,
+    OptimizerTimeMonitor,
+    OrthogonalityMonitor,
+    UpdateRMSMonitor,
+    WeightRMSMonitor,
+)
+from lightning_muon.callbacks.anisotropy import LARGEST_CONDITION
 from lightning_muon.callbacks.sampled_matrices import whole
 from lightning_muon.optim import MuonAdamW, route_parameters
 from lightning_muon.strategies import FSDP2Strategy
@@ -85,6 +94,11 @@ class Metrics(Callback):
         self.steps: list[dict[str, float]] = []
         self.expected: list[dict[str, float]] = []
         self.before: dict[str, Tensor] = {}
+        self.gradients: dict[str, Tensor] = {}
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        parameters = {name: p for name, p in pl_module.named_parameters() if p.ndim == 2 and p.grad is not None}
+        self.gradients = {name: whole_tensor(p.grad).clone() for name, p in parameters.items() if p.grad is not None}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.before = {name: elements.clone() for name, elements in whole_weights(pl_module).items()}
@@ -101,15 +115,56 @@ class Metrics(Callback):
             self.expected[-1][f"bf16_headroom/{name}"] = float(headroom)
             stays = (old.bfloat16().float() + update.float()).bfloat16() == old.bfloat16()
             self.expected[-1][f"lost_updates/{name}"] = float(stays.double().mean())
+        self.expected[-1] |= self.expected_updates(trainer, pl_module)
+        self.expected[-1] |= anisotropy("gradient", self.gradients)
+        states = {name: trainer.optimizers[0].state[p] for name, p in pl_module.named_parameters() if p.ndim == 2}
+        momenta = {name: state.get("momentum_buffer", state.get("exp_avg")) for name, state in states.items()}
+        # With a sharded state no rank has more than a flat part of some.
+        momenta = {name: whole_tensor(momentum) for name, momentum in momenta.items() if momentum is not None}
+        self.expected[-1] |= anisotropy("momentum", {n: m for n, m in momenta.items() if m.ndim == 2})
+
+    def expected_updates(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """The RMS of U in W' = (1 − ηλ)W − ηU, with the decay that was logged, of parameters and of sampled groups."""
+        expected: dict[str, float] = {}
+        after = whole_weights(pl_module)
+        names = {id(p): name.replace("_fsdp_wrapped_module.", "") for name, p in pl_module.named_parameters()}
+        for group in trainer.optimizers[0].param_groups:
+            decay = float(trainer.callback_metrics.get(f"weight_decay/{group['name']}", group["weight_decay"]))
+            sampled = []
+            for name in (names[id(p)] for p in group["params"]):
+                update = ((1 - group["lr"] * decay) * self.before[name] - after[name]) / group["lr"]
+                expected[f"parameter_update_rms/{name}"] = float(update.square().mean().sqrt())
+                if f"parameter_update_rms/{name}" in trainer.callback_metrics:
+                    sampled.append(update)
+            if sampled:
+                expected[f"update_rms/{group['name']}"] = float(torch.cat(sampled).square().mean().sqrt())
+        return expected
+
+
+def anisotropy(kind: str, matrices: dict[str, Tensor]) -> dict[str, float]:
+    """Condition number and stable rank; the worst of the three blocks of a fused projection."""
+    expected = {}
+    for name, matrix in matrices.items():
+        if matrix.isfinite().all():
+            values = [torch.linalg.svdvals(block) for block in matrix.chunk(3 if "in_proj" in name else 1)]
+            condition = max(min(float(v[0] / v[-1]), LARGEST_CONDITION) for v in values)
+            stable_rank = min(float((v / v[0]).square().sum()) for v in values)
+        else:
+            condition = stable_rank = math.nan
+        expected |= {f"{kind}_condition/{name}": condition, f"{kind}_stable_rank/{name}": stable_rank}
+    return expected
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """With the shards of all ranks, of a DTensor."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def whole_weights(module: LightningModule) -> dict[str, Tensor]:
-    """All elements of Muon's matrices, on every rank."""
+    """All elements of the parameters, on every rank."""
     parts = {}
     for name, p in module.named_parameters():
-        if p.ndim == 2 or "weight" in name:
-            whole = p.full_tensor() if hasattr(p, "full_tensor") else p
-            parts[name.replace("_fsdp_wrapped_module.", "")] = whole.detach().flatten()
+        parts[name.replace("_fsdp_wrapped_module.", "")] = whole_tensor(p).detach().flatten()
     if not isinstance(module.trainer.strategy, FSDPOnCPU):
         return parts
     everywhere: list[dict[str, Tensor]] = [{}] * module.trainer.world_size
@@ -173,6 +228,9 @@ def monitors(every: int, every_decision: int) -> list[Callback]:
     return [
         WeightRMSMonitor(every, per_parameter=True, sample=3, outputs=["net.*", "attention"]),
         OrthogonalityMonitor(every, per_parameter=True),
+        UpdateRMSMonitor(every, per_parameter=True, sample=3),
+        GradientMonitor(every, per_parameter=True, sample=4),
+        OptimizerTimeMonitor(every),
         AutoWeightDecay(limit=0.39, release=0.5, ramp_steps=3, every_n_steps=every_decision),
     ]
 
