@@ -16,7 +16,7 @@ SMALL_RANK, STEPS_WHEN_SMALL = 32, 48
 
 
 @torch.no_grad()
-def lanczos(grams: Tensor) -> Tensor:
+def lanczos(grams: Tensor, steps: int | None = None) -> Tensor:
     """Project symmetric matrices to small tridiagonal ones, whose extreme eigenvalues are nearly the same.
 
     Lanczos' iteration: in an orthonormal basis of the space of v, Gv, G²v … a symmetric G is tridiagonal. Its extreme
@@ -29,12 +29,14 @@ def lanczos(grams: Tensor) -> Tensor:
 
     Args:
         grams: Symmetric, shape (b, r, r).
+        steps: The dimension of the small matrices. Default: see ``LANCZOS_STEPS`` and ``SMALL_RANK``.
 
     Returns:
         Diagonals, and beside them what stands next to each, shape (b, 2, steps).
     """
     count, rank, _ = grams.shape
-    steps = STEPS_WHEN_SMALL if rank <= SMALL_RANK else LANCZOS_STEPS
+    if steps is None:
+        steps = STEPS_WHEN_SMALL if rank <= SMALL_RANK else LANCZOS_STEPS
     # Of no symmetry that a matrix may have; multiples of the golden ratio leave no gaps.
     start = (torch.arange(1, rank + 1, device=grams.device, dtype=grams.dtype) * 0.6180339887).frac() - 0.47
     # As rows: on a CPU a batch of row times matrix is ten times as fast as of matrix times column.

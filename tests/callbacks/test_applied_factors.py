@@ -84,6 +84,20 @@ def test_of_torchs_muon(
             assert logged(metrics, name) == pytest.approx(values_of(caught[2 * step + place]), rel=rel, abs=5e-4)
 
 
+def test_torchs_muon_knows_no_layout(regression: Module, fit: Fit, caught: list[Tensor]) -> None:
+    """A fused projection is one matrix to it, whatever its group says."""
+
+    def fused(groups: list[dict[str, Any]]) -> Optimizer:
+        optimizer = torch_muon(groups)
+        optimizer.param_groups[0]["layouts"] = [{"blocks": 4}, {"blocks": 2}]
+        return optimizer
+
+    monitor = OrthogonalityMonitor(per_parameter=True)
+    trainer = fit(regression(fused), precision="64-true", callbacks=[monitor], max_steps=1)
+    for name, factor in zip(MATRICES, caught, strict=True):
+        assert logged(trainer.callback_metrics, name) == pytest.approx(values_of(factor), rel=1e-5, abs=5e-4)
+
+
 @pytest.mark.parametrize("with_scaler", [False, True])
 def test_the_decay_that_was_raised_for_the_step(
     regression: Module, fit: Fit, caught: list[Tensor], scaled: Any, with_scaler: bool
