@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_muon.callbacks import (
     AutoWeightDecay,
     GradientMonitor,
+    MuonDashboard,
     OptimizerTimeMonitor,
     OrthogonalityMonitor,
     UpdateRMSMonitor,
@@ -392,16 +393,26 @@ def test_names_are_looked_up_once(regression: Module, fit: Fit, monkeypatch: pyt
 
 
 def test_off_their_cadence_no_monitor_waits_for_the_device(
-    regression: Module, fit: Fit, monkeypatch: pytest.MonkeyPatch
+    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Everything that brings a tensor's value to the host is counted, in runs with and without monitors."""
+    """Everything that brings a tensor's value to the host in a step is counted, in runs with and without monitors."""
     waits: list[str] = []
+    in_step: list[bool] = [False]
+
+    class Begin(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+            in_step[0] = trainer.global_step > 0  # the first has histograms
+
+    class End(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            in_step[0] = False
 
     def counting(method: str) -> Callable[..., Any]:
         own = getattr(Tensor, method)
 
         def counted(*arguments: Any, **options: Any) -> Any:
-            waits.append(method)
+            if in_step[0]:
+                waits.append(method)
             return own(*arguments, **options)
 
         return counted
@@ -410,9 +421,12 @@ def test_off_their_cadence_no_monitor_waits_for_the_device(
         monkeypatch.setattr(Tensor, method, counting(method))
 
     def waits_of(every_n_steps: int | None) -> list[str]:
-        module = regression(MuonAdamW)
         waits.clear()
-        fit(module, callbacks=[monitor(every_n_steps=every_n_steps) for monitor in MONITORS if every_n_steps])
+        watching: list[Callback] = [monitor(every_n_steps=every_n_steps) for monitor in MONITORS if every_n_steps]
+        if every_n_steps:
+            watching.append(MuonDashboard(spectrum_every_n_steps=every_n_steps))
+        callbacks = [Begin(), *watching, End()]
+        fit(regression(MuonAdamW), callbacks=callbacks, logger=tensorboard, log_every_n_steps=every_n_steps or 11)
         return waits.copy()
 
     assert waits_of(11) == waits_of(None)
