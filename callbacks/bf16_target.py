@@ -86,7 +86,7 @@ class UpdateSample:
             torch._foreach_sub_(self._held, [shard.local for shard in self._shards])
 
     def rms(self) -> Iterator[tuple[str, float]]:
-        """Yield each group whose learning rate is not 0, with its rms(U). A collective of all."""
+        """Yield each group whose learning rate is not 0, with the RMS of U. A collective of all."""
         if not self._lrs or not self._members:
             return
         found = over_ranks(self._trainer, self._shards, [entry_norms(self._held), sizes(self._shards)])

@@ -93,7 +93,7 @@ class TargetControl(DecayControl):
         name = max(news, key=lambda name: news[name].decay)
         source = f" (the target is {self._of_bf16[sets[name].group]})" if self.target_rms is None else ""
         others = [f"{other} to {news[other].decay:.3g}" for other in news if other != name]
-        also = f" So do {some(others)}." if others else ""
+        also = f" Likewise {some(others)}." if others else ""
         ramp = "" if self._ramp.active else f" All change over from their own decay in {self.ramp_steps} steps."
         self._ramp.active = True
         return f"weight decay of {name} goes to {news[name].decay:.3g}: {news[name]}{source}.{also}{ramp}"
