@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+# A step that takes more than half of the weights is no decay any more, and one that takes all cannot be reckoned with.
+LARGEST_STEP = 0.5
+
 # Smaller changes of the decay, as a fraction of the way between its bounds, are not worth a line.
 TELLING_CHANGE = 0.01
 
@@ -104,11 +107,13 @@ class TargetDecay:
             target: What it should be; None if that is not known yet.
             aim: How to get there.
         """
-        steps, lr = self.steps, float(self.lr)
+        steps, lr, log_kept = self.steps, float(self.lr), float(self.log_kept)
         alike = self.rms > 0 and rms > 0 and math.isfinite(rms) and left_out == self.left_out
-        growth = math.log(rms / self.rms) - float(self.log_kept) if alike else math.nan
+        growth = math.log(rms / self.rms) - log_kept if alike else math.nan
         self.rms, self.left_out = rms if math.isfinite(rms) else 0.0, left_out
         self.steps, self.lr, self.log_kept = 0, 0.0, 0.0
+        if log_kept == -math.inf:  # the learning rate has risen many times since the decay was computed
+            self.decay = None
         # At a learning rate of 0 the weights rest, whatever their decay is.
         if not math.isfinite(growth) or not lr > 0:
             return None
@@ -138,12 +143,12 @@ class TargetDecay:
         # The logarithm of the distance is to fall by 1/horizon a step, and not by more than is there until the next
         # measurement.
         steering = math.log(self.rms / target) / (horizon * lr)
-        self.decay = min(max(holding + steering, bounds[0]), bounds[1])
+        self.decay = min(max(holding + steering, bounds[0]), bounds[1], LARGEST_STEP / lr)
         return Reasoning(self.rms, target, per_lr * lr, holding, steering, self.decay)
 
 
 def _log_kept(lr: float | Tensor, decay: float) -> float | Tensor:
-    """Return ln(1 - lr·decay); not finite where a step leaves nothing of the weights."""
+    """Return ln(1 - lr·decay); -inf where a step leaves nothing of the weights."""
     if isinstance(lr, Tensor):
-        return torch.log1p(-lr * decay)
+        return torch.log1p((-lr * decay).clamp(min=-1.0))
     return math.log1p(-lr * decay) if lr * decay < 1 else -math.inf
