@@ -226,14 +226,14 @@ def test_every_step_of_a_batch_decays(adversaries: Module, fit: Fit) -> None:
     module = AtRest(lambda groups, _: MuonAdamW(groups, lr=0.01, weight_decay=0.0), lambda _: (3, 1))
     watches = [Watch(0), Watch(1)]
     auto = AutoWeightDecay(
-        target_rms=0.15, per="matrix", horizon=0, ramp_steps=1, smoothing=0.0, bounds=(0.0, 1e3), every_n_steps=2
+        target_rms=0.15, per="matrix", horizon=0, ramp_steps=1, smoothing=0.0, bounds=(0.0, 1e3), every_n_steps=4
     )
-    fit(module, callbacks=[auto, *watches], limit_train_batches=8)
-    for watch, steps in zip(watches, (24, 8), strict=True):
+    fit(module, callbacks=[auto, *watches], limit_train_batches=8, max_epochs=2)
+    for watch, steps in zip(watches, (48, 16), strict=True):
         course = watch.matrix_rms()
         assert len(course) == steps
-        assert min(course[steps // 2 - 1]) > 1.06 * 0.15  # four batches: two measurements
-        assert course[3 * steps // 4 - 1] == pytest.approx([0.15] * 2, rel=0.02)  # e^-x is not quite 1 - x
+        assert min(course[steps // 2 - 1]) > 1.06 * 0.15  # eight batches: two measurements
+        assert course[3 * steps // 4 - 1] == pytest.approx([0.15] * 2, rel=0.05)  # e^-x is not quite 1 - x
 
 
 def test_a_matrix_without_gradient_rests(regression: Module, fit: Fit) -> None:
