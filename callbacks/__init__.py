@@ -2,7 +2,18 @@
 
 from lightning_muon.callbacks.auto_weight_decay import AutoWeightDecay
 from lightning_muon.callbacks.dashboard import MuonDashboard
+from lightning_muon.callbacks.gradient_geometry import GradientMonitor
+from lightning_muon.callbacks.optimizer_time import OptimizerTimeMonitor
 from lightning_muon.callbacks.orthogonality import OrthogonalityMonitor
+from lightning_muon.callbacks.update_rms import UpdateRMSMonitor
 from lightning_muon.callbacks.weight_rms import WeightRMSMonitor
 
-__all__ = ["AutoWeightDecay", "MuonDashboard", "OrthogonalityMonitor", "WeightRMSMonitor"]
+__all__ = [
+    "AutoWeightDecay",
+    "GradientMonitor",
+    "MuonDashboard",
+    "OptimizerTimeMonitor",
+    "OrthogonalityMonitor",
+    "UpdateRMSMonitor",
+    "WeightRMSMonitor",
+]

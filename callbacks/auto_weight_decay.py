@@ -1,7 +1,6 @@
 """Weight decay that comes when the weights need it, and as much as they need."""
 
 import math
-from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -17,8 +16,9 @@ from typing_extensions import override
 
 from lightning_muon.callbacks.bf16_target import SAMPLE, UpdateSample, reference_lr
 from lightning_muon.callbacks.decay_control import DecayControl, Size, WeightSet
+from lightning_muon.callbacks.group_labels import LabelledGroup, labelled_groups
 from lightning_muon.callbacks.monitor import StepMonitor, log_scalars, log_text, logged_step
-from lightning_muon.callbacks.muon_matrices import HALF, entry_norms, muon_groups, muon_matrices
+from lightning_muon.callbacks.muon_matrices import HALF, entry_norms, is_muon, muon_groups, muon_matrices
 from lightning_muon.callbacks.sampled_matrices import spread_evenly
 from lightning_muon.callbacks.shards import find_shards, names_with_gradient, over_ranks, sizes
 from lightning_muon.callbacks.target_control import TargetControl
@@ -145,7 +145,8 @@ class AutoWeightDecay(StepMonitor):
         self._matrix_names: dict[int, str] = {}  # by id
         self._handles: list[RemovableHandle] = []
         self._raised: list[Raised] = []
-        self._taken: dict[str, tuple[float | Tensor, list[float]]] = {}  # by group, the last step's lr and decays
+        self._taken: dict[str, tuple[float | Tensor, float]] = {}  # by group, learning rate and decay of the last step
+        self._behind: dict[Tensor, Any] = {}  # by matrix, the factor that its steps in this batch have left out
         self._samples: list[UpdateSample] = []
 
     @property
@@ -178,7 +179,7 @@ class AutoWeightDecay(StepMonitor):
         self._optimizers = trainer.optimizers
         matrices = muon_matrices(trainer.optimizers, self._names)
         self._matrix_names = {id(matrix): name for name, matrix in matrices.items()}
-        for label, optimizer, group in _labelled_groups(trainer.optimizers):
+        for label, optimizer, _, group in _labelled_muon_groups(trainer.optimizers):
             if "weight_decay" not in group:
                 raise MisconfigurationException(
                     f"AutoWeightDecay: {type(optimizer).__name__} has no weight_decay in its group {label!r}."
@@ -216,21 +217,23 @@ class AutoWeightDecay(StepMonitor):
         trainer = pl_module.trainer
         matrices = muon_matrices([optimizer], self._names)
         names = names_with_gradient(trainer, matrices)
-        chosen: dict[str, list[tuple[str, Tensor]]] = {}
-        labels = []
+        chosen: dict[str, list[Tensor]] = {}
         for label, group in self._groups_of(optimizer):
-            labels.append(label)
             ids = {id(matrix) for matrix in group["params"]}
             members = spread_evenly([name for name in names if id(matrices[name]) in ids], SAMPLE)
-            chosen[label] = [(name, matrices[name]) for name in members]
+            chosen[label] = [matrices[name] for name in members]
         sample = UpdateSample(trainer, chosen)
         yield
-        decays: dict[str, float] = {}
-        for label, group in self._groups_of(optimizer):
-            for matrix, decay in zip(group["params"], self._spread(self._taken[label][1], group), strict=True):
-                decays[self._matrix_names.get(id(matrix), "")] = decay
-        sample.finish({label: self._taken[label][0] for label in labels}, decays)
+        sample.finish({label: self._taken[label] for label in chosen})
         self._samples.append(sample)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Let each matrix decay as far as it should, after all who look at the step itself, and before measuring."""
+        self._catch_up()
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @override
     @torch.no_grad()
@@ -297,10 +300,11 @@ class AutoWeightDecay(StepMonitor):
         return TargetControl(target, Aim(self.horizon, self.smoothing, self.bounds), self.ramp_steps)
 
     def _groups_of(self, optimizer: Optimizer) -> list[tuple[str, dict[str, Any]]]:
-        return [(label, group) for label, owner, group in _labelled_groups(self._optimizers) if owner is optimizer]
+        found = _labelled_muon_groups(self._optimizers)
+        return [(label, group) for label, owner, _, group in found if owner is optimizer]
 
     def _weight_sets(self) -> Iterator[tuple[str, WeightSet]]:
-        for label, _, group in _labelled_groups(self._optimizers):
+        for label, _, _, group in _labelled_muon_groups(self._optimizers):
             lr = reference_lr(group)
             names = [self._matrix_names[id(matrix)] for matrix in group["params"] if id(matrix) in self._matrix_names]
             if self.per == "group":
@@ -314,17 +318,13 @@ class AutoWeightDecay(StepMonitor):
             return [label]
         return [self._matrix_names.get(id(matrix), "") for matrix in group["params"]]
 
-    def _spread(self, decays: list[float], group: dict[str, Any]) -> list[float]:
-        """Return a decay for each matrix of a group."""
-        return decays * len(group["params"]) if self.per == "group" else decays
-
     def _decays(self, label: str, group: dict[str, Any]) -> list[float]:
         return [self._control.decay(name, group["weight_decay"]) for name in self._set_names(label, group)]
 
     def _raise_decay(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for label, group in self._groups_of(optimizer):
             decays = self._decays(label, group)
-            # The optimizer takes the smallest, and what a matrix needs beyond it is done after the step.
+            # The optimizer takes the smallest; what a matrix needs beyond it is done at the end of the batch.
             own, group["weight_decay"] = group["weight_decay"], min(decays)
             self._raised.append(Raised(label, group, own, group["weight_decay"], decays))
 
@@ -334,11 +334,22 @@ class AutoWeightDecay(StepMonitor):
             lr = group["lr"]
             # Who set another decay during the step meant it for all.
             decays = raised.decays if taken == raised.raised else [taken] * len(raised.decays)
-            self._taken[raised.label] = lr, decays
+            self._taken[raised.label] = lr, taken
             for name, decay in zip(self._set_names(raised.label, group), decays, strict=True):
                 self._control.took(name, lr, decay)
-            _decay_further(group["params"], lr, taken, self._spread(decays, group))
+            if self.per == "matrix":
+                for matrix, decay in zip(group["params"], decays, strict=True):
+                    if decay != taken and matrix.grad is not None:  # without a gradient it took no step
+                        factor = (1 - lr * decay) / (1 - lr * taken)
+                        self._behind[matrix] = self._behind.get(matrix, 1.0) * factor
         self._lower_decay()
+
+    @torch.no_grad()
+    def _catch_up(self) -> None:
+        if self._behind:
+            local = [m.to_local() if isinstance(m, DTensor) else m for m in self._behind]
+            torch._foreach_mul_(local, list(self._behind.values()))
+            self._behind.clear()
 
     def _lower_decay(self) -> None:
         while self._raised:
@@ -349,35 +360,18 @@ class AutoWeightDecay(StepMonitor):
     def _let_go(self) -> None:
         self._lower_decay()
         self._samples.clear()
+        self._behind.clear()
         while self._handles:
             self._handles.pop().remove()
 
     def _curve(self) -> dict[str, float]:
         """Return the decay of each group's steps in this batch by its tag."""
-        decays = {label: self._decays(label, group) for label, _, group in _labelled_groups(self._optimizers)}
+        decays = {label: self._decays(label, group) for label, _, _, group in _labelled_muon_groups(self._optimizers)}
         return {f"weight_decay/{label}": sum(of_sets) / len(of_sets) for label, of_sets in decays.items()}
 
 
-def _labelled_groups(optimizers: Iterable[Optimizer]) -> Iterator[tuple[str, Optimizer, dict[str, Any]]]:
-    """Yield Muon's groups with their names in the log; equal names are numbered."""
-    seen: Counter[str] = Counter()
-    for optimizer in optimizers:
-        for name, group in muon_groups(optimizer):
-            number = f"-{seen[name]}" if seen[name] else ""
-            seen[name] += 1
-            yield f"{name}{number}", optimizer, group
-
-
-@torch.no_grad()
-def _decay_further(matrices: list[Tensor], lr: float | Tensor, taken: float, decays: list[float]) -> None:
-    """Make up for the difference, right after a step, where matrices should have decayed more than they did."""
-    behind: list[tuple[Tensor, Any]] = [
-        (matrix.to_local() if isinstance(matrix, DTensor) else matrix, (1 - lr * decay) / (1 - lr * taken))
-        for matrix, decay in zip(matrices, decays, strict=True)
-        if decay != taken and matrix.grad is not None  # without a gradient it took no step
-    ]
-    if behind:
-        torch._foreach_mul_([matrix for matrix, _ in behind], [factor for _, factor in behind])
+def _labelled_muon_groups(optimizers: Iterable[Optimizer]) -> list[LabelledGroup]:
+    return [labelled for labelled in labelled_groups(optimizers) if is_muon(labelled.optimizer, labelled.group)]
 
 
 def _is_target(value: object) -> bool:

@@ -59,39 +59,38 @@ class UpdateSample:
 
     Args:
         trainer: Knows the ranks.
-        matrices: By group, name and parameter of some that have a gradient.
+        matrices: Some that have a gradient, by group.
     """
 
-    def __init__(self, trainer: Trainer, matrices: Mapping[str, Sequence[tuple[str, Tensor]]]) -> None:
+    def __init__(self, trainer: Trainer, matrices: Mapping[str, Sequence[Tensor]]) -> None:
         self._trainer = trainer
-        self._members = [(group, name) for group, members in matrices.items() for name, _ in members]
-        self._shards = find_shards(trainer, [matrix for members in matrices.values() for _, matrix in members])
+        self._groups = [group for group, members in matrices.items() for _ in members]
+        self._shards = find_shards(trainer, [matrix for members in matrices.values() for matrix in members])
         # In half precision the update would be rounded to what the decay alone takes.
         wide = [torch.float32 if shard.local.dtype in HALF else shard.local.dtype for shard in self._shards]
         self._held = [shard.local.to(dtype, copy=True) for shard, dtype in zip(self._shards, wide, strict=True)]
         self._lrs: dict[str, float | Tensor] = {}
 
     @torch.no_grad()
-    def finish(self, lrs: Mapping[str, float | Tensor], decays: Mapping[str, float]) -> None:
+    def finish(self, taken: Mapping[str, tuple[float | Tensor, float]]) -> None:
         """Make the updates of the copies: ηU = (1 - ηλ)W - W'.
 
         Args:
-            lrs: Learning rate of the step, by group.
-            decays: Decay that it took, by name of the matrix.
+            taken: Learning rate and decay of the step, by group.
         """
-        self._lrs = dict(lrs)
+        self._lrs = {group: lr for group, (lr, _) in taken.items()}
         if self._held:
-            kept: list[Any] = [1 - lrs[group] * decays[name] for group, name in self._members]
+            kept: list[Any] = [1 - taken[group][0] * taken[group][1] for group in self._groups]
             torch._foreach_mul_(self._held, kept)
             torch._foreach_sub_(self._held, [shard.local for shard in self._shards])
 
     def rms(self) -> Iterator[tuple[str, float]]:
         """Yield each group whose learning rate is not 0, with the RMS of U. A collective of all."""
-        if not self._lrs or not self._members:
+        if not self._lrs or not self._groups:
             return
         found = over_ranks(self._trainer, self._shards, [entry_norms(self._held), sizes(self._shards)])
         squares, entries = found.norm[0].square(), found.sum[1]
         for group, lr in self._lrs.items():
-            here = [place for place, (owner, _) in enumerate(self._members) if owner == group]
+            here = [place for place, owner in enumerate(self._groups) if owner == group]
             if here and float(lr) > 0:
                 yield group, float((squares[here].sum() / entries[here].sum()).sqrt()) / float(lr)

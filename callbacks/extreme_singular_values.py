@@ -1,64 +1,76 @@
 """The smallest and the largest singular value of many matrices at once, without a decomposition of them."""
 
-import math
-
 import torch
 from torch import Tensor
 
-# Up to this rank all values are found; of larger matrices, those that stand apart to three digits. A Gram matrix in
-# float32 knows no singular value to better than about 5e-4 of the largest.
-LANCZOS_STEPS = 32
+# Measured on what five steps of Newton-Schulz make of matrices with smaller sides from 64 to 768, against float64. With
+# 16 steps the largest value is found to 5e-3. The smallest is, too, where it stands apart or ends a band (of wide
+# matrices whose gradient has full rank); where the values go down densely to zero, it comes out up to 0.07 too large.
+# 32 steps take twice as long for 1.5e-3 and 0.03.
+LANCZOS_STEPS = 16
 
-# Below this fraction of the largest entry a new direction is rounding: the space of the old ones is complete.
-EXHAUSTED = 1e-5
+# Up to this rank so many more steps cost little, and find all values as exactly as a Gram matrix in float32 has them: a
+# smallest one to about 5e-4 of the largest.
+SMALL_RANK, STEPS_WHEN_SMALL = 32, 48
 
 
 @torch.no_grad()
-def lanczos(grams: Tensor, steps: int = LANCZOS_STEPS) -> Tensor:
+def lanczos(grams: Tensor) -> Tensor:
     """Project symmetric matrices to small tridiagonal ones, whose extreme eigenvalues are nearly the same.
 
     Lanczos' iteration: in an orthonormal basis of the space of v, Gv, G²v … a symmetric G is tridiagonal. Its extreme
     eigenvalues are found first, and always from inside. There is no wait for the device, and no random number is drawn.
-    Source: Golub and Van Loan, "Matrix Computations" (2013), section 10.1; here with full reorthogonalization.
+
+    The basis is not orthogonalized again. Rounding then makes it forget directions that it has found, and find them
+    twice; that doubles some eigenvalues, and moves none out of the range that G has, so that a space may also be
+    exhausted before all steps are taken. Sources: Golub and Van Loan, "Matrix Computations" (2013), section 10.3;
+    Paige, "Accuracy and effectiveness of the Lanczos algorithm for the symmetric eigenproblem" (1980).
 
     Args:
         grams: Symmetric, shape (b, r, r).
-        steps: The most dimensions k of the small matrices; with k = r they have all eigenvalues.
 
     Returns:
-        Diagonals, and beside them what stands next to each, shape (b, 2, k) with k at most r.
+        Diagonals, and beside them what stands next to each, shape (b, 2, steps).
     """
     count, rank, _ = grams.shape
-    steps = min(steps, rank)
+    steps = STEPS_WHEN_SMALL if rank <= SMALL_RANK else LANCZOS_STEPS
     # Of no symmetry that a matrix may have; multiples of the golden ratio leave no gaps.
     start = (torch.arange(1, rank + 1, device=grams.device, dtype=grams.dtype) * 0.6180339887).frac() - 0.47
-    basis = grams.new_zeros(count, rank, steps)
-    entries = grams.new_zeros(count, 2, steps)
-    direction = (start / start.norm()).expand(count, rank)
-    for step in range(steps):
-        basis[:, :, step] = direction
-        image = torch.einsum("bij,bj->bi", grams, direction)
-        entries[:, 0, step] = (image * direction).sum(-1)
-        for _ in range(2):  # once is not enough in float32
-            image = image - torch.einsum("bij,bj->bi", basis, torch.einsum("bij,bi->bj", basis, image))
-        length = torch.linalg.vector_norm(image, dim=-1)
-        entries[:, 1, step] = length
-        direction = image / length.clamp_min(torch.finfo(length.dtype).tiny).unsqueeze(-1)
-    return entries
+    # As rows: on a CPU a batch of row times matrix is ten times as fast as of matrix times column.
+    direction = (start / start.norm()).expand(count, 1, rank)
+    last = torch.zeros_like(direction)  # the direction before, times minus what stands beside
+    tiny = torch.finfo(grams.dtype).tiny
+    diagonals, beside = [], []
+    with torch.autocast(grams.device.type, enabled=False):  # see gram_matrices
+        for _ in range(steps):
+            image = torch.baddbmm(last, direction, grams)
+            diagonal = (direction * image).sum(-1, keepdim=True)
+            image = torch.addcmul(image, diagonal, direction, value=-1)
+            length = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
+            last = direction * -length
+            direction = image / length.clamp_min(tiny)
+            diagonals.append(diagonal)
+            beside.append(length)
+    return torch.cat([*diagonals, *beside], dim=-1).view(count, 2, steps)
 
 
-def extreme_singular_values(entries: Tensor) -> tuple[float, float]:
-    """Return the smallest and the largest singular value of a matrix O from :func:`lanczos` of its OᵀO.
+def extreme_singular_values(entries: Tensor) -> Tensor:
+    """Return the smallest and the largest singular value of each matrix O from :func:`lanczos` of its OᵀO.
 
     Args:
-        entries: Of one matrix, shape (2, k), on the CPU. NaN gives NaN.
+        entries: Shape (b, 2, k), on the CPU.
+
+    Returns:
+        Shape (b, 2), float64; NaN where an entry is not finite.
     """
-    diagonal, beside = entries.double()
-    if not entries.isfinite().all():
-        return math.nan, math.nan
-    rounding = EXHAUSTED * diagonal.abs().max()
-    exhausted = (beside <= rounding).nonzero().flatten().tolist()
-    size = exhausted[0] + 1 if exhausted else len(diagonal)
-    beside = beside[: size - 1]
-    eigenvalues = torch.linalg.eigvalsh(diagonal[:size].diag() + beside.diag(1) + beside.diag(-1)).clamp_min(0)
-    return math.sqrt(eigenvalues[0]), math.sqrt(eigenvalues[-1])
+    broken = ~entries.isfinite().all(-1).all(-1)
+    diagonal, beside = entries.double().masked_fill(broken.view(-1, 1, 1), 0.0).unbind(1)
+    # Where the next direction is exactly zero, the space is exhausted: the rest repeats the first entry, which is a
+    # weighted mean of all eigenvalues.
+    beside = beside[:, :-1]
+    goes_on = (beside > 0).cumprod(1).bool()
+    diagonal = torch.cat([diagonal[:, :1], torch.where(goes_on, diagonal[:, 1:], diagonal[:, :1])], dim=1)
+    beside = beside * goes_on
+    small = diagonal.diag_embed() + beside.diag_embed(-1)  # the other side is not read
+    extremes: Tensor = torch.linalg.eigvalsh(small)[:, [0, -1]].clamp_min(0).sqrt()
+    return extremes.masked_fill(broken.unsqueeze(-1), torch.nan)

@@ -1,7 +1,7 @@
 """What the monitors share: when they measure, and how they log it."""
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from lightning_muon.callbacks.name_choice import NameChoice, some
 
 
 class StepMonitor(Callback):
-    """Measure every n-th step of the optimizers that have Muon groups.
+    """Measure every n-th step of the optimizers that have Muon groups, or of those that :meth:`watches` says.
 
     An optimizer that is due stays so until it steps: several may take turns, a gradient scaler may skip a step, and
     accumulation by hand has steps of its own. Subclasses fill in :meth:`around_step`, which frames one step of each
@@ -58,6 +58,14 @@ class StepMonitor(Callback):
         """Log what was found in this batch."""
         raise NotImplementedError
 
+    def watches(self, optimizer: Optimizer) -> bool:
+        """Whether steps of an optimizer are measured."""
+        return bool(muon_groups(optimizer))
+
+    def choices(self, trainer: Trainer) -> Iterable[str]:
+        """Return the names from which ``per_parameter`` chooses."""
+        return muon_matrices(trainer.optimizers, self._names)
+
     def cadence(self, trainer: Trainer) -> int:
         """Return the number of steps from one measurement to the next; 0 is never."""
         every: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -77,13 +85,13 @@ class StepMonitor(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._names = module_names(pl_module)
-        self._chosen.check(muon_matrices(trainer.optimizers, self._names))
+        self._chosen.check(self.choices(trainer))
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         every = self.cadence(trainer)
         if every > 0 and (logged_step(trainer) + 1) % every == 0:
-            self._due.update(optimizer for optimizer in trainer.optimizers if muon_groups(optimizer))
+            self._due.update(optimizer for optimizer in trainer.optimizers if self.watches(optimizer))
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_muon.callbacks.group_labels import group_label
 from lightning_muon.callbacks.name_choice import NameChoice
 
 HALF = (torch.float16, torch.bfloat16)
@@ -23,12 +24,16 @@ def muon_groups(optimizer: Optimizer) -> list[tuple[str, dict[str, Any]]]:
     These are the groups with ``algorithm="muon"``, whatever optimizer updates them, so that another one can be compared
     on the same matrices; and all groups of ``torch.optim.Muon``.
     """
-    default = "muon" if isinstance(optimizer, torch.optim.Muon) else None
     return [
-        (str(group.get("name", f"group_{index}")), group)
+        (group_label(index, group), group)
         for index, group in enumerate(optimizer.param_groups)
-        if group.get("algorithm", default) == "muon" and group["params"]
+        if group["params"] and is_muon(optimizer, group)
     ]
+
+
+def is_muon(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
+    """Whether a group of an optimizer holds Muon's matrices, see :func:`muon_groups`."""
+    return bool(group.get("algorithm", "muon" if isinstance(optimizer, torch.optim.Muon) else None) == "muon")
 
 
 def muon_matrices(optimizers: Iterable[Optimizer], names: Mapping[int, str]) -> dict[str, Tensor]:

@@ -1,18 +1,22 @@
 """How far what Muon applied is from orthogonal."""
 
+import math
 from collections.abc import Generator, Sequence
-from typing import NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_muon.callbacks.extreme_singular_values import extreme_singular_values, lanczos
+from lightning_muon.callbacks.applied_factors import AppliedFactors, fitting_sample, orthogonalizes
+from lightning_muon.callbacks.extreme_singular_values import extreme_singular_values
 from lightning_muon.callbacks.monitor import StepMonitor, warn
-from lightning_muon.callbacks.muon_matrices import muon_groups, names_in_module
-from lightning_muon.callbacks.shards import largest_over_ranks
+from lightning_muon.callbacks.muon_matrices import HALF, muon_groups, muon_matrices, names_in_module
+from lightning_muon.callbacks.name_choice import some
+from lightning_muon.callbacks.polar_factors import FactorMeter, Measured
+from lightning_muon.callbacks.shards import largest_over_ranks, names_with_gradient
 
 
 class OrthogonalityMonitor(StepMonitor):
@@ -22,19 +26,28 @@ class OrthogonalityMonitor(StepMonitor):
     RMS deviation of the squared singular values from one, as ``max``, ``mean`` and ``min`` over the matrices. Zero is
     exact; the five steps of Newton–Schulz that Muon takes give about 0.4; near one, the update has lost its rank.
     ``singular_value_min/…`` and ``singular_value_max/…`` are the extreme singular values, found by a few steps of
-    Lanczos' iteration: to about 5e-4 up to a rank of 32; beyond, the smallest may be a little too large, the largest
-    too small.
+    Lanczos' iteration: the largest at most 5e-3 too small; the smallest as near where it stands apart or ends a band,
+    and up to 0.07 too large where many go down to zero.
 
     It reads what the optimizer hands out through ``register_orthogonalize_hook``, in the steps that it logs and in no
-    others. An optimizer without that hook is told once, and nothing is logged.
+    others. Of an optimizer without that hook, such as ``torch.optim.Muon``, a sample of the weights is copied before
+    the step, and what was orthogonalized is found from how they moved: :math:`O = ((1 - \eta\lambda) W - W') / \eta s`
+    with learning rate :math:`\eta`, decoupled weight decay :math:`\lambda` and scale :math:`s`. The scale of
+    ``torch.optim.Muon`` is known; of others :math:`O` is scaled so that its mean squared singular value is one, so that
+    only the spread of the values counts. Weights in half precision do not show their step, nor do those that FSDP has
+    flattened; these are left out, and one is told at the start. Of the other optimizers in ``torch.optim``, which
+    orthogonalize nothing, nothing is logged.
 
     Args:
         every_n_steps: How often to measure. Default: the trainer's ``log_every_n_steps``.
         per_parameter: Log each matrix too, under its parameter's name; or only those that match one of these patterns.
             Of several matrices in one parameter it is the worst.
+        sample: How many parameters are copied for a step of an optimizer that does not hand out what it orthogonalizes.
+        max_elements: The largest parameter that is copied, in elements.
 
     Raises:
-        MisconfigurationException: If ``every_n_steps`` is less than one.
+        MisconfigurationException: If an argument is out of its range; at the start of training, if a pattern matches
+            nothing, or the trainer has two of these; in a step, if the optimizer hands out what is none of its own.
 
     Example::
 
@@ -43,8 +56,19 @@ class OrthogonalityMonitor(StepMonitor):
         >>> trainer = Trainer(callbacks=[OrthogonalityMonitor(every_n_steps=100)])
     """
 
-    def __init__(self, every_n_steps: int | None = None, per_parameter: bool | Sequence[str] = False) -> None:
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        per_parameter: bool | Sequence[str] = False,
+        sample: int = 8,
+        max_elements: int = 1 << 24,
+    ) -> None:
         super().__init__(every_n_steps, per_parameter)
+        for argument, value in (("sample", sample), ("max_elements", max_elements)):
+            if value < 1:
+                raise MisconfigurationException(f"OrthogonalityMonitor: {argument} must be at least 1, got {value}")
+        self.sample = sample
+        self.max_elements = max_elements
         self._measured: list[Measured] = []
         self._expected: list[str] = []  # of all that may be orthogonalized, on whatever rank
 
@@ -58,32 +82,16 @@ class OrthogonalityMonitor(StepMonitor):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         for optimizer in trainer.optimizers:
-            if muon_groups(optimizer) and not hasattr(optimizer, "register_orthogonalize_hook"):
-                warn(
-                    trainer,
-                    f"OrthogonalityMonitor: {type(optimizer).__name__} does not hand out what it orthogonalizes,"
-                    " so there is no orthogonality_error to log.",
-                )
+            if muon_groups(optimizer) and not hands_out(optimizer) and orthogonalizes(optimizer):
+                self._tell_what_is_left_out(trainer, optimizer)
 
     @override
     def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
-        if not hasattr(optimizer, "register_orthogonalize_hook"):
-            return
-        names = names_in_module(optimizer, self._names)
-        measured: list[Measured] = []
-
-        def measure(owners: list[str], factors: Tensor) -> None:
-            grams = gram_matrices(factors)
-            found = lanczos(grams)
-            measured.append(Measured([names[owner] for owner in owners], orthogonality_error(grams), found))
-
-        handle = optimizer.register_orthogonalize_hook(measure)
-        try:
-            yield
-        finally:
-            handle.remove()
-        self._expected += names.values()
-        self._measured += measured
+        if hands_out(optimizer):
+            return self._listen(optimizer)
+        if orthogonalizes(optimizer):
+            return self._compare(pl_module.trainer, optimizer)
+        return super().around_step(pl_module, optimizer)
 
     @override
     def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,57 +100,84 @@ class OrthogonalityMonitor(StepMonitor):
         measured, self._measured = self._measured, []
         if not names:
             return
-        # By matrix: the error, minus the smallest and the largest singular value; the largest of each counts.
-        worst = torch.full((len(names), 3), -torch.inf, dtype=torch.float64)
-        positions = {name: position for position, name in enumerate(names)}
-        for owners, errors, tridiagonals in (of_batch.on_cpu() for of_batch in measured):
-            for name, error, tridiagonal in zip(owners, errors, tridiagonals, strict=True):
-                smallest, largest = extreme_singular_values(tridiagonal)
-                found = torch.tensor([error, -smallest, largest], dtype=torch.float64)
-                position = positions[name]
-                worst[position] = torch.maximum(worst[position], found)  # NaN is largest
-        worst = largest_over_ranks(trainer, worst)
-        seen = [position for position, values in enumerate(worst) if values[0] != -torch.inf]
-        names = [names[position] for position in seen]
-        error, smallest, largest = worst[seen].T * torch.tensor([[1.0], [-1.0], [1.0]], dtype=torch.float64)
-        quantities = {
-            "orthogonality_error": dict(zip(names, error.tolist(), strict=True)),
-            "singular_value_min": dict(zip(names, smallest.tolist(), strict=True)),
-            "singular_value_max": dict(zip(names, largest.tolist(), strict=True)),
-        }
-        self.log_summary(trainer, quantities)
+        # By name: the error, minus the smallest and the largest singular value; the largest of each counts.
+        worst = {name: [-math.inf] * 3 for name in names}
+        for owners, errors, tridiagonals in measured:
+            extremes = extreme_singular_values(tridiagonals.cpu())
+            values = torch.column_stack([errors.cpu(), -extremes[:, 0], extremes[:, 1]])
+            for owner, found in zip(owners, values.tolist(), strict=True):
+                worst[owner] = [larger(*pair) for pair in zip(worst[owner], found, strict=True)]
+        everywhere = largest_over_ranks(trainer, torch.tensor(list(worst.values()), dtype=torch.float64)).tolist()
+        seen = {name: values for name, values in zip(names, everywhere, strict=True) if values[0] != -math.inf}
+        self.log_summary(
+            trainer,
+            {
+                "orthogonality_error": {name: error for name, (error, _, _) in seen.items()},
+                "singular_value_min": {name: -smallest for name, (_, smallest, _) in seen.items()},
+                "singular_value_max": {name: largest for name, (_, _, largest) in seen.items()},
+            },
+        )
+
+    def _listen(self, optimizer: Optimizer) -> Generator[None, None, None]:
+        """Measure what the optimizer hands out."""
+        names = names_in_module(optimizer, self._names)
+        meter = FactorMeter()
+
+        def measure(owners: list[str], factors: Tensor) -> None:
+            if unknown := [owner for owner in owners if owner not in names]:
+                raise MisconfigurationException(
+                    f"OrthogonalityMonitor: {type(optimizer).__name__} has handed out {some(unknown)} through"
+                    f" register_orthogonalize_hook, but the param_names of its Muon groups are {some(list(names))}."
+                )
+            meter.add([names[owner] for owner in owners], factors)
+
+        handle = optimizer.register_orthogonalize_hook(measure)  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            handle.remove()
+        self._expected += names.values()
+        self._measured += meter.finish()
+
+    def _compare(self, trainer: Trainer, optimizer: Optimizer) -> Generator[None, None, None]:
+        """Measure how a few weights have moved."""
+        sampled = fitting_sample(optimizer, self._names, self.sample, self.max_elements)
+        if not sampled:
+            return
+        moving = names_with_gradient(trainer, {name: chosen.parameter for name, chosen in sampled.items()})
+        applied = AppliedFactors(optimizer, {name: sampled[name] for name in moving})
+        try:
+            yield
+            meter = FactorMeter()
+            for name, factors in applied.found().items():
+                meter.add([name] * len(factors), factors)
+        finally:
+            applied.close()
+        self._expected += moving
+        self._measured += meter.finish()
+
+    def _tell_what_is_left_out(self, trainer: Trainer, optimizer: Optimizer) -> None:
+        who = f"OrthogonalityMonitor: {type(optimizer).__name__} does not hand out what it orthogonalizes"
+        matrices = muon_matrices([optimizer], self._names)
+        if rounded := [name for name, matrix in matrices.items() if matrix.dtype in HALF]:
+            warn(
+                trainer,
+                f"{who}, and half precision rounds away what it did to {some(rounded)}: these are left out. Keep the"
+                " weights in float32 (precision bf16-mixed) to see them.",
+            )
+        elif not fitting_sample(optimizer, self._names, self.sample, self.max_elements):
+            warn(
+                trainer,
+                f"{who}, and none of its matrices is whole, as under FSDP2, and has at most"
+                f" max_elements={self.max_elements} elements, so there is no orthogonality_error to log.",
+            )
 
 
-class Measured(NamedTuple):
-    """What was measured of the factors of one batch, on their device.
-
-    Args:
-        owners: The parameter that each belongs to.
-        errors: Shape (b,).
-        tridiagonals: What :func:`lanczos` has found, shape (b, 2, k).
-    """
-
-    owners: list[str]
-    errors: Tensor
-    tridiagonals: Tensor
-
-    def on_cpu(self) -> "Measured":
-        """Wait for the device."""
-        return Measured(self.owners, self.errors.cpu(), self.tridiagonals.cpu())
+def hands_out(optimizer: Optimizer) -> bool:
+    """Whether an optimizer hands out what it orthogonalizes."""
+    return hasattr(optimizer, "register_orthogonalize_hook")
 
 
-@torch.no_grad()
-def gram_matrices(factors: Tensor) -> Tensor:
-    """Return OᵀO or OOᵀ of each matrix of a batch (b, m, n), whichever is smaller: shape (b, r, r), float32."""
-    # Under manual optimization the step runs inside autocast, which would round the product to half precision.
-    with torch.autocast(factors.device.type, enabled=False):
-        factors = factors.float() if factors.shape[-2] <= factors.shape[-1] else factors.float().mT
-        return factors @ factors.mT
-
-
-@torch.no_grad()
-def orthogonality_error(grams: Tensor) -> Tensor:
-    """Return ‖G − I‖_F / √r of each of the :func:`gram_matrices` (b, r, r): shape (b,), float32."""
-    rank = grams.shape[-1]
-    errors: Tensor = torch.linalg.matrix_norm(grams - torch.eye(rank, device=grams.device)) / rank**0.5
-    return errors
+def larger(one: float, other: float) -> float:
+    """Return the larger of two numbers; NaN if one is."""
+    return other if other > one or math.isnan(other) else one

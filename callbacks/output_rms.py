@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from lightning_muon.callbacks.muon_matrices import WRAPPERS
+from lightning_muon.callbacks.muon_matrices import WRAPPERS, entry_norms
 from lightning_muon.callbacks.shards import Shard, over_ranks
 
 _WRAPPERS = re.compile("|".join(re.escape(wrapper) for wrapper in WRAPPERS))
@@ -67,7 +67,7 @@ class OutputListener:
             for tensor in tree_leaves(output):
                 if isinstance(tensor, Tensor) and tensor.is_floating_point():
                     local = tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
-                    self._norms[name] = torch.linalg.vector_norm(local, dtype=torch.float32), local.numel()
+                    self._norms[name] = entry_norms([local])[0], local.numel()
                     return
 
         return measure

@@ -31,7 +31,11 @@ PANELS = (
         ("orthogonality_error/mean", "orthogonality_error/max"),
         0.7,
     ),
+    Panel("updates that bf16 would lose: mean solid, largest dashed", ("lost_updates/mean", "lost_updates/max"), 0.5),
+    Panel("layer output RMS: largest solid, mean dashed", ("output_rms/max", "output_rms/mean")),
     Panel("weight decay of muon", ("weight_decay/muon",)),
+    Panel("update RMS: muon solid, adamw dashed", ("update_rms/muon", "update_rms/adamw")),
+    Panel("condition number: gradient solid, momentum dashed", ("gradient_condition/mean", "momentum_condition/mean")),
     Panel("optimizer's share of the step", ("optimizer_share",)),
 )
 STYLES = ("-", "--")

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lightning_muon.cli.comparison import Comparison
 from lightning_muon.cli.curves import draw_curves
-from lightning_muon.cli.health import Comparison, Figure
+from lightning_muon.cli.quantity import Figure
 
 PAGE, PLOT = "report.md", "curves.png"
 

@@ -147,7 +147,7 @@ def fit(way: str, callbacks: list[Callback], nan_at: int | None = None, **option
 
 def monitors(every: int, every_decision: int) -> list[Callback]:
     return [
-        WeightRMSMonitor(every, per_parameter=True, sample=3),
+        WeightRMSMonitor(every, per_parameter=True, sample=3, outputs=["net.*", "attention"]),
         OrthogonalityMonitor(every, per_parameter=True),
         AutoWeightDecay(limit=0.39, release=0.5, ramp_steps=3, every_n_steps=every_decision),
     ]

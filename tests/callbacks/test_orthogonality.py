@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_muon.callbacks import OrthogonalityMonitor
 from lightning_muon.callbacks.extreme_singular_values import extreme_singular_values, lanczos
-from lightning_muon.callbacks.orthogonality import gram_matrices, orthogonality_error
+from lightning_muon.callbacks.polar_factors import gram_matrices, orthogonality_error
 from lightning_muon.optim import MuonAdamW, route_parameters
 
 Fit = Callable[..., Trainer]

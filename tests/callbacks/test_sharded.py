@@ -127,6 +127,8 @@ def test_there_is_something_to_compare(on_one_device: Found) -> None:
             f"attention.{name}" for name in ("in_proj_weight", "out_proj.weight")
         }
     assert len([tag for tag in last if tag.startswith("bf16_headroom/net") or "bf16_headroom/att" in tag]) == 3
+    outputs = {tag.split("/")[1] for tag in last if tag.startswith("output_rms/")} - {"max", "mean", "min"}
+    assert outputs == {"attention", *(f"net.{i}" for i in range(7))}
     assert last["weight_decay/muon"] == 0.5
     *_, broken = on_one_device["one with NaN"]["logged"]
     assert math.isnan(broken["orthogonality_error/max"])

@@ -89,7 +89,7 @@ def test_bf16_spacing_is_the_distance_to_the_next_number(value: float) -> None:
 
 def test_in_bf16_lost_updates_are_seen(regression: Module, fit: Fit, recwarn: pytest.WarningsRecorder) -> None:
     """Weights of size one in bfloat16 do not move by 1e-4 at all; in float32 they do, by a fraction of the spacing."""
-    found = {}
+    found, moved = {}, {}
     for precision in ("32-true", "bf16-true"):
         module = regression(partial(MuonAdamW, lr=5e-4, weight_decay=0.0))
         for name in MATRICES:
@@ -98,6 +98,8 @@ def test_in_bf16_lost_updates_are_seen(regression: Module, fit: Fit, recwarn: py
         found[precision] = {quantity: float(trainer.callback_metrics[f"{quantity}/max"]) for quantity in QUANTITIES}
         warned = [str(one.message) for one in recwarn if "has rounded away" in str(one.message)]
         assert len(warned) == (precision == "bf16-true")
+        moved[precision] = [bool((module.get_parameter(name) != 1.0).any()) for name in MATRICES]
+    assert moved == {"32-true": [True, True], "bf16-true": [False, False]}
     assert found["bf16-true"]["bf16_headroom"] == 0.0
     assert 0.0 < found["32-true"]["bf16_headroom"] < 0.5
     # What float32 says that bfloat16 would lose, it loses.

@@ -13,7 +13,8 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_muon.cli import main
-from lightning_muon.cli.health import Comparison, Figure
+from lightning_muon.cli.comparison import Comparison
+from lightning_muon.cli.quantity import Figure
 from lightning_muon.cli.report import compare
 from lightning_muon.cli.run_log import find_runs
 
@@ -29,6 +30,12 @@ HEALTHY: Curves = {
     "orthogonality_error/max": [0.9, 0.6, 0.6, 0.6, 0.6],
     "weight_decay/muon": [0.1] * 5,
     "optimizer_share": [0.05, 0.04, 0.04, 0.04, 0.06],
+    "update_rms/muon": [0.2, 0.2, 0.21],
+    "update_rms/adamw": [1.0, 0.25, 0.2],
+    "output_rms/max": [1.0, 1.5, 2.0, 2.0, 2.1],
+    "doublings_to_overflow/min": [128.0, 127.0, 126.0, 126.5, 127.0],
+    "singular_value_max/max": [1.15] * 5,
+    "momentum_stable_rank/mean": [2.0, 3.0, 4.0],
 }
 SICK: Curves = {
     "val/loss": [2.0, 1.0, 1.5],
@@ -36,6 +43,10 @@ SICK: Curves = {
     "bf16_headroom/min": [0.4, 0.3, 0.2, 0.1, 0.1],
     "orthogonality_error/mean": [0.95] * 5,
     "weight_decay/muon": [0.1, 0.1, 0.3, 0.5, 0.5, 0.3, 0.1, 0.2],
+    "output_rms/max": [1.0, 2.0, 4.0, 8.0, 20.0],
+    "doublings_to_overflow/min": [128.0, 60.0, 3.0],
+    "singular_value_max/max": [1.2, 9.0, 80.0],
+    "optimizer_share": [0.3, 0.3, 0.31],
 }
 
 
@@ -81,7 +92,13 @@ def test_figures_are_those_of_the_curves(tmp_path: Path, write: Write) -> None:
     assert figures["orthogonality error, median of the mean"] == Figure("0.41", "ok")
     assert figures["orthogonality error, largest"] == Figure("0.9")
     assert figures["weight decay, ramps"] == Figure("0", "ok")
-    assert figures["optimizer's share of the step"] == Figure("4.0 %")
+    assert figures["optimizer's share of the step"] == Figure("4.0 %", "ok")
+    assert figures["update RMS of muon, median"] == Figure("0.2")
+    assert figures["update RMS of adamw, median"] == Figure("0.25")
+    assert figures["layer output RMS, growth in the last quarter"] == Figure("+5.0 %", "ok")  # 2.1 / 2
+    assert figures["doublings until bf16 overflows, fewest"] == Figure("126.0", "ok")
+    assert figures["singular value of the update, largest"] == Figure("1.15", "ok")
+    assert figures["stable rank of the momentum, median"] == Figure("3")
     assert figures["tags with NaN or infinity"] == Figure("0", "ok")
 
 
@@ -94,6 +111,10 @@ def test_what_is_sick_is_called_so_and_has_advice(tmp_path: Path) -> None:
     assert figures["bf16 headroom, median of the smallest"] == Figure("0.2", "bad")
     assert figures["orthogonality error, median of the mean"] == Figure("0.95", "bad")
     assert figures["weight decay, ramps"] == Figure("2", "watch")
+    assert figures["layer output RMS, growth in the last quarter"] == Figure("+150.0 %", "bad")
+    assert figures["doublings until bf16 overflows, fewest"] == Figure("3.0", "bad")
+    assert figures["singular value of the update, largest"] == Figure("9", "bad")
+    assert figures["optimizer's share of the step"] == Figure("30.0 %", "watch")
     assert comparison.verdicts() == ["bad"]
     advice = "\n".join(comparison.advice(0))
     assert "weight RMS, peak of the largest is 8; the weights are large: raise weight_decay" in advice

@@ -1,0 +1,140 @@
+"""Which share of the time of a step the optimizer takes."""
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
+
+from lightning_muon.callbacks.monitor import StepMonitor, log_scalars, logged_step
+from lightning_muon.callbacks.shards import Shard, over_ranks
+
+
+class OptimizerTimeMonitor(StepMonitor):
+    """Log ``optimizer_share``: the time of the optimizers' updates over the time of the step, between 0 and 1.
+
+    The update is all from the last ``on_before_optimizer_step`` to the end of ``step()``, gradient clipping included;
+    several optimizers are added up. The step is the time from the start to the end of its batches, all of them where
+    gradients are accumulated; waiting for data, validation and checkpoints are not in it. Over several ranks it is the
+    sum of the ones over the sum of the others.
+
+    What is logged was measured one step earlier, so that the work of other monitors in the step that they log is not
+    counted. With ``every_n_steps=1`` there is no other step, and their work counts. On a GPU the times are those at
+    which it got there, and nothing waits for it before the value is logged.
+
+    Args:
+        every_n_steps: How often to log. Default: the trainer's ``log_every_n_steps``.
+
+    Raises:
+        MisconfigurationException: If ``every_n_steps`` is less than one, or the trainer has two of these.
+
+    Example::
+
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_muon.callbacks import OptimizerTimeMonitor
+        >>> trainer = Trainer(callbacks=[OptimizerTimeMonitor()])
+    """
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        super().__init__(every_n_steps)
+        self._batch_start: Moment | None = None
+        self._update_starts: dict[Optimizer, Moment] = {}
+        self._batches: list[tuple[Moment, Moment]] = []
+        self._updates: list[tuple[Moment, Moment]] = []
+        self._hooks: dict[Optimizer, RemovableHandle] = {}
+        self._device = torch.device("cpu")
+        self._is_due = False
+        self._steps = -1  # that were taken at the start of the last batch
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._steps = -1
+        self._forget()
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._device = trainer.strategy.root_device
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        steps, every = trainer.global_step, self.cadence(trainer)
+        is_first, self._steps = steps != self._steps, steps  # of the batches whose gradients are accumulated
+        if every > 0 and (logged_step(trainer) + 2) % every == 0:
+            self._is_due = True
+        if self._is_due and not self._updates:  # else what was measured waits to be logged
+            if is_first:
+                self._batches.clear()
+            if is_first or self._batches:
+                self._batch_start = Moment(self._device)
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self._batch_start is not None:
+            if optimizer not in self._hooks:
+                self._hooks[optimizer] = optimizer.register_step_post_hook(self._after_step)
+            self._update_starts[optimizer] = Moment(self._device)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        if self._batch_start is not None:
+            self._batches.append((self._batch_start, Moment(self._device)))
+            self._stop_watching()
+        every = self.cadence(trainer)
+        if self._updates and every > 0 and (logged_step(trainer) + 1) % every == 0:
+            self.report(trainer, pl_module)
+            self._forget()
+
+    @override
+    def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        of_all = Shard(torch.empty(0), (None,))  # each rank has times of its own
+        measured = [
+            torch.tensor([sum(start.until(end) for start, end in spans)]) for spans in (self._updates, self._batches)
+        ]
+        found = over_ranks(trainer, [of_all], measured)
+        updates, batches = found.sum.flatten().tolist()
+        log_scalars(trainer, {"optimizer_share": updates / batches})
+
+    @override
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        start = self._update_starts.pop(optimizer, None)
+        if start is not None:
+            self._updates.append((start, Moment(self._device)))
+
+    @override
+    def _stop_watching(self) -> None:
+        super()._stop_watching()
+        for hook in self._hooks.values():
+            hook.remove()
+        self._hooks, self._update_starts, self._batch_start = {}, {}, None
+
+    def _forget(self) -> None:
+        self._is_due = False
+        self._batches.clear()
+        self._updates.clear()
+
+
+class Moment:
+    """The time now; for a GPU a mark in its queue, which it passes when it has done what was asked before.
+
+    Args:
+        device: What is timed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._at = time.perf_counter()
+        self._mark = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        if self._mark is not None:
+            self._mark.record()
+
+    def until(self, later: "Moment") -> float:
+        """Return the seconds from here to another; on a GPU once it has passed that."""
+        if self._mark is None or later._mark is None:
+            return later._at - self._at
+        later._mark.synchronize()
+        return float(self._mark.elapsed_time(later._mark)) / 1000  # from milliseconds
