@@ -155,6 +155,14 @@ def test_the_target_of_bf16_outlasts_the_schedule(regression: Module, fit: Fit) 
     assert watch.group_rms()[400:] == pytest.approx([2**7 * 0.005 * 0.2] * 200, rel=0.1)
 
 
+def test_the_size_of_an_update_is_told_from_the_decay(regression: Module, fit: Fit) -> None:
+    """A decay of their own takes twenty times as much from the weights as the update adds, of 0.2 in each matrix."""
+    auto = steer(target_rms="bf16", ramp_steps=10**9)
+    make_optimizer = partial(MuonAdamW, lr=0.005, weight_decay=20.0, orthogonalizer="svd")
+    fit(regression(make_optimizer), callbacks=[auto], limit_train_batches=3)
+    assert auto.state_dict()["bf16"]["muon"]["update_rms"] == pytest.approx(0.2, rel=1e-3)
+
+
 def formula(watch: Watch, steps: range, matrix: int) -> float:
     """The decay that would have held a matrix over these steps, from its updates, averaged by learning rate."""
     needed = 0.0

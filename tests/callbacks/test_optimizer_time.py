@@ -172,7 +172,9 @@ def test_a_real_clock(regression: Module, fit: Fit) -> None:
     assert 0 < trainer.callback_metrics["optimizer_share"] < 1
 
 
-def test_off_its_cadence_it_looks_at_no_clock_and_leaves_no_hook(regression: Module, fit: Fit, clock: Clock) -> None:
+def test_off_its_cadence_it_looks_at_no_clock_and_leaves_no_hook(
+    regression: Module, fit: Fit, clock: Clock
+) -> None:
     hooks: list[int] = []
 
     class Count(Callback):

@@ -164,7 +164,9 @@ def test_a_skipped_step_is_not_measured(
     assert not trainer.optimizers[0]._optimizer_step_pre_hooks
 
 
-def test_accumulation_and_clipping(regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any) -> None:
+def test_accumulation_and_clipping(
+    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any
+) -> None:
     """Of AdamW, whose update does not depend on the size of gradients, nor on clipping them."""
     make = plain(partial(torch.optim.AdamW, lr=LR, eps=1e-30))
     twin = Twin()
@@ -219,9 +221,7 @@ def test_groups_of_several_optimizers(
         adversaries(lambda groups, _: MuonAdamW(groups, lr=LR)), callbacks=[UpdateRMSMonitor(), AutoWeightDecay()]
     )
     logged = {name for name in both.callback_metrics if name.startswith(("update_rms/muon", "weight_decay"))}
-    assert logged == {
-        f"{quantity}/muon{number}" for quantity in ("update_rms", "weight_decay") for number in ("", "-1")
-    }
+    assert logged == {f"{quantity}/muon{number}" for quantity in ("update_rms", "weight_decay") for number in ("", "-1")}
 
 
 @pytest.mark.parametrize(
