@@ -5,9 +5,6 @@ from torch import Tensor
 
 from lightning_muon.callbacks.extreme_singular_values import lanczos
 
-# With these, both numbers were right to 1 % in all spectra of tests/callbacks/test_gradient_geometry.py.
-STEPS = 16
-
 # What is added to the diagonal of a Gram matrix of trace one, so that rounding in float64 (2e-16) leaves it positive.
 SHIFT = 1e-15
 
@@ -43,22 +40,32 @@ def tridiagonals(grams: Tensor) -> Tensor:
     Returns:
         Of both, what :func:`lanczos` returns: shape (b, 2, 2, k).
     """
-    identity = torch.eye(grams.shape[-1], dtype=grams.dtype, device=grams.device)
+    count = len(grams)
     traces = grams.diagonal(dim1=-2, dim2=-1).sum(-1)
     usable = traces > 0  # not zero, nor NaN
-    safe = torch.where(usable[:, None, None], grams, identity)
-    factors, failed = torch.linalg.cholesky_ex(safe + SHIFT * identity)
+    # In place where that is possible: most of the time goes into memory that is touched for the first time.
+    both = torch.cat([grams, grams])
+    shifted = fill_diagonal_where(both[:count], ~usable, 1.0)
+    shifted.diagonal(dim1=-2, dim2=-1).add_(SHIFT)  # which the largest eigenvalue does not see
+    factors, failed = torch.linalg.cholesky_ex(shifted)
     # Where rounding was larger than the shift, the smallest singular value is not known.
-    factors = torch.where((failed == 0)[:, None, None], factors, SHIFT**0.5 * identity)
-    found = lanczos(torch.cat([safe, torch.cholesky_inverse(factors)]), STEPS)
-    return torch.stack(found.chunk(2), dim=1) * torch.where(usable, 1.0, traces)[:, None, None, None]
+    torch.cholesky_inverse(fill_diagonal_where(factors, failed > 0, SHIFT**0.5), out=both[count:])
+    found = torch.stack(lanczos(both).chunk(2), dim=1)
+    return found * torch.where(usable, 1.0, traces)[:, None, None, None]
+
+
+def fill_diagonal_where(matrices: Tensor, where: Tensor, value: float) -> Tensor:
+    """Make some of the matrices (b, r, r) a multiple of the identity, in place, and return all."""
+    matrices.masked_fill_(where[:, None, None], 0.0).diagonal(dim1=-2, dim2=-1).add_(where[:, None] * value)
+    return matrices
 
 
 @torch.no_grad()
 def condition_and_stable_rank(tridiagonals: Tensor) -> Tensor:
     """Return κ = σ_max / σ_min and ‖G‖_F² / σ_max² of each matrix from its :func:`tridiagonals`, on the CPU.
 
-    κ is at most ``LARGEST_CONDITION``. Both are found from inside: never too large a κ, nor too small a rank.
+    κ is at most ``LARGEST_CONDITION``. Both are found from inside, never too large a κ, nor too small a rank:
+    to 0.3 % for random matrices, whose singular values lie dense at the ends, and better for others.
 
     Args:
         tridiagonals: Shape (b, 2, 2, k).

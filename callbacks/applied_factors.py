@@ -1,7 +1,7 @@
 """What an optimizer has orthogonalized, found from what it did to a few weights."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -36,9 +36,13 @@ class AppliedFactors:
         self._before = {name: chosen.parameter.detach().clone() for name, chosen in sampled.items()}
 
     @torch.no_grad()
-    def found(self) -> dict[str, Tensor]:
-        """Return the matrices (b, m, n) of each parameter that have moved; a collective where it is sharded."""
-        moves = {name: self._move(name, chosen) for name, chosen in self.sampled.items()}
+    def found(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return the matrices (b, m, n) of each parameter that have moved; a collective where it is sharded.
+
+        Args:
+            names: Of those among the sampled that had a gradient. Others do not even decay.
+        """
+        moves = {name: self._move(name, self.sampled[name]) for name in names}
         seen = {name: move.factors[move.seen] for name, move in moves.items()}  # waits for the device
         return {name: factors for name, factors in seen.items() if len(factors)}
 

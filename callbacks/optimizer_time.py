@@ -42,6 +42,7 @@ class OptimizerTimeMonitor(StepMonitor):
         super().__init__(every_n_steps)
         self._batch_start: Moment | None = None
         self._update_starts: dict[Optimizer, Moment] = {}
+        self._update_ends: dict[Optimizer, Moment] = {}
         self._batches: list[tuple[Moment, Moment]] = []
         self._updates: list[tuple[Moment, Moment]] = []
         self._hooks: dict[Optimizer, RemovableHandle] = {}
@@ -76,6 +77,7 @@ class OptimizerTimeMonitor(StepMonitor):
         if self._batch_start is not None:
             if optimizer not in self._hooks:
                 self._hooks[optimizer] = optimizer.register_step_post_hook(self._after_step)
+            self._end_update(optimizer)
             self._update_starts[optimizer] = Moment(self._device)
 
     @override
@@ -84,6 +86,8 @@ class OptimizerTimeMonitor(StepMonitor):
     ) -> None:
         if self._batch_start is not None:
             self._batches.append((self._batch_start, Moment(self._device)))
+            for optimizer in list(self._update_starts):
+                self._end_update(optimizer)
             self._stop_watching()
         every = self.cadence(trainer)
         if self._updates and every > 0 and (logged_step(trainer) + 1) % every == 0:
@@ -102,16 +106,21 @@ class OptimizerTimeMonitor(StepMonitor):
 
     @override
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        start = self._update_starts.pop(optimizer, None)
-        if start is not None:
-            self._updates.append((start, Moment(self._device)))
+        # The step of an optimizer derived from another calls that one's, hooks and all: the last call is the end.
+        self._update_ends[optimizer] = Moment(self._device)
 
     @override
     def _stop_watching(self) -> None:
         super()._stop_watching()
         for hook in self._hooks.values():
             hook.remove()
-        self._hooks, self._update_starts, self._batch_start = {}, {}, None
+        self._hooks, self._update_starts, self._update_ends, self._batch_start = {}, {}, {}, None
+
+    def _end_update(self, optimizer: Optimizer) -> None:
+        """Keep the times of an update, unless it did not come to its end."""
+        start, end = self._update_starts.pop(optimizer, None), self._update_ends.pop(optimizer, None)
+        if start is not None and end is not None:
+            self._updates.append((start, end))
 
     def _forget(self) -> None:
         self._is_due = False

@@ -4,6 +4,7 @@ Usage: python sharded_monitors.py RESULT WAY …, with RANK and WORLD_SIZE in th
 """
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -16,9 +17,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.data import DataLoader
 
-from lightning_muon.callbacks import AutoWeightDecay, OrthogonalityMonitor, WeightRMSMonitor
+from lightning_muon.callbacks import (
+    AutoWeightDecay,
+    GradientMonitor,
+    OptimizerTimeMonitor,
+    OrthogonalityMonitor,
+    UpdateRMSMonitor,
+    WeightRMSMonitor,
+)
+from lightning_muon.callbacks.anisotropy import LARGEST_CONDITION
+from lightning_muon.callbacks.sampled_matrices import whole
 from lightning_muon.optim import MuonAdamW, route_parameters
 from lightning_muon.strategies import FSDP2Strategy
 
@@ -83,6 +94,11 @@ class Metrics(Callback):
         self.steps: list[dict[str, float]] = []
         self.expected: list[dict[str, float]] = []
         self.before: dict[str, Tensor] = {}
+        self.gradients: dict[str, Tensor] = {}
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        parameters = {name: p for name, p in pl_module.named_parameters() if p.ndim == 2 and p.grad is not None}
+        self.gradients = {name: whole_tensor(p.grad).clone() for name, p in parameters.items() if p.grad is not None}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.before = {name: elements.clone() for name, elements in whole_weights(pl_module).items()}
@@ -99,20 +115,80 @@ class Metrics(Callback):
             self.expected[-1][f"bf16_headroom/{name}"] = float(headroom)
             stays = (old.bfloat16().float() + update.float()).bfloat16() == old.bfloat16()
             self.expected[-1][f"lost_updates/{name}"] = float(stays.double().mean())
+        self.expected[-1] |= self.expected_updates(trainer, pl_module)
+        self.expected[-1] |= anisotropy("gradient", self.gradients)
+        states = {name: trainer.optimizers[0].state[p] for name, p in pl_module.named_parameters() if p.ndim == 2}
+        momenta = {name: state.get("momentum_buffer", state.get("exp_avg")) for name, state in states.items()}
+        # With a sharded state no rank has more than a flat part of some.
+        momenta = {name: whole_tensor(momentum) for name, momentum in momenta.items() if momentum is not None}
+        self.expected[-1] |= anisotropy("momentum", {n: m for n, m in momenta.items() if m.ndim == 2})
+
+    def expected_updates(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """The RMS of U in W' = (1 − ηλ)W − ηU, with the decay that was logged, of parameters and of sampled groups."""
+        expected: dict[str, float] = {}
+        after = whole_weights(pl_module)
+        names = {id(p): name.replace("_fsdp_wrapped_module.", "") for name, p in pl_module.named_parameters()}
+        for group in trainer.optimizers[0].param_groups:
+            decay = float(trainer.callback_metrics.get(f"weight_decay/{group['name']}", group["weight_decay"]))
+            sampled = []
+            for name in (names[id(p)] for p in group["params"]):
+                update = ((1 - group["lr"] * decay) * self.before[name] - after[name]) / group["lr"]
+                expected[f"parameter_update_rms/{name}"] = float(update.square().mean().sqrt())
+                if f"parameter_update_rms/{name}" in trainer.callback_metrics:
+                    sampled.append(update)
+            if sampled:
+                expected[f"update_rms/{group['name']}"] = float(torch.cat(sampled).square().mean().sqrt())
+        return expected
+
+
+def anisotropy(kind: str, matrices: dict[str, Tensor]) -> dict[str, float]:
+    """Condition number and stable rank; the worst of the three blocks of a fused projection."""
+    expected = {}
+    for name, matrix in matrices.items():
+        if matrix.isfinite().all():
+            values = [torch.linalg.svdvals(block) for block in matrix.chunk(3 if "in_proj" in name else 1)]
+            condition = max(min(float(v[0] / v[-1]), LARGEST_CONDITION) for v in values)
+            stable_rank = min(float((v / v[0]).square().sum()) for v in values)
+        else:
+            condition = stable_rank = math.nan
+        expected |= {f"{kind}_condition/{name}": condition, f"{kind}_stable_rank/{name}": stable_rank}
+    return expected
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """With the shards of all ranks, of a DTensor."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def whole_weights(module: LightningModule) -> dict[str, Tensor]:
-    """All elements of Muon's matrices, on every rank."""
+    """All elements of the parameters, on every rank."""
     parts = {}
     for name, p in module.named_parameters():
-        if p.ndim == 2 or "weight" in name:
-            whole = p.full_tensor() if hasattr(p, "full_tensor") else p
-            parts[name.replace("_fsdp_wrapped_module.", "")] = whole.detach().flatten()
+        parts[name.replace("_fsdp_wrapped_module.", "")] = whole_tensor(p).detach().flatten()
     if not isinstance(module.trainer.strategy, FSDPOnCPU):
         return parts
     everywhere: list[dict[str, Tensor]] = [{}] * module.trainer.world_size
     torch.distributed.all_gather_object(everywhere, parts)
     return {name: torch.cat([held[name] for held in everywhere]) for name in parts}
+
+
+class Normalizing(torch.optim.Optimizer):
+    """Hands nothing out; its steps are whole gradients of one size."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {"lr": 0.05, "weight_decay": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float]) -> float:
+        loss = torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            for p in group["params"] if group["algorithm"] == "muon" else ():
+                gradient = whole(p.grad)
+                update = 3.0 * gradient / gradient.norm()
+                if isinstance(p, DTensor):
+                    update = distribute_tensor(update, p.device_mesh, p.placements)
+                p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * update)
+        return loss
 
 
 muon = partial(MuonAdamW, lr=0.05, weight_decay=0.0, orthogonalizer_options={"dtype": "float64"})
@@ -123,6 +199,9 @@ WAYS: dict[str, tuple[Callable[[], Strategy | str], Callable[..., Any]]] = {
     "fsdp2": (FSDP2Strategy, muon),
     "hsdp": (lambda: FSDP2Strategy(replicate_size=2), muon),
     "fsdp": (lambda: FSDPOnCPU(auto_wrap_policy={nn.MultiheadAttention}), muon),
+    "foreign": (lambda: "auto", Normalizing),
+    "foreign_ddp": (lambda: DDPStrategy(process_group_backend="gloo"), Normalizing),
+    "foreign_fsdp2": (FSDP2Strategy, Normalizing),
     "adamw": (lambda: "auto", partial(torch.optim.AdamW, lr=0.05)),
     "adamw_fsdp2": (FSDP2Strategy, partial(torch.optim.AdamW, lr=0.05)),
 }
@@ -149,6 +228,9 @@ def monitors(every: int, every_decision: int) -> list[Callback]:
     return [
         WeightRMSMonitor(every, per_parameter=True, sample=3, outputs=["net.*", "attention"]),
         OrthogonalityMonitor(every, per_parameter=True),
+        UpdateRMSMonitor(every, per_parameter=True, sample=3),
+        GradientMonitor(every, per_parameter=True, sample=4),
+        OptimizerTimeMonitor(every),
         AutoWeightDecay(limit=0.39, release=0.5, ramp_steps=3, every_n_steps=every_decision),
     ]
 
@@ -190,7 +272,7 @@ def main(result: str, *ways: str) -> None:
         found[f"{way} with NaN"] = run(way, nan_at=STEPS - 1)
         if way in {"one", "ddp", "fsdp2", "fsdp"}:
             found |= {f"{way} {aim}": steer(way, options) for aim, options in STEERED.items()}
-        if way in {"ddp", "fsdp2"}:
+        if way in {"ddp", "fsdp2", "foreign_fsdp2"}:
             never, always = (collectives(way, monitors(every, every)) for every in (STEPS + 1, 1))
             assert never == collectives(way, []) != always, f"{way}: collectives of monitors that measure nothing"
             steering = AutoWeightDecay("bf16", per="matrix", every_n_steps=STEPS + 1)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_muon.callbacks import OrthogonalityMonitor
-from lightning_muon.callbacks.extreme_singular_values import extreme_singular_values, lanczos
 from lightning_muon.callbacks.polar_factors import gram_matrices, orthogonality_error
 from lightning_muon.optim import MuonAdamW, route_parameters
 
@@ -81,40 +81,17 @@ def test_the_exact_factor_has_no_error(regression: Module, fit: Fit) -> None:
     assert float(trainer.callback_metrics["orthogonality_error/max"]) < 1e-5
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 9), (3, 9, 5), (2, 1, 7), (1, 4, 4)])
-def test_error_of_a_batch(shape: tuple[int, ...]) -> None:
-    batch = torch.randn(shape)
-    expected = torch.tensor([error(matrix.double()) for matrix in batch], dtype=torch.float32)
-    torch.testing.assert_close(orthogonality_error(gram_matrices(batch)), expected, rtol=1e-4, atol=1e-5)
+def test_a_name_that_nobody_knows_is_refused(regression: Module, fit: Fit) -> None:
+    class Confused(MuonAdamW):
+        def step(self, closure: Any = None) -> Any:
+            closure()
+            for hook in self._orthogonalize_hooks.values():
+                hook(["net.0.weight", "net.1.weight"], torch.eye(4).repeat(2, 1, 1))
 
-
-def with_singular_values(values: Tensor, columns: int) -> Tensor:
-    """A matrix (1, values, columns) of these singular values."""
-    rank = len(values)
-    left, right = (torch.linalg.qr(torch.randn(size, rank, dtype=torch.float64)).Q for size in (rank, columns))
-    return ((left * values) @ right.mT).float().unsqueeze(0)
-
-
-@pytest.mark.parametrize(
-    ("values", "tolerance"),
-    [
-        (torch.linspace(0.7, 1.1, 20), 1e-4),  # all of them
-        (torch.linspace(0.7, 1.1, 200), 2e-3),  # the ends of a dense band
-        (torch.cat([torch.tensor([0.02]), torch.linspace(0.7, 1.1, 198), torch.tensor([1.4])]), 1e-3),  # those apart
-        (torch.ones(40), 1e-5),  # one direction is all there is
-        (torch.cat([torch.zeros(3), torch.ones(60)]), 2e-3),  # lost rank
-    ],
-)
-def test_extreme_singular_values(values: Tensor, tolerance: float) -> None:
-    torch.manual_seed(0)
-    (entries,) = lanczos(gram_matrices(with_singular_values(values.double(), 220)))
-    assert extreme_singular_values(entries) == pytest.approx((float(values.min()), float(values.max())), abs=tolerance)
-
-
-def test_an_optimizer_that_hands_nothing_out_is_told(regression: Module, fit: Fit) -> None:
-    with pytest.warns(UserWarning, match="OrthogonalityMonitor: AdamW does not hand out what it orthogonalizes"):
-        trainer = fit(regression(torch.optim.AdamW), callbacks=[OrthogonalityMonitor()])
-    assert not any(name.startswith("orthogonality_error") for name in trainer.callback_metrics)
+    with pytest.raises(
+        MisconfigurationException, match=r"Confused has handed out net\.1\.weight .* net\.0\.weight, net"
+    ):
+        fit(regression(Confused), callbacks=[OrthogonalityMonitor()])
 
 
 def test_an_interrupted_step_leaves_no_listener(regression: Module, fit: Fit) -> None:

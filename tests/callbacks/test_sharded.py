@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("sharded_monitors.py")
-TIMEOUT = 100  # seconds
+TIMEOUT = 200  # seconds
 BROKEN = "net.2.weight"
 
 SPREAD = [
-    (2, ("ddp", "ddp_sharded_state", "fsdp2", "fsdp", "adamw_fsdp2")),
-    (3, ("ddp", "ddp_sharded_state", "fsdp2", "fsdp")),
+    (2, ("ddp", "ddp_sharded_state", "fsdp2", "fsdp", "adamw_fsdp2", "foreign_fsdp2")),
+    (3, ("ddp", "ddp_sharded_state", "fsdp2", "fsdp", "foreign_ddp", "foreign_fsdp2")),
     (4, ("hsdp",)),
 ]
 
@@ -67,7 +67,19 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
 
 @pytest.fixture(scope="module")
 def on_one_device(launch: Launch) -> Found:
-    return launch(1, "one", "adamw")[0]
+    return launch(1, "one", "adamw", "foreign")[0]
+
+
+# κ and rank come from a few steps of an iteration; κ near its end, from a difference of almost equal numbers.
+ESTIMATES = ("gradient_", "momentum_")
+
+
+def measured_by(way: str, tag: str) -> bool:
+    """Whether a way shows what a tag is about: FSDP1 flattens matrices, a sharded state splits those of a fusion."""
+    fusion_or_summary = "in_proj" in tag or tag.endswith(("/max", "/mean", "/min"))
+    if way == "ddp_sharded_state" and tag.startswith("momentum_"):
+        return not fusion_or_summary
+    return not (way == "fsdp" and tag.startswith(ESTIMATES))
 
 
 def differences(found: list[dict[str, float]], expected: list[dict[str, float]], rel: float) -> list[str]:
@@ -76,7 +88,14 @@ def differences(found: list[dict[str, float]], expected: list[dict[str, float]],
         f"step {step}, {tag}: {here[tag]} instead of {there[tag]}"
         for step, (here, there) in enumerate(zip(found, expected, strict=True))
         for tag in sorted(here.keys() & there.keys())
-        if here[tag] != pytest.approx(there[tag], rel=rel, abs=1e-3 if tag.startswith("singular") else 0, nan_ok=True)
+        if tag != "optimizer_share"  # which is time
+        and here[tag]
+        != pytest.approx(
+            there[tag],
+            rel=1e-2 if tag.startswith(ESTIMATES) else rel,
+            abs=1e-3 if tag.startswith("singular") else 0,
+            nan_ok=True,
+        )
     ]
 
 
@@ -87,12 +106,16 @@ def test_the_same_numbers_on_every_rank(
     """As float64 has it on whole weights, and as on one device, whose weights go a little other ways."""
     by_rank = launch(world_size, *ways)
     for way in ways:
-        alone = "adamw" if way.startswith("adamw") else "one"
+        shares = {found[way]["logged"][-1]["optimizer_share"] for found in by_rank}
+        assert len(shares) == 1, way
+        assert 0 < max(shares) < 1, way
+        alone = next((kind for kind in ("adamw", "foreign") if way.startswith(kind)), "one")
         for kind in ("", " with NaN"):
             expected = on_one_device[alone + kind]["logged"]
             for found in by_rank:
                 logged = found[way + kind]["logged"]
-                assert [step.keys() for step in logged] == [step.keys() for step in expected]
+                for step, step_expected in zip(logged, expected, strict=True):
+                    assert {t for t in step if measured_by(way, t)} == {t for t in step_expected if measured_by(way, t)}
                 assert not differences(logged[1::2], found[way + kind]["expected"][1::2], rel=1e-6), way + kind
                 assert not differences(logged, expected, rel=1e-4), way + kind
 
@@ -130,6 +153,16 @@ def test_there_is_something_to_compare(on_one_device: Found) -> None:
     outputs = {tag.split("/")[1] for tag in last if tag.startswith("output_rms/")} - {"max", "mean", "min"}
     assert outputs == {"attention", *(f"net.{i}" for i in range(7))}
     assert last["weight_decay/muon"] == 0.5
+    *_, expected = on_one_device["one"]["expected"]
+    for quantity in ("gradient_condition", "gradient_stable_rank", "momentum_condition", "momentum_stable_rank"):
+        names = {tag.split("/")[1] for tag in last.keys() & expected.keys() if tag.startswith(quantity)}
+        assert len(names) == 4, quantity
+        assert len({last[f"{quantity}/{name}"] for name in names}) > 2, quantity
+    groups = {tag for tag in last.keys() & expected.keys() if tag.startswith("update_rms/")}
+    assert groups == {"update_rms/muon", "update_rms/adamw_vectors"}
+    assert len([tag for tag in last.keys() & expected.keys() if tag.startswith("parameter_update_rms/")]) == 6
+    foreign = on_one_device["foreign"]["logged"][-1]
+    assert sum(tag.startswith("singular_value_max") and value > 0 for tag, value in foreign.items()) == 3 + 6
     *_, broken = on_one_device["one with NaN"]["logged"]
     assert math.isnan(broken["orthogonality_error/max"])
     assert math.isnan(broken[f"orthogonality_error/{BROKEN}"])

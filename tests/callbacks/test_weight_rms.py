@@ -12,7 +12,14 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lightning_muon.callbacks import AutoWeightDecay, OrthogonalityMonitor, WeightRMSMonitor
+from lightning_muon.callbacks import (
+    AutoWeightDecay,
+    GradientMonitor,
+    OptimizerTimeMonitor,
+    OrthogonalityMonitor,
+    UpdateRMSMonitor,
+    WeightRMSMonitor,
+)
 from lightning_muon.callbacks.bf16_headroom import bf16_spacing, doublings_to_overflow
 from lightning_muon.callbacks.muon_matrices import entry_norms, largest_entries
 from lightning_muon.optim import MuonAdamW
@@ -22,6 +29,14 @@ Module = Callable[..., LightningModule]
 
 QUANTITIES = ("weight_rms", "weight_absmax", "bf16_headroom", "lost_updates", "doublings_to_overflow")
 MATRICES = ("net.0.weight", "net.2.weight")
+MONITORS: tuple[Any, ...] = (
+    WeightRMSMonitor,
+    OrthogonalityMonitor,
+    UpdateRMSMonitor,
+    GradientMonitor,
+    OptimizerTimeMonitor,
+    AutoWeightDecay,
+)
 
 
 class Snapshots(Callback):
@@ -372,8 +387,7 @@ def test_names_are_looked_up_once(regression: Module, fit: Fit, monkeypatch: pyt
 
             monkeypatch.setattr(pl_module, "named_parameters", counted)
 
-    monitors = [WeightRMSMonitor(5), OrthogonalityMonitor(5), AutoWeightDecay(every_n_steps=5)]
-    fit(regression(MuonAdamW), callbacks=[Count(), *monitors])
+    fit(regression(MuonAdamW), callbacks=[Count(), *(monitor(every_n_steps=5) for monitor in MONITORS)])
     assert set(walks) == {0}
 
 
@@ -397,9 +411,8 @@ def test_off_their_cadence_no_monitor_waits_for_the_device(
 
     def waits_of(every_n_steps: int | None) -> list[str]:
         module = regression(MuonAdamW)
-        monitors = (WeightRMSMonitor, OrthogonalityMonitor, AutoWeightDecay)
         waits.clear()
-        fit(module, callbacks=[monitor(every_n_steps=every_n_steps) for monitor in monitors if every_n_steps])
+        fit(module, callbacks=[monitor(every_n_steps=every_n_steps) for monitor in MONITORS if every_n_steps])
         return waits.copy()
 
     assert waits_of(11) == waits_of(None)
