@@ -1,128 +1,165 @@
-"""Weight decay that comes when the weights need it."""
+"""Weight decay that comes when the weights need it, and as much as they need."""
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_muon.callbacks.group_labels import labelled_groups
+from lightning_muon.callbacks.bf16_target import SAMPLE, UpdateSample, reference_lr
+from lightning_muon.callbacks.decay_control import DecayControl, Size, WeightSet
+from lightning_muon.callbacks.group_labels import LabelledGroup, labelled_groups
 from lightning_muon.callbacks.monitor import StepMonitor, log_scalars, log_text, logged_step
-from lightning_muon.callbacks.muon_matrices import entry_norms, is_muon, muon_groups, muon_matrices
-from lightning_muon.callbacks.shards import find_shards, over_ranks, sizes
-
-# The slope of the first few measurements is that of the warm-up; it predicts nothing.
-MEASUREMENTS_TO_PREDICT = 5
+from lightning_muon.callbacks.muon_matrices import HALF, entry_norms, is_muon, muon_groups, muon_matrices
+from lightning_muon.callbacks.sampled_matrices import spread_evenly
+from lightning_muon.callbacks.shards import find_shards, names_with_gradient, over_ranks, sizes
+from lightning_muon.callbacks.target_control import TargetControl
+from lightning_muon.callbacks.target_decay import Aim
+from lightning_muon.callbacks.threshold_decay import ThresholdDecay
 
 # Lightning's own default, for a trainer with log_every_n_steps=0.
 STEPS_WITHOUT_LOG = 50
 
+# What only one of the two modes reads, with its default.
+OF_THRESHOLD = {"limit": 1.0, "weight_decay": 0.5, "release": 0.8}
+OF_TARGET = {"per": "group", "bounds": (0.0, 1.0)}
 
-@dataclass
-class Course:
-    """Where a run stands; steps are counted as they are logged.
+
+class Raised(NamedTuple):
+    """A group with another decay than its own, for a step.
 
     Args:
-        active: Whether the decay is turned on.
-        strength: Place on the ramp: 0 is each group's own decay, 1 is the full one.
-        smoothed: Moving average of the largest RMS.
-        growth: Moving average of its change, per step.
-        measurements: How many there were.
-        measured_at: Step of the last one.
-        ramped_at: Step up to which the ramp was gone.
+        label: Its name in the log.
+        group: The group.
+        own: Its own decay.
+        raised: The one that it has meanwhile.
+        decays: What each of its sets is to take.
     """
 
-    active: bool = False
-    strength: float = 0.0
-    smoothed: float = 0.0
-    growth: float = 0.0
-    measurements: int = 0
-    measured_at: int = 0
-    ramped_at: int = 0
+    label: str
+    group: dict[str, Any]
+    own: float
+    raised: float
+    decays: list[float]
 
 
 class AutoWeightDecay(StepMonitor):
-    """Turn on weight decay for Muon's groups when their weights grow too large.
+    r"""Give Muon's groups the weight decay that keeps their weights at a good size.
 
-    It watches the largest weight RMS among the Muon matrices of all optimizers, smoothed. When that passes ``limit``,
-    or its growth says that it will within ``horizon`` steps, the weight decay of all Muon groups goes up to
-    ``weight_decay`` by a linear ramp. When the RMS is back under ``release · limit``, and not about to pass the limit
-    again, the decay goes down to what it was by the same ramp.
+    **With** ``target_rms`` the decay is computed. A step :math:`W' = (1 - ηλ) W - ηU` with learning rate η and decay λ
+    changes the norm by :math:`\ln\|W'\| - \ln\|W\| = \ln(1 - ηλ) + \ln(\|W - ηU/(1 - ηλ)\| / \|W\|)`. So the norms at
+    two measurements and the decays between tell how much the updates alone let it grow, :math:`G`, over all steps
+    between, and
 
-    ``weight_decay/<group>`` is logged at every measurement. Each decision is told on the console and, in TensorBoard,
-    as a text. Both the state and the decision are in the checkpoint. A group has the raised decay only while its
-    optimizer steps. Everyone else, a schedule or a checkpoint, sees the group's own decay and may change it.
+    .. math:: λ = G / \sum η + \ln(R / R^*) / (η \cdot \mathrm{horizon})
 
-    With Moonlight's scale an update has an RMS of 0.2, so a decay of λ holds a weight's RMS under 0.2 / λ, however the
-    updates add up.
+    holds the RMS :math:`R` by its first term, and brings it to the target :math:`R^*` by its second. Below the target
+    the first is taken times :math:`R / R^*`, since the same updates will count less for larger weights. From the second
+    measurement on, the decay goes from each group's own to λ by a linear ramp.
+
+    **Without**, the decay is a constant that is turned on and off. When the largest RMS among the Muon matrices of all
+    optimizers, smoothed, passes ``limit``, or its growth says that it will within ``horizon`` steps, the decay of all
+    Muon groups goes up to ``weight_decay`` by the ramp. When the RMS is back under ``release · limit``, and not about
+    to pass the limit again, the decay goes down to what it was. With Moonlight's scale an update has an RMS of 0.2, so
+    a decay of λ holds a weight's RMS under 0.2 / λ, however the updates add up.
+
+    ``weight_decay/<group>`` is logged at every measurement, the mean over its matrices. Each decision is told on the
+    console with its reason and, in TensorBoard, as a text. State and decision are in the checkpoint. A group has the
+    other decay only while its optimizer steps. Everyone else, a schedule or a checkpoint, sees the group's own decay
+    and may change it. The optimizer's weight decay must be decoupled, as in AdamW.
 
     Args:
+        target_rms: The RMS to which weights are brought, or ``"bf16"``: that at which the typical update at the full
+            learning rate is as large as the spacing of bfloat16 numbers, 2⁷ · lr · rms(U). Default: use ``limit``.
         limit: The RMS that no matrix should pass.
         weight_decay: The decay that is turned on; a group that has more keeps its own.
-        horizon: How many steps ahead the growth is extrapolated; 0 waits until the limit is passed.
-        ramp_steps: Steps from no change to the full decay.
+        horizon: How many steps ahead the growth is extrapolated, and 0 waits until the limit is passed; with a target,
+            the steps in which the distance to it falls to 1/e.
+        ramp_steps: Steps from no change to the full one.
         release: Fraction of ``limit`` under which the decay is turned off again.
         smoothing: Weight of the past in the moving averages of the RMS and of its growth.
+        per: With a target, whether all matrices of a ``"group"`` have one decay and one RMS, or each ``"matrix"``.
+        bounds: With a target, the smallest and the largest decay.
         every_n_steps: How often to measure. Default: the trainer's ``log_every_n_steps``.
 
     Raises:
-        MisconfigurationException: If an argument is out of its range, the optimizers have no Muon group, or one without
-            ``weight_decay``.
+        MisconfigurationException: If an argument is out of its range, or belongs to the other mode; at the start, if
+            the optimizers have no Muon group, or one without ``weight_decay``, or weights in half precision are to
+            decay each by itself.
 
     Example::
 
         >>> from lightning.pytorch import Trainer
         >>> from lightning_muon.callbacks import AutoWeightDecay
-        >>> trainer = Trainer(callbacks=[AutoWeightDecay(limit=0.5)])
+        >>> trainer = Trainer(callbacks=[AutoWeightDecay(target_rms=0.2)])
     """
 
     def __init__(
         self,
+        target_rms: float | Literal["bf16"] | None = None,
         limit: float = 1.0,
         weight_decay: float = 0.5,
         horizon: int = 200,
         ramp_steps: int = 100,
         release: float = 0.8,
         smoothing: float = 0.8,
+        per: Literal["group", "matrix"] = "group",
+        bounds: tuple[float, float] = (0.0, 1.0),
         every_n_steps: int | None = None,
     ) -> None:
         super().__init__(every_n_steps)
         for name, value, fits, demand in (
+            ("target_rms", target_rms, _is_target(target_rms), "a positive number, 'bf16', or null for the limit"),
             ("limit", limit, limit > 0, "positive"),
             ("weight_decay", weight_decay, weight_decay > 0, "positive"),
             ("horizon", horizon, horizon >= 0, "at least 0"),
             ("ramp_steps", ramp_steps, ramp_steps >= 1, "at least 1"),
             ("release", release, 0 < release < 1, "between 0 and 1"),
             ("smoothing", smoothing, 0 <= smoothing < 1, "at least 0 and below 1"),
+            ("per", per, per in {"group", "matrix"}, "'group' or 'matrix'"),
+            ("bounds", bounds, _are_bounds(bounds), "two numbers, the first at least 0 and below the second"),
         ):
             if not fits:
-                raise MisconfigurationException(f"AutoWeightDecay: {name} must be {demand}, got {value}")
+                raise MisconfigurationException(f"AutoWeightDecay: {name} must be {demand}, got {value!r}")
+        self.target_rms = target_rms
         self.limit = limit
         self.weight_decay = weight_decay
         self.horizon = horizon
         self.ramp_steps = ramp_steps
         self.release = release
         self.smoothing = smoothing
+        self.per = per
+        self.bounds = (bounds[0], bounds[1])
+        self._refuse_what_has_no_effect()
 
-        self._course = Course()
+        self._control = self._make_control()
+        self._optimizers: list[Optimizer] = []
+        self._matrix_names: dict[int, str] = {}  # by id
         self._handles: list[RemovableHandle] = []
-        self._raised: list[tuple[dict[str, Any], float, float]] = []  # group, its own decay, the raised one
+        self._raised: list[Raised] = []
+        self._taken: dict[str, tuple[float | Tensor, float]] = {}  # by group, learning rate and decay of the last step
+        self._behind: dict[Tensor, Any] = {}  # by matrix, the factor that its steps in this batch have left out
+        self._samples: list[UpdateSample] = []
 
     @property
     def active(self) -> bool:
-        """Whether the decay is turned on."""
-        return self._course.active
+        """Whether the decay is turned on, or a target is steered to."""
+        return self._control.active
 
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(limit=self.limit, weight_decay=self.weight_decay)
+        return self._generate_state_key(
+            target_rms=self.target_rms, per=self.per, limit=self.limit, weight_decay=self.weight_decay
+        )
 
     @override
     def cadence(self, trainer: Trainer) -> int:
@@ -133,56 +170,98 @@ class AutoWeightDecay(StepMonitor):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":  # before the state in a checkpoint is restored
-            self._course = Course()
+            self._control = self._make_control()
+            self._samples.clear()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        for optimizer in trainer.optimizers:
-            groups = muon_groups(optimizer)
-            for name, group in groups:
-                if "weight_decay" not in group:
-                    raise MisconfigurationException(
-                        f"AutoWeightDecay: {type(optimizer).__name__} has no weight_decay in its group {name!r}."
-                        " Take an optimizer that decays weights, or remove the callback."
-                    )
-            if groups:
-                self._handles.append(optimizer.register_step_pre_hook(self._raise_decay))
-                self._handles.append(optimizer.register_step_post_hook(self._lower_decay))
-        if not self._handles:
+        self._optimizers = trainer.optimizers
+        matrices = muon_matrices(trainer.optimizers, self._names)
+        self._matrix_names = {id(matrix): name for name, matrix in matrices.items()}
+        for label, optimizer, _, group in _labelled_muon_groups(trainer.optimizers):
+            if "weight_decay" not in group:
+                raise MisconfigurationException(
+                    f"AutoWeightDecay: {type(optimizer).__name__} has no weight_decay in its group {label!r}."
+                    " Take an optimizer that decays weights, or remove the callback."
+                )
+        if not matrices:
             raise MisconfigurationException(
                 "AutoWeightDecay: no parameter group has algorithm='muon', so there is nothing to decay."
                 " Make the groups with route_parameters(module), or remove the callback."
             )
+        half = next((name for name, matrix in matrices.items() if matrix.dtype in HALF), None)
+        if self.per == "matrix" and half is not None:
+            raise MisconfigurationException(
+                f"AutoWeightDecay: per='matrix' needs weights in float32, since the decay of one step would be rounded"
+                f" away in {str(matrices[half].dtype).removeprefix('torch.')}, which {half} has."
+                " Take per='group', or train with precision bf16-mixed."
+            )
+        for optimizer in trainer.optimizers:
+            if muon_groups(optimizer):
+                self._handles.append(optimizer.register_step_pre_hook(self._raise_decay))
+                self._handles.append(optimizer.register_step_post_hook(self._finish_step))
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Go along the ramp by the steps that were taken."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        course, step = self._course, logged_step(trainer)
-        change = (step - course.ramped_at) / self.ramp_steps
-        course.strength = min(1.0, max(0.0, course.strength + (change if course.active else -change)))
-        course.ramped_at = step
+        self._control.advance(logged_step(trainer))
+
+    @override
+    def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
+        """Where the target depends on the size of updates, look at some."""
+        if self.target_rms != "bf16":
+            yield
+            return
+        trainer = pl_module.trainer
+        matrices = muon_matrices([optimizer], self._names)
+        names = names_with_gradient(trainer, matrices)
+        chosen: dict[str, list[Tensor]] = {}
+        for label, group in self._groups_of(optimizer):
+            ids = {id(matrix) for matrix in group["params"]}
+            members = spread_evenly([name for name in names if id(matrices[name]) in ids], SAMPLE)
+            chosen[label] = [matrices[name] for name in members]
+        sample = UpdateSample(trainer, chosen)
+        yield
+        sample.finish({label: self._taken[label] for label in chosen})
+        self._samples.append(sample)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Let each matrix decay as far as it should, after all who look at the step itself, and before measuring."""
+        self._catch_up()
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @override
     @torch.no_grad()
     def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         matrices = muon_matrices(trainer.optimizers, self._names)
+        self._matrix_names = {id(matrix): name for name, matrix in matrices.items()}
         shards = find_shards(trainer, list(matrices.values()))
         # The same on all ranks, so that all decide alike.
         found = over_ranks(trainer, shards, [entry_norms(shard.local for shard in shards), sizes(shards)])
-        rms = {
-            name: norm / size**0.5
-            for name, norm, size in zip(matrices, found.norm[0].tolist(), found.sum[1].tolist(), strict=True)
-            if size > 0
+        measured = {
+            name: Size(norm, entries)
+            for name, norm, entries in zip(matrices, found.norm[0].tolist(), found.sum[1].tolist(), strict=True)
+            if entries > 0
         }
+        rms = {name: size.rms for name, size in measured.items()}
         self.warn_of_not_finite(trainer, "the weight RMS", rms, so="; nothing can be said about these")
-        finite = {name: value for name, value in rms.items() if math.isfinite(value)}
-        if finite:
-            largest = max(finite, key=finite.__getitem__)
-            self._watch(finite[largest], logged_step(trainer))
-            self._decide(trainer, largest, finite[largest])
-        log_scalars(trainer, self._curve(trainer.optimizers))
+        curve = self._curve()
+        samples, self._samples = self._samples, []
+        if isinstance(self._control, TargetControl):
+            for sample in samples:
+                for label, update_rms in sample.rms():
+                    self._control.saw_update(label, update_rms)
+        finite = {name: size for name, size in measured.items() if math.isfinite(size.norm)}
+        if decision := self._control.judge(logged_step(trainer), finite, dict(self._weight_sets())):
+            message = f"AutoWeightDecay, step {logged_step(trainer)}: {decision}"
+            rank_zero_info(message)
+            log_text(trainer, "weight_decay/decisions", message)
+        log_scalars(trainer, curve)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -196,76 +275,112 @@ class AutoWeightDecay(StepMonitor):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return asdict(self._course)
+        return self._control.state_dict()
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._course = Course(**state_dict)
+        self._control.load_state_dict(state_dict)
+
+    def _refuse_what_has_no_effect(self) -> None:
+        other, mode = (OF_TARGET, "a target") if self.target_rms is None else (OF_THRESHOLD, "the limit")
+        idle = [name for name, default in other.items() if getattr(self, name) != default]
+        if idle:
+            found = "without target_rms" if self.target_rms is None else f"with target_rms={self.target_rms!r}"
+            raise MisconfigurationException(
+                f"AutoWeightDecay: {' and '.join(idle)} has no effect {found}: {', '.join(other)} belong to the mode"
+                f" with {mode}. Set target_rms to steer to it, or leave it out to turn a constant decay on at a limit."
+            )
+
+    def _make_control(self) -> DecayControl:
+        if self.target_rms is None:
+            return ThresholdDecay(
+                self.limit, self.weight_decay, self.horizon, self.ramp_steps, self.release, self.smoothing
+            )
+        target = None if isinstance(self.target_rms, str) else float(self.target_rms)
+        return TargetControl(target, Aim(self.horizon, self.smoothing, self.bounds), self.ramp_steps)
+
+    def _groups_of(self, optimizer: Optimizer) -> list[tuple[str, dict[str, Any]]]:
+        found = _labelled_muon_groups(self._optimizers)
+        return [(label, group) for label, owner, _, group in found if owner is optimizer]
+
+    def _weight_sets(self) -> Iterator[tuple[str, WeightSet]]:
+        for label, _, _, group in _labelled_muon_groups(self._optimizers):
+            lr = reference_lr(group)
+            names = [self._matrix_names[id(matrix)] for matrix in group["params"] if id(matrix) in self._matrix_names]
+            if self.per == "group":
+                yield label, WeightSet(label, lr, names)
+            else:
+                yield from ((name, WeightSet(label, lr, [name])) for name in names)
+
+    def _set_names(self, label: str, group: dict[str, Any]) -> list[str]:
+        """Return the names of a group's sets: its own, or those of its matrices."""
+        if self.per == "group":
+            return [label]
+        return [self._matrix_names.get(id(matrix), "") for matrix in group["params"]]
+
+    def _decays(self, label: str, group: dict[str, Any]) -> list[float]:
+        return [self._control.decay(name, group["weight_decay"]) for name in self._set_names(label, group)]
 
     def _raise_decay(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for _, group in muon_groups(optimizer):
-            own = group["weight_decay"]
-            group["weight_decay"] = raised = self._on_ramp(own)
-            self._raised.append((group, own, raised))
+        for label, group in self._groups_of(optimizer):
+            decays = self._decays(label, group)
+            # The optimizer takes the smallest; what a matrix needs beyond it is done at the end of the batch.
+            own, group["weight_decay"] = group["weight_decay"], min(decays)
+            self._raised.append(Raised(label, group, own, group["weight_decay"], decays))
 
-    def _lower_decay(self, *_: object) -> None:
+    def _finish_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for raised in self._raised:
+            group, taken = raised.group, raised.group["weight_decay"]
+            lr = group["lr"]
+            # Who set another decay during the step meant it for all.
+            decays = raised.decays if taken == raised.raised else [taken] * len(raised.decays)
+            self._taken[raised.label] = lr, taken
+            for name, decay in zip(self._set_names(raised.label, group), decays, strict=True):
+                self._control.took(name, lr, decay)
+            if self.per == "matrix":
+                for matrix, decay in zip(group["params"], decays, strict=True):
+                    if decay != taken and matrix.grad is not None:  # without a gradient it took no step
+                        factor = (1 - lr * decay) / (1 - lr * taken)
+                        self._behind[matrix] = self._behind.get(matrix, 1.0) * factor
+        self._lower_decay()
+
+    @torch.no_grad()
+    def _catch_up(self) -> None:
+        if self._behind:
+            local = [m.to_local() if isinstance(m, DTensor) else m for m in self._behind]
+            torch._foreach_mul_(local, list(self._behind.values()))
+            self._behind.clear()
+
+    def _lower_decay(self) -> None:
         while self._raised:
-            group, own, raised = self._raised.pop()
+            _, group, own, raised, _ = self._raised.pop()
             if group["weight_decay"] == raised:  # else someone set it during the step
                 group["weight_decay"] = own
 
     def _let_go(self) -> None:
         self._lower_decay()
+        self._samples.clear()
+        self._behind.clear()
         while self._handles:
             self._handles.pop().remove()
 
-    def _on_ramp(self, own: float) -> float:
-        return own + self._course.strength * (max(own, self.weight_decay) - own)
-
-    def _curve(self, optimizers: list[Optimizer]) -> dict[str, float]:
+    def _curve(self) -> dict[str, float]:
         """Return the decay of each group's steps in this batch by its tag."""
-        return {
-            f"weight_decay/{label}": self._on_ramp(group["weight_decay"])
-            for label, optimizer, _, group in labelled_groups(optimizers)
-            if is_muon(optimizer, group)
-        }
+        decays = {label: self._decays(label, group) for label, _, _, group in _labelled_muon_groups(self._optimizers)}
+        return {f"weight_decay/{label}": sum(of_sets) / len(of_sets) for label, of_sets in decays.items()}
 
-    def _watch(self, rms: float, step: int) -> None:
-        """Take a measurement into the moving averages."""
-        course = self._course
-        if course.measurements == 0:
-            course.smoothed = rms
-        else:
-            smoothed = self.smoothing * course.smoothed + (1 - self.smoothing) * rms
-            slope = (smoothed - course.smoothed) / max(1, step - course.measured_at)
-            first = course.measurements == 1
-            course.growth = slope if first else self.smoothing * course.growth + (1 - self.smoothing) * slope
-            course.smoothed = smoothed
-        course.measurements += 1
-        course.measured_at = step
 
-    def _decide(self, trainer: Trainer, largest: str, now: float) -> None:
-        course = self._course
-        predictable = course.measurements >= MEASUREMENTS_TO_PREDICT
-        expected = course.smoothed + (self.horizon * max(0.0, course.growth) if predictable else 0.0)
-        state = (
-            f"the weight RMS of {largest} is {now:.3g}, smoothed {course.smoothed:.3g},"
-            f" and changes by {course.growth:+.2g} a step"
-        )
-        if not course.active and expected > self.limit:
-            course.active = True
-            limit = f"the limit of {self.limit:g}"
-            passed = course.smoothed > self.limit
-            reason = f"is over {limit}" if passed else f"will pass {limit} within {self.horizon} steps"
-            self._announce(trainer, f"on: {state}; it {reason}", f"{self.weight_decay:g}")
-        elif course.active and course.smoothed < self.release * self.limit and expected <= self.limit:
-            course.active = False
-            self._announce(trainer, f"off: {state}, safely under the limit of {self.limit:g}", "what it was")
+def _labelled_muon_groups(optimizers: Iterable[Optimizer]) -> list[LabelledGroup]:
+    return [labelled for labelled in labelled_groups(optimizers) if is_muon(labelled.optimizer, labelled.group)]
 
-    def _announce(self, trainer: Trainer, decision: str, goal: str) -> None:
-        message = (
-            f"AutoWeightDecay, step {logged_step(trainer)}: {decision}."
-            f" Weight decay goes to {goal} in {self.ramp_steps} steps."
-        )
-        rank_zero_info(message)
-        log_text(trainer, "weight_decay/decisions", message)
+
+def _is_target(value: object) -> bool:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return 0 < value < math.inf
+    return value is None or value == "bf16"
+
+
+def _are_bounds(value: object) -> bool:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        return False
+    return all(isinstance(bound, (int, float)) for bound in value) and 0 <= value[0] < value[1]

@@ -207,7 +207,7 @@ WAYS: dict[str, tuple[Callable[[], Strategy | str], Callable[..., Any]]] = {
 }
 
 
-def fit(way: str, callbacks: list[Callback], nan_at: int | None = None) -> None:
+def fit(way: str, callbacks: list[Callback], nan_at: int | None = None, **options: Any) -> None:
     strategy, make_optimizer = WAYS[way]
     trainer = Trainer(
         accelerator="cpu",
@@ -221,7 +221,7 @@ def fit(way: str, callbacks: list[Callback], nan_at: int | None = None) -> None:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    trainer.fit(Uneven(make_optimizer, nan_at))
+    trainer.fit(Uneven(partial(make_optimizer, **options), nan_at))
 
 
 def monitors(every: int, every_decision: int) -> list[Callback]:
@@ -241,6 +241,22 @@ def run(way: str, nan_at: int | None = None) -> dict[str, list[dict[str, float]]
     return {"logged": metrics.steps, "expected": metrics.expected}
 
 
+def steer(way: str, options: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
+    """The decays that steer to a target, and the weights that came of it."""
+    metrics = Metrics()
+    auto = AutoWeightDecay(horizon=20, ramp_steps=2, bounds=(0.0, 50.0), every_n_steps=1, **options)
+    fit(way, [auto, metrics], lr=0.01)  # the end of bf16 headroom is among the weights
+    kept = auto.state_dict()["sets"]
+    sets = [{f"{key}/{name}": kept[name][key] for name in kept for key in ("decay", "growth", "rms")}]
+    return {"logged": metrics.steps, "expected": metrics.expected, "sets": sets}
+
+
+STEERED = {
+    "to a number": {"target_rms": 0.2},
+    "to the end of bf16, each matrix": {"target_rms": "bf16", "per": "matrix"},
+}
+
+
 def collectives(way: str, callbacks: list[Callback]) -> dict[str, int]:
     """How often each collective is called in a run."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -254,9 +270,13 @@ def main(result: str, *ways: str) -> None:
     for way in ways:
         found[way] = run(way)
         found[f"{way} with NaN"] = run(way, nan_at=STEPS - 1)
+        if way in {"one", "ddp", "fsdp2", "fsdp"}:
+            found |= {f"{way} {aim}": steer(way, options) for aim, options in STEERED.items()}
         if way in {"ddp", "fsdp2", "foreign_fsdp2"}:
             never, always = (collectives(way, monitors(every, every)) for every in (STEPS + 1, 1))
             assert never == collectives(way, []) != always, f"{way}: collectives of monitors that measure nothing"
+            steering = AutoWeightDecay("bf16", per="matrix", every_n_steps=STEPS + 1)
+            assert never == collectives(way, [steering]), f"{way}: collectives of a target between measurements"
     Path(result).write_text(json.dumps(found))
     if torch.distributed.is_initialized():
         torch.distributed.barrier()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,12 @@ import pytest
 PROGRAM = Path(__file__).with_name("sharded_monitors.py")
 TIMEOUT = 200  # seconds
 BROKEN = "net.2.weight"
+
+SPREAD = [
+    (2, ("ddp", "ddp_sharded_state", "fsdp2", "fsdp", "adamw_fsdp2", "foreign_fsdp2")),
+    (3, ("ddp", "ddp_sharded_state", "fsdp2", "fsdp", "foreign_ddp", "foreign_fsdp2")),
+    (4, ("hsdp",)),
+]
 
 Found = dict[str, dict[str, list[dict[str, float]]]]
 Launch = Callable[..., list[Found]]
@@ -24,6 +31,7 @@ Launch = Callable[..., list[Found]]
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     """`launch(world_size, *ways)`: by rank, what the program has found of each way."""
 
+    @cache
     def run(world_size: int, *ways: str) -> list[Found]:
         folder = tmp_path_factory.mktemp("ranks")
         with socket.socket() as server:
@@ -91,14 +99,7 @@ def differences(found: list[dict[str, float]], expected: list[dict[str, float]],
     ]
 
 
-@pytest.mark.parametrize(
-    ("world_size", "ways"),
-    [
-        (2, ("ddp", "ddp_sharded_state", "fsdp2", "fsdp", "adamw_fsdp2", "foreign_fsdp2")),
-        (3, ("ddp", "ddp_sharded_state", "fsdp2", "fsdp", "foreign_ddp", "foreign_fsdp2")),
-        (4, ("hsdp",)),
-    ],
-)
+@pytest.mark.parametrize(("world_size", "ways"), SPREAD)
 def test_the_same_numbers_on_every_rank(
     launch: Launch, on_one_device: Found, world_size: int, ways: tuple[str, ...]
 ) -> None:
@@ -117,6 +118,27 @@ def test_the_same_numbers_on_every_rank(
                     assert {t for t in step if measured_by(way, t)} == {t for t in step_expected if measured_by(way, t)}
                 assert not differences(logged[1::2], found[way + kind]["expected"][1::2], rel=1e-6), way + kind
                 assert not differences(logged, expected, rel=1e-4), way + kind
+
+
+@pytest.mark.parametrize(("world_size", "ways"), SPREAD[:2])
+def test_the_same_decay_on_every_rank(
+    launch: Launch, on_one_device: Found, world_size: int, ways: tuple[str, ...]
+) -> None:
+    """Computed from the same numbers, to the last digit; and the weights that come of it are those of one device."""
+    by_rank = launch(world_size, *ways)
+    for aim in ("to a number", "to the end of bf16, each matrix"):
+        alone = on_one_device[f"one {aim}"]
+        (sets,) = alone["sets"]
+        assert all(0 < decay < 50 for tag, decay in sets.items() if tag.startswith("decay"))
+        for way in ("ddp", "fsdp2", "fsdp"):
+            for found in by_rank:
+                steered = found[f"{way} {aim}"]
+                assert steered["sets"] == by_rank[0][f"{way} {aim}"]["sets"]
+                assert [step.keys() for step in steered["logged"]] == [step.keys() for step in alone["logged"]]
+                # The growth of a step is a small difference of norms in float32.
+                assert not differences(steered["logged"], alone["logged"], rel=1e-3), way
+                assert not differences(steered["sets"], alone["sets"], rel=1e-3), way
+                assert not differences(steered["expected"], alone["expected"], rel=1e-4), way
 
 
 def test_there_is_something_to_compare(on_one_device: Found) -> None:
