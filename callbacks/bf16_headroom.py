@@ -33,8 +33,8 @@ def count_lost(weight: Tensor, update: Tensor) -> Tensor:
         update: What was added to it, of the same shape.
     """
     if weight.dtype == torch.bfloat16:
-        stays = update == 0
+        moves = update
     else:
         rounded = weight.bfloat16()
-        stays = (rounded.float() + update.float()).bfloat16() == rounded
-    return stays.sum(dtype=torch.float32)
+        moves = (rounded + update).bfloat16() != rounded  # the sum is in the precision of the update
+    return (weight.numel() - moves.count_nonzero()).float()

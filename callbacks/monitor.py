@@ -164,7 +164,8 @@ def log_scalars(trainer: Trainer, scalars: Mapping[str, float]) -> None:
         else:
             logger.log_metrics(dict(scalars), step=logged_step(trainer))
     # Not through the property, which first reduces whatever else was logged.
-    trainer._logger_connector._callback_metrics.update({name: torch.tensor(value) for name, value in scalars.items()})
+    metrics = dict(zip(scalars, torch.tensor(list(scalars.values())).unbind(), strict=True))
+    trainer._logger_connector._callback_metrics.update(metrics)
 
 
 @rank_zero_only

@@ -66,7 +66,7 @@ class WeightRMSMonitor(StepMonitor):
         self,
         every_n_steps: int | None = None,
         per_parameter: bool | Sequence[str] = False,
-        sample: int = 8,
+        sample: int = 4,
         outputs: Sequence[str] = (),
         max_weight_rms: float | None = None,
         max_output_rms: float | None = None,
@@ -124,7 +124,7 @@ class WeightRMSMonitor(StepMonitor):
         yield
         if not names:
             return
-        updates = [shard.local - old for shard, old in zip(shards, before, strict=True)]
+        updates = list(torch._foreach_sub([shard.local for shard in shards], before))
         lost = torch.stack([count_lost(old, update) for old, update in zip(before, updates, strict=True)])
         self._sampled.append((names, shards, [entry_norms(before), entry_norms(updates), lost]))
 
