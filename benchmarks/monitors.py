@@ -1,8 +1,8 @@
 """What watching costs: the demo with its monitors, beside the demo without them, in turns within one run.
 
 ``python -m benchmarks.monitors`` generates the demo's project, trains its model under its default configuration, and
-switches the monitors on and off every so many steps. It prints by how much steps with them are longer, and how much of
-that is spent in which.
+switches the monitors on and off every so many steps. It prints how much time is spent in which, and by how much the
+steps in which they measure are longer than those before, beyond what that is without monitors.
 """
 
 import argparse
@@ -11,16 +11,16 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from cookiecutter.main import cookiecutter
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.record import REPOSITORY, RESULTS, report
 from lightning_muon.cli import MuonCLI
@@ -35,7 +35,8 @@ HOOKS = (
     "_raise_decay",
     "_lower_decay",
 )
-WARM_UP_STEPS = 20
+# Steps that a logged one is compared with.
+NEIGHBOURS = 8
 COLUMNS = ["monitor", "ms in 10 steps", "% of the steps' time", "95 % interval"]
 
 
@@ -89,7 +90,7 @@ class Spent:
 
 
 class Turns(Callback):
-    """Train in turns with the monitors and without them, and keep the time of each turn.
+    """Train in turns with the monitors and without them, and keep the time of each step.
 
     Args:
         monitors: Whose cost is measured.
@@ -100,9 +101,10 @@ class Turns(Callback):
         self.monitors = monitors
         self.turn = turn
         self.spent = Spent()
-        self.seconds: dict[bool, list[float]] = {True: [], False: []}
+        self.steps: list[Step] = []
         self._all: list[Callback] = []
-        self._start = 0.0
+        self._watching = True
+        self._end = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have the monitors counted."""
@@ -115,33 +117,59 @@ class Turns(Callback):
                 self.spent.watch_registered(optimizer, "register_orthogonalize_hook")
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Change turns; this comes last of all callbacks."""
-        steps = trainer.global_step - WARM_UP_STEPS
-        if steps < 0 or steps % self.turn:
-            return
+        """Keep the time, and change turns; this comes last of all callbacks."""
         now = time.perf_counter()
-        watching = steps // self.turn % 2 == 1  # the turn that ends; the warm-up was with them
-        if steps:
-            self.seconds[watching].append(now - self._start)
-        else:
+        is_logged = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        steps = trainer.global_step - self.turn  # the first turn warms up
+        if steps > 0:
+            self.steps.append(Step(self._watching, is_logged, now - self._end))
+        elif steps == 0:
             self.spent.seconds.clear()
-        next_with = not watching if steps else True
-        without = [callback for callback in self._all if callback not in self.monitors]
-        trainer.callbacks = self._all if next_with else without  # type: ignore[attr-defined]
-        self._start = time.perf_counter()
+        if steps >= 0 and steps % self.turn == 0:
+            # With, without, without, with: so that a machine that becomes slower does not count.
+            self._watching = steps // self.turn % 4 in {0, 3}
+            without = [callback for callback in self._all if callback not in self.monitors]
+            trainer.callbacks = self._all if self._watching else without  # type: ignore[attr-defined]
+        self._end = time.perf_counter()
+
+    def longer_by(self, watching: bool) -> list[float]:
+        """Return by how many seconds each logged step was longer than the median of those before, of one kind of turn.
+
+        The step before is left out: in it the optimizer's time is taken.
+        """
+        return [
+            step.seconds
+            - statistics.median(before.seconds for before in self.steps[place - NEIGHBOURS - 1 : place - 1])
+            for place, step in enumerate(self.steps)
+            if step.is_logged and step.watching == watching
+        ]
+
+
+class Step(NamedTuple):
+    """One step.
+
+    Args:
+        watching: Whether the monitors were there.
+        is_logged: Whether it is one in which they measure.
+        seconds: How long it took, from the end of the last one.
+    """
+
+    watching: bool
+    is_logged: bool
+    seconds: float
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the demo and record what its monitors cost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=20, help="pairs of turns, with and without monitors")
+    parser.add_argument("--pairs", type=int, default=12, help="pairs of turns, with and without monitors")
     parser.add_argument("--turn", type=int, default=100, help="steps of a turn")
     parser.add_argument("--quick", action="store_true", help="few and short turns: to see that it runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.pairs, options.turn = 2, 10
-    steps = WARM_UP_STEPS + 2 * options.pairs * options.turn
+        options.pairs, options.turn = 1, 25
+    steps = (1 + 2 * options.pairs) * options.turn
     with tempfile.TemporaryDirectory() as folder:
         turns = train(Path(folder), options.turn, steps)
     report(
@@ -157,27 +185,43 @@ def main(arguments: list[str] | None = None) -> None:
 
 def rows(turns: Turns) -> list[dict[str, Any]]:
     """Return a row for each monitor by its own time, and one for all by the difference of the turns."""
-    with_them, without = turns.seconds[True], turns.seconds[False]
-    steps = turns.turn * len(with_them)
-    step = sum(without) / steps
+    steps = sum(step.watching for step in turns.steps)
+    step = statistics.median(step.seconds for step in turns.steps if not step.is_logged)
     found: list[dict[str, Any]] = []
     for name, seconds in sorted(turns.spent.seconds.items(), key=lambda item: -item[1]):
         found.append(_row(name, seconds / steps, step))
     found.append(_row("sum of these", sum(turns.spent.seconds.values()) / steps, step))
-    differences = [(one - other) / turns.turn for one, other in zip(with_them, without, strict=True)]
-    low, high = interval(differences)
-    paired = _row("all, by paired turns", statistics.mean(differences), step)
-    found.append({**paired, "95 % interval": f"{100 * low / step:+.2f} … {100 * high / step:+.2f} %"})
-    found.append({"monitor": "the steps without monitors", "ms in 10 steps": 1e4 * step})
+    with_them, without = turns.longer_by(True), turns.longer_by(False)
+    a_step = len(with_them) / steps
+    low, high = (100 * a_step * bound / step for bound in interval(with_them, without))
+    paired = _row("all, by the steps' length", a_step * (trimmed_mean(with_them) - trimmed_mean(without)), step)
+    found.append({**paired, "95 % interval": f"{low:.2f} … {high:.2f}"})
+    found.append({"monitor": "the steps themselves", "ms in 10 steps": 1e4 * step, "% of the steps' time": 100.0})
     return found
 
 
-def interval(differences: list[float], resamples: int = 10_000) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of a mean (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993)."""
-    values, draw = torch.tensor(differences, dtype=torch.float64), torch.Generator().manual_seed(0)
-    means = values[torch.randint(len(values), (resamples, len(values)), generator=draw)].mean(1)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
+def trimmed_mean(values: Sequence[float] | Tensor) -> float:
+    """Return the mean without the tenth at either end, where others have used the machine."""
+    ordered = torch.as_tensor(values, dtype=torch.float64).sort().values
+    cut = len(ordered) // 10
+    return float(ordered[cut : len(ordered) - cut].mean())
+
+
+def interval(ones: Sequence[float], others: Sequence[float], resamples: int = 10_000) -> tuple[float, float]:
+    """Return the 95 % interval of a difference of trimmed means, by the bootstrap.
+
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13.
+    """
+    draw = torch.Generator().manual_seed(0)
+
+    def resampled(values: Sequence[float]) -> Tensor:
+        numbers = torch.tensor(values, dtype=torch.float64)
+        drawn = numbers[torch.randint(len(numbers), (resamples, len(numbers)), generator=draw)].sort(1).values
+        cut = len(numbers) // 10
+        return drawn[:, cut : len(numbers) - cut].mean(1)
+
+    low, high = (resampled(ones) - resampled(others)).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return float(low), float(high)
 
 
 def _row(name: str, seconds: float, step: float) -> dict[str, Any]:

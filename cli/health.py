@@ -1,9 +1,8 @@
 """The health of a run in figures: what is measured, what is healthy, and what to do where it is not."""
 
-import itertools
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from lightning_muon.cli.quantity import (
     Quantity,
@@ -62,18 +61,18 @@ def _last_step(run: RunLog) -> float | None:
     return max((logged[-1][0] for logged in run.scalars.values() if logged), default=None)
 
 
-def _ramps(run: RunLog) -> float | None:
-    """Return how often the weight decay of a group began to rise: what AutoWeightDecay does when it acts."""
-    curves = [values(run, tag) for tag in run.scalars if tag.startswith("weight_decay/")]
-    if not curves:
-        return None
-    return max(_rises(curve) for curve in curves)
+def _largest_decay(reduce: Callable[[Sequence[float]], float]) -> Callable[[RunLog], float | None]:
+    """Measure the weight decay by a reduction, of the group that has the largest."""
+
+    def measure(run: RunLog) -> float | None:
+        curves = [values(run, tag) for tag in run.scalars if tag.startswith("weight_decay/")]
+        return max(map(reduce, curves), default=None)
+
+    return measure
 
 
-def _rises(curve: Sequence[float]) -> int:
-    """Return the number of stretches over which a curve rises."""
-    rising = [new > old for old, new in itertools.pairwise(curve)]
-    return sum(now and not before for before, now in zip([False, *rising], rising, strict=False))
+def _decisions(run: RunLog) -> float | None:
+    return None if run.texts is None else len(run.texts.get("weight_decay/decisions", []))
 
 
 def _warnings(run: RunLog) -> float | None:
@@ -82,7 +81,7 @@ def _warnings(run: RunLog) -> float | None:
 
 STEPS = Quantity("last step", "", _last_step, show="{:.0f}".format)
 
-# The ranges are those of the README's "Read the monitors".
+# The ranges are those of docs/reading-the-monitors.md.
 HEALTH = (
     Quantity(
         "tags with NaN or infinity",
@@ -155,14 +154,9 @@ HEALTH = (
     Quantity("condition number of the momentum, median", "", measured("momentum_condition/mean", median)),
     Quantity("stable rank of the gradient, median", "", measured("gradient_stable_rank/mean", median)),
     Quantity("stable rank of the momentum, median", "", measured("momentum_stable_rank/mean", median)),
-    Quantity(
-        "weight decay, ramps",
-        "0",
-        _ramps,
-        above(0, math.inf),
-        "AutoWeightDecay had to act, or a schedule did: the decisions say why",
-        "{:.0f}".format,
-    ),
+    Quantity("weight decay, largest", "", _largest_decay(peak)),
+    Quantity("weight decay, final", "", _largest_decay(final)),
+    Quantity("decisions about the weight decay", "", _decisions, show="{:.0f}".format),
     Quantity("warnings", "0", _warnings, above(0, math.inf), "the monitors warned: see the list", show="{:.0f}".format),
 )
 

@@ -91,7 +91,7 @@ def test_figures_are_those_of_the_curves(tmp_path: Path, write: Write) -> None:
     assert figures["bf16 headroom, median of the smallest"] == Figure("2", "ok")  # its fall in the end does not count
     assert figures["orthogonality error, median of the mean"] == Figure("0.41", "ok")
     assert figures["orthogonality error, largest"] == Figure("0.9")
-    assert figures["weight decay, ramps"] == Figure("0", "ok")
+    assert figures["weight decay, largest"] == figures["weight decay, final"] == Figure("0.1")
     assert figures["optimizer's share of the step"] == Figure("4.0 %", "ok")
     assert figures["update RMS of muon, median"] == Figure("0.2")
     assert figures["update RMS of adamw, median"] == Figure("0.25")
@@ -110,7 +110,8 @@ def test_what_is_sick_is_called_so_and_has_advice(tmp_path: Path) -> None:
     assert figures["weight RMS, growth in the last quarter"] == Figure("+100.0 %", "watch")
     assert figures["bf16 headroom, median of the smallest"] == Figure("0.2", "bad")
     assert figures["orthogonality error, median of the mean"] == Figure("0.95", "bad")
-    assert figures["weight decay, ramps"] == Figure("2", "watch")
+    assert figures["weight decay, largest"] == Figure("0.5")
+    assert figures["weight decay, final"] == Figure("0.2")
     assert figures["layer output RMS, growth in the last quarter"] == Figure("+150.0 %", "bad")
     assert figures["doublings until bf16 overflows, fewest"] == Figure("3.0", "bad")
     assert figures["singular value of the update, largest"] == Figure("9", "bad")
