@@ -2,7 +2,7 @@
 
 from lightning_muon.callbacks.auto_weight_decay import AutoWeightDecay
 from lightning_muon.callbacks.dashboard import MuonDashboard
-from lightning_muon.callbacks.gradient_geometry import GradientMonitor
+from lightning_muon.callbacks.gradients import GradientMonitor
 from lightning_muon.callbacks.optimizer_time import OptimizerTimeMonitor
 from lightning_muon.callbacks.orthogonality import OrthogonalityMonitor
 from lightning_muon.callbacks.update_rms import UpdateRMSMonitor

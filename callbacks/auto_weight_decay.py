@@ -14,16 +14,16 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_muon.callbacks.bf16_target import SAMPLE, UpdateSample, reference_lr
-from lightning_muon.callbacks.decay_control import DecayControl, Size, WeightSet
+from lightning_muon.callbacks.decay.bf16_target import SAMPLE, UpdateSample, reference_lr
+from lightning_muon.callbacks.decay.decay_control import DecayControl, Size, WeightSet
+from lightning_muon.callbacks.decay.target_control import TargetControl
+from lightning_muon.callbacks.decay.target_decay import Aim
+from lightning_muon.callbacks.decay.threshold_decay import ThresholdDecay
 from lightning_muon.callbacks.group_labels import LabelledGroup, labelled_groups
 from lightning_muon.callbacks.monitor import StepMonitor, log_scalars, log_text, logged_step
 from lightning_muon.callbacks.muon_matrices import HALF, entry_norms, is_muon, muon_groups, muon_matrices
 from lightning_muon.callbacks.sampled_matrices import spread_evenly
 from lightning_muon.callbacks.shards import find_shards, names_with_gradient, over_ranks, sizes
-from lightning_muon.callbacks.target_control import TargetControl
-from lightning_muon.callbacks.target_decay import Aim
-from lightning_muon.callbacks.threshold_decay import ThresholdDecay
 
 # Lightning's own default, for a trainer with log_every_n_steps=0.
 STEPS_WITHOUT_LOG = 50

@@ -7,13 +7,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensorboard.compat.proto.summary_pb2 import Summary
 from typing_extensions import override
 
-from lightning_muon.callbacks.cards import config_card, routing_card
-from lightning_muon.callbacks.charts import Layout, layout
 from lightning_muon.callbacks.monitor import log_text, logged_step, warn
 from lightning_muon.callbacks.muon_matrices import module_names, muon_groups
-from lightning_muon.callbacks.run_hyperparameters import Value, judging_metrics, page_entry, run_hyperparameters
+from lightning_muon.callbacks.page.cards import config_card, routing_card
+from lightning_muon.callbacks.page.charts import Layout, layout
+from lightning_muon.callbacks.page.run_hyperparameters import Value, judging_metrics, page_entry, run_hyperparameters
+from lightning_muon.callbacks.page.spectra import singular_values
 from lightning_muon.callbacks.sampled_matrices import sampled_matrices, whole
-from lightning_muon.callbacks.spectra import singular_values
 
 
 class MuonDashboard(Callback):

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_muon.callbacks.applied_factors import AppliedFactors, fitting_sample, orthogonalizes
-from lightning_muon.callbacks.extreme_singular_values import extreme_singular_values
+from lightning_muon.callbacks.measures.applied_factors import AppliedFactors, fitting_sample, orthogonalizes
+from lightning_muon.callbacks.measures.extreme_singular_values import extreme_singular_values
+from lightning_muon.callbacks.measures.polar_factors import FactorMeter, Measured
 from lightning_muon.callbacks.monitor import StepMonitor, warn
 from lightning_muon.callbacks.muon_matrices import HALF, muon_groups, muon_matrices, names_in_module
 from lightning_muon.callbacks.name_choice import some
-from lightning_muon.callbacks.polar_factors import FactorMeter, Measured
 from lightning_muon.callbacks.shards import largest_over_ranks, names_with_gradient
 
 

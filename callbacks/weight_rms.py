@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_muon.callbacks.bf16_headroom import bf16_spacing, count_lost, doublings_to_overflow
 from lightning_muon.callbacks.limits import Limit
+from lightning_muon.callbacks.measures.bf16_headroom import bf16_spacing, count_lost, doublings_to_overflow
+from lightning_muon.callbacks.measures.output_rms import OutputListener, compiled_names, named_layers
 from lightning_muon.callbacks.monitor import StepMonitor, warn
 from lightning_muon.callbacks.muon_matrices import entry_norms, largest_entries, muon_matrices
 from lightning_muon.callbacks.name_choice import NameChoice, some
-from lightning_muon.callbacks.output_rms import OutputListener, compiled_names, named_layers
 from lightning_muon.callbacks.sampled_matrices import spread_evenly
 from lightning_muon.callbacks.shards import Shard, find_shards, names_with_gradient, over_ranks, sizes
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_muon.callbacks import OrthogonalityMonitor
-from lightning_muon.callbacks.polar_factors import gram_matrices, orthogonality_error
+from lightning_muon.callbacks.measures.polar_factors import gram_matrices, orthogonality_error
 from lightning_muon.optim import MuonAdamW, route_parameters
 
 Fit = Callable[..., Trainer]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_muon.callbacks.target_decay import Aim, TargetDecay
+from lightning_muon.callbacks.decay.target_decay import Aim, TargetDecay
 
 FREE = Aim(horizon=100, smoothing=0.0, bounds=(-math.inf, math.inf))
 ENTRIES = 64

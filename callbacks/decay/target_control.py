@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_muon.callbacks.bf16_target import Bf16Target
-from lightning_muon.callbacks.decay_control import DecayControl, Ramp, Size, WeightSet
+from lightning_muon.callbacks.decay.bf16_target import Bf16Target
+from lightning_muon.callbacks.decay.decay_control import DecayControl, Ramp, Size, WeightSet
+from lightning_muon.callbacks.decay.target_decay import Aim, Reasoning, TargetDecay
 from lightning_muon.callbacks.name_choice import some
-from lightning_muon.callbacks.target_decay import Aim, Reasoning, TargetDecay
 
 
 class TargetControl(DecayControl):

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_muon.callbacks.bf16_headroom import BF16_FRACTION_BITS
+from lightning_muon.callbacks.measures.bf16_headroom import BF16_FRACTION_BITS
 from lightning_muon.callbacks.muon_matrices import HALF, entry_norms
 from lightning_muon.callbacks.shards import find_shards, over_ranks, sizes
 

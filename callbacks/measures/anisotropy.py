@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_muon.callbacks.extreme_singular_values import lanczos
+from lightning_muon.callbacks.measures.extreme_singular_values import lanczos
 
 # What is added to the diagonal of a Gram matrix of trace one, so that rounding in float64 (2e-16) leaves it positive.
 SHIFT = 1e-15

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_muon.callbacks.extreme_singular_values import lanczos
+from lightning_muon.callbacks.measures.extreme_singular_values import lanczos
 
 # So many elements of Gram matrices, 4 MiB, stay in the cache of a CPU while Lanczos' iteration goes through them again
 # and again: 24 of 768 x 768 took four times as long in one batch as in batches of 2 to 8. Smaller ones wait for others,

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_muon.callbacks.anisotropy import condition_and_stable_rank, tridiagonals, unit_grams
+from lightning_muon.callbacks.measures.anisotropy import condition_and_stable_rank, tridiagonals, unit_grams
 from lightning_muon.callbacks.monitor import StepMonitor, warn
 from lightning_muon.callbacks.muon_matrices import muon_matrices
 from lightning_muon.callbacks.sampled_matrices import Sampled, matrices_in, sampled_matrices, whole

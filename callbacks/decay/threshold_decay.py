@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_muon.callbacks.decay_control import DecayControl, Ramp, Size, WeightSet
+from lightning_muon.callbacks.decay.decay_control import DecayControl, Ramp, Size, WeightSet
 
 # The slope of the first few measurements is that of the warm-up; it predicts nothing.
 MEASUREMENTS_TO_PREDICT = 5

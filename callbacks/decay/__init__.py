@@ -1,0 +1,1 @@
+"""How AutoWeightDecay decides on a decay."""

@@ -1,0 +1,1 @@
+"""What monitors compute from tensors."""

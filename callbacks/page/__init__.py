@@ -1,0 +1,1 @@
+"""What MuonDashboard puts on the pages of TensorBoard."""
