@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import optimizer_step, orthogonalization, traffic
+from benchmarks import monitors, optimizer_step, orthogonalization, traffic
 from benchmarks.matrix_problems import __main__ as matrix_problems
 from benchmarks.matrix_problems.methods import METHODS
 from benchmarks.matrix_problems.problems import PROBLEMS, Problem
 from benchmarks.matrix_problems.stopped_polargrad import two_qdwh_steps
+from lightning_muon import callbacks
 from lightning_muon.optim.orthogonalize import Orthogonalizer
 
 
@@ -109,3 +110,30 @@ def polar() -> Callable[[Tensor], Tensor]:
         return factor
 
     return compute
+
+
+@pytest.mark.timeout(120)
+def test_monitors(tmp_path: Path) -> None:
+    monitors.main(["--quick", "--results", str(tmp_path)])
+    rows = {row["monitor"]: row["ms in 10 steps"] for row in record(tmp_path / "monitors-cpu.json")["rows"]}
+    watching = {name for name in callbacks.__all__ if rows.get(name, 0.0) > 0.0}
+    assert watching == set(callbacks.__all__)
+    assert rows["sum of these"] == pytest.approx(sum(rows[name] for name in watching))
+    assert rows["sum of these"] < rows["the steps themselves"]
+
+
+def test_what_logged_steps_are_longer_by() -> None:
+    """Compared with the eight before the last one, in turns of either kind."""
+    turns = monitors.Turns([], turn=10)
+    for turn in range(4):
+        extra = 0.5 if turn % 2 == 0 else 0.125
+        turns.steps += [monitors.Step(turn % 2 == 0, False, 1.0 + turn)] * 8
+        turns.steps += [
+            monitors.Step(turn % 2 == 0, False, 9.0),
+            monitors.Step(turn % 2 == 0, True, 1.0 + turn + extra),
+        ]
+    assert turns.longer_by(True) == [0.5, 0.5]
+    assert turns.longer_by(False) == [0.125, 0.125]
+    low, high = monitors.interval([0.5] * 20, [0.125] * 20)
+    assert low == high == 0.375
+    assert monitors.trimmed_mean([*[1.0] * 18, -50.0, 70.0]) == 1.0

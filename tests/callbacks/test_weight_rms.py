@@ -13,12 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_muon.callbacks import (
-    AutoWeightDecay,
-    GradientMonitor,
-    MuonDashboard,
-    OptimizerTimeMonitor,
     OrthogonalityMonitor,
-    UpdateRMSMonitor,
     WeightRMSMonitor,
 )
 from lightning_muon.callbacks.measures.bf16_headroom import bf16_spacing, doublings_to_overflow
@@ -30,14 +25,6 @@ Module = Callable[..., LightningModule]
 
 QUANTITIES = ("weight_rms", "weight_absmax", "bf16_headroom", "lost_updates", "doublings_to_overflow")
 MATRICES = ("net.0.weight", "net.2.weight")
-MONITORS: tuple[Any, ...] = (
-    WeightRMSMonitor,
-    OrthogonalityMonitor,
-    UpdateRMSMonitor,
-    GradientMonitor,
-    OptimizerTimeMonitor,
-    AutoWeightDecay,
-)
 
 
 class Snapshots(Callback):
@@ -136,28 +123,6 @@ def test_the_sample_is_bounded_and_the_rest_is_still_measured(regression: Module
 def test_other_optimizers_are_measured_on_the_same_matrices(regression: Module, fit: Fit, make: Any) -> None:
     trainer = fit(regression(make), callbacks=[WeightRMSMonitor(per_parameter=True)])
     assert {f"weight_rms/{name}" for name in MATRICES} <= set(trainer.callback_metrics)
-
-
-def test_torch_muon_under_manual_optimization(regression: Module, fit: Fit) -> None:
-    class Manual(regression):  # type: ignore[valid-type,misc]
-        automatic_optimization = False
-
-        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
-            loss = super().training_step(batch, batch_idx)
-            for optimizer in self.optimizers():
-                optimizer.zero_grad()
-            self.manual_backward(loss)
-            for optimizer in self.optimizers():
-                optimizer.step()
-
-        def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-            matrices = [self.get_parameter(name) for name in MATRICES]
-            rest = [p for p in self.parameters() if all(p is not matrix for matrix in matrices)]
-            return [torch.optim.Muon(matrices), torch.optim.AdamW(rest)]
-
-    trainer = fit(Manual(None), callbacks=[WeightRMSMonitor(per_parameter=True)])
-    measured = {name for name in trainer.callback_metrics if name.startswith("weight_rms/net")}
-    assert measured == {f"weight_rms/{name}" for name in MATRICES}
 
 
 def test_any_logger_or_none(regression: Module, fit: Fit, tmp_path: Any, tensorboard: TensorBoardLogger) -> None:
@@ -374,60 +339,3 @@ def test_names_are_without_wrappers(regression: Module, fit: Fit) -> None:
 
     trainer = fit(Compiled(), callbacks=[WeightRMSMonitor(per_parameter=True)], limit_train_batches=1)
     assert measured_in(trainer, "weight_rms") == set(MATRICES)
-
-
-def test_names_are_looked_up_once(regression: Module, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    walks: list[int] = []
-    walk = LightningModule.named_parameters
-
-    class Count(Callback):
-        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            def counted(*args: Any, **options: Any) -> Any:
-                walks.append(trainer.global_step)
-                return walk(pl_module, *args, **options)
-
-            monkeypatch.setattr(pl_module, "named_parameters", counted)
-
-    fit(regression(MuonAdamW), callbacks=[Count(), *(monitor(every_n_steps=5) for monitor in MONITORS)])
-    assert set(walks) == {0}
-
-
-def test_off_their_cadence_no_monitor_waits_for_the_device(
-    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Everything that brings a tensor's value to the host in a step is counted, in runs with and without monitors."""
-    waits: list[str] = []
-    in_step: list[bool] = [False]
-
-    class Begin(Callback):
-        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-            in_step[0] = trainer.global_step > 0  # the first has histograms
-
-    class End(Callback):
-        def on_train_batch_end(self, *_: Any) -> None:
-            in_step[0] = False
-
-    def counting(method: str) -> Callable[..., Any]:
-        own = getattr(Tensor, method)
-
-        def counted(*arguments: Any, **options: Any) -> Any:
-            if in_step[0]:
-                waits.append(method)
-            return own(*arguments, **options)
-
-        return counted
-
-    for method in ("item", "tolist", "cpu", "numpy", "__float__", "__int__", "__bool__", "nonzero"):
-        monkeypatch.setattr(Tensor, method, counting(method))
-
-    def waits_of(every_n_steps: int | None) -> list[str]:
-        waits.clear()
-        watching: list[Callback] = [monitor(every_n_steps=every_n_steps) for monitor in MONITORS if every_n_steps]
-        if every_n_steps:
-            watching.append(MuonDashboard(spectrum_every_n_steps=every_n_steps))
-        callbacks = [Begin(), *watching, End()]
-        fit(regression(MuonAdamW), callbacks=callbacks, logger=tensorboard, log_every_n_steps=every_n_steps or 11)
-        return waits.copy()
-
-    assert waits_of(11) == waits_of(None)
-    assert len(waits_of(10)) > len(waits_of(11))  # the run has ten steps
