@@ -7,7 +7,6 @@ steps in which they measure are longer than those before, beyond what that is wi
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from cookiecutter.main import cookiecutter
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from benchmarks.record import REPOSITORY, RESULTS, report
+from benchmarks.demo import QUIET, generate
+from benchmarks.record import RESULTS, report
 from lightning_muon.cli import MuonCLI
 
 # What of a callback is called in each step, by Lightning or by an optimizer.
@@ -231,12 +230,7 @@ def _row(name: str, seconds: float, step: float) -> dict[str, Any]:
 
 def train(folder: Path, turn: int, steps: int) -> Turns:
     """Generate the demo's project in a folder, and train its model for so many steps."""
-    cookiecutter(str(REPOSITORY), no_input=True, default_config=True, output_dir=str(folder))
-    project = folder / "my-muon-project"
-    sys.path.insert(0, str(project / "src"))
-    from my_muon_project.data import TextData  # type: ignore[import-not-found]  # noqa: PLC0415
-    from my_muon_project.module import TextModule  # type: ignore[import-not-found]  # noqa: PLC0415
-
+    project, module, data = generate(folder)
     found: list[Turns] = []
 
     class Measured(MuonCLI):
@@ -251,12 +245,11 @@ def train(folder: Path, turn: int, steps: int) -> Turns:
             """Print nothing of the run."""
 
     logs = f"--trainer.logger.init_args.save_dir={folder / 'logs'}"
-    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     Measured(
-        TextModule,
-        TextData,
+        module,
+        data,
         default_config=project / "configs" / "default.yaml",
-        args=["fit", f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0", *quiet, logs],
+        args=["fit", f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0", *QUIET, logs],
     )
     return found[0]
 

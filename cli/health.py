@@ -125,7 +125,14 @@ HEALTH = (
         "the largest weight nears the end of bfloat16's range: the run diverges; lower the learning rate",
         "{:.1f}".format,
     ),
-    Quantity("layer output RMS, peak of the largest", "", measured("output_rms/max", peak)),
+    Quantity(
+        "layer output RMS, peak of the largest",
+        "under 1000",
+        measured("output_rms/max", peak),
+        # float16 ends at 65504; bfloat16 adds nothing under 256 to what is larger than that.
+        above(1e3, 65504.0),
+        "the outputs are large: what later layers add is rounded away; lower the learning rate, or decay more",
+    ),
     Quantity(
         "layer output RMS, growth in the last quarter",
         "under 10 %",

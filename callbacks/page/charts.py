@@ -46,7 +46,9 @@ CHARTS = (
     Chart("Health", "Update RMS: Muon's as large as AdamW's", r"update_rms/.+"),
     Chart("Health", "Fraction of updates that bf16 would lose", f"lost_updates/{SUMMARY}"),
     Chart("Health", "Room to bf16's overflow: doublings of the largest weight", f"doublings_to_overflow/{SUMMARY}"),
-    Chart("Health", "Condition number of gradient and momentum", f"(gradient|momentum)_condition/{SUMMARY}"),
+    Chart(
+        "Health", "Condition number of gradient and momentum: in log scale", f"(gradient|momentum)_condition/{SUMMARY}"
+    ),
     Chart("Health", "Stable rank of gradient and momentum", f"(gradient|momentum)_stable_rank/{SUMMARY}"),
     Chart("Training", "Loss", r"(train|val|valid|validation)[/_].*loss.*"),
     Chart("Training", "Other validation metrics", r"(val|valid|validation)[/_](?!.*loss).+"),

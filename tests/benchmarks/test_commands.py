@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import monitors, optimizer_step, orthogonalization, traffic
+from benchmarks import monitors, optimizer_step, orthogonalization, traffic, unhealthy_run
 from benchmarks.matrix_problems import __main__ as matrix_problems
 from benchmarks.matrix_problems.methods import METHODS
 from benchmarks.matrix_problems.problems import PROBLEMS, Problem
@@ -120,6 +120,15 @@ def test_monitors(tmp_path: Path) -> None:
     assert watching == set(callbacks.__all__)
     assert rows["sum of these"] == pytest.approx(sum(rows[name] for name in watching))
     assert rows["sum of these"] < rows["the steps themselves"]
+
+
+@pytest.mark.timeout(120)
+def test_unhealthy_run(tmp_path: Path) -> None:
+    unhealthy_run.main(["--quick", "--results", str(tmp_path)])
+    healthy, sick, held = record(tmp_path / "unhealthy_run-cpu.json")["rows"]
+    assert sick["weight RMS, largest, peak"] > 3 * healthy["weight RMS, largest, peak"]
+    assert sick["output RMS, largest, peak"] > 100 * healthy["output RMS, largest, peak"]
+    assert set(held) == set(sick) == {"run", *unhealthy_run.FIGURES}
 
 
 def test_what_logged_steps_are_longer_by() -> None:

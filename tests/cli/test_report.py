@@ -43,7 +43,7 @@ SICK: Curves = {
     "bf16_headroom/min": [0.4, 0.3, 0.2, 0.1, 0.1],
     "orthogonality_error/mean": [0.95] * 5,
     "weight_decay/muon": [0.1, 0.1, 0.3, 0.5, 0.5, 0.3, 0.1, 0.2],
-    "output_rms/max": [1.0, 2.0, 4.0, 8.0, 20.0],
+    "output_rms/max": [1e3, 2e3, 4e3, 8e3, 2e4],
     "doublings_to_overflow/min": [128.0, 60.0, 3.0],
     "singular_value_max/max": [1.2, 9.0, 80.0],
     "optimizer_share": [0.3, 0.3, 0.31],
@@ -113,6 +113,7 @@ def test_what_is_sick_is_called_so_and_has_advice(tmp_path: Path) -> None:
     assert figures["weight decay, largest"] == Figure("0.5")
     assert figures["weight decay, final"] == Figure("0.2")
     assert figures["layer output RMS, growth in the last quarter"] == Figure("+150.0 %", "bad")
+    assert figures["layer output RMS, peak of the largest"] == Figure("2e+04", "watch")
     assert figures["doublings until bf16 overflows, fewest"] == Figure("3.0", "bad")
     assert figures["singular value of the update, largest"] == Figure("9", "bad")
     assert figures["optimizer's share of the step"] == Figure("30.0 %", "watch")

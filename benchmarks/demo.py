@@ -1,0 +1,24 @@
+"""The demo's project, generated in a folder and made importable, for benchmarks that train it."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from cookiecutter.main import cookiecutter
+
+from benchmarks.record import REPOSITORY
+
+QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
+
+
+def generate(folder: Path) -> tuple[Path, type[Any], type[Any]]:
+    """Generate the project with the default answers; return its folder, and the classes of its module and its data."""
+    cookiecutter(str(REPOSITORY), no_input=True, default_config=True, output_dir=str(folder))
+    project = folder / "my-muon-project"
+    sys.path.insert(0, str(project / "src"))
+    try:
+        from my_muon_project.data import TextData  # type: ignore[import-not-found]  # noqa: PLC0415
+        from my_muon_project.module import TextModule  # type: ignore[import-not-found]  # noqa: PLC0415
+    finally:
+        sys.path.pop(0)
+    return project, TextModule, TextData

@@ -1,0 +1,76 @@
+"""A run that goes wrong in silence, beside a healthy one and one that AutoWeightDecay holds.
+
+``python -m benchmarks.unhealthy_run`` trains the demo three times and prints what the monitors saw.
+"""
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.demo import QUIET, generate
+from benchmarks.record import RESULTS, report
+from lightning_muon.cli import MuonCLI
+from lightning_muon.cli.run_log import read_run
+
+STEERED = {"target_rms": 0.2, "horizon": 20, "ramp_steps": 20, "bounds": "[0, 4]"}
+UNHEALTHY = ["--config=configs/experiment/unhealthy.yaml"]
+RUNS = {
+    "default": [],
+    "unhealthy": UNHEALTHY,
+    "unhealthy, AutoWeightDecay(target_rms=0.2)": [
+        *UNHEALTHY,
+        "--trainer.callbacks+=AutoWeightDecay",
+        *(f"--trainer.callbacks.{name}={value}" for name, value in STEERED.items()),
+    ],
+}
+FIGURES: dict[str, tuple[str, Callable[[Sequence[float]], float]]] = {
+    "validation loss": ("val/loss", lambda values: values[-1]),
+    "weight RMS, mean, final": ("weight_rms/mean", lambda values: values[-1]),
+    "weight RMS, largest, peak": ("weight_rms/max", max),
+    "output RMS, largest, peak": ("output_rms/max", max),
+    "lost updates, mean, median": ("lost_updates/mean", statistics.median),
+    "lost updates, largest, median": ("lost_updates/max", statistics.median),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few steps: to see that it runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
+    options = parser.parse_args(arguments)
+    steps = 50 if options.quick else 300
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        project, module, data = generate(Path(folder))
+        for name, extra in RUNS.items():
+            rows.append(
+                {"run": name, **figures(train(project, module, data, [*extra, f"--trainer.max_steps={steps}"]))}
+            )
+    settings = {"steps": steps, "quick": options.quick}
+    report(f"The demo, {steps} steps", rows, ["run", *FIGURES], settings, "unhealthy_run-cpu", options.results)
+
+
+def train(project: Path, module: type[Any], data: type[Any], arguments: list[str]) -> Path:
+    """Train the demo's model, and return the folder that it was logged to."""
+    in_project = [argument.replace("configs/", f"{project / 'configs'}/") for argument in arguments]
+    logs = f"--trainer.logger.init_args.save_dir={project / 'logs'}"
+    run = MuonCLI(
+        module, data, default_config=project / "configs" / "default.yaml", args=["fit", *in_project, *QUIET, logs]
+    )
+    for logger in run.trainer.loggers:
+        logger.finalize("success")
+    return Path(str(run.trainer.log_dir))
+
+
+def figures(log_dir: Path) -> dict[str, float]:
+    """Return the figures of a run."""
+    scalars = read_run(log_dir, log_dir.name).scalars
+    return {name: reduce([value for _, value in scalars[tag]]) for name, (tag, reduce) in FIGURES.items()}
+
+
+if __name__ == "__main__":
+    main()
