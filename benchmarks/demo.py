@@ -17,8 +17,8 @@ def generate(folder: Path) -> tuple[Path, type[Any], type[Any]]:
     project = folder / "my-muon-project"
     sys.path.insert(0, str(project / "src"))
     try:
-        from my_muon_project.data import TextData  # type: ignore[import-not-found]  # noqa: PLC0415
-        from my_muon_project.module import TextModule  # type: ignore[import-not-found]  # noqa: PLC0415
+        from my_muon_project.data import TextData  # noqa: PLC0415
+        from my_muon_project.module import TextModule  # noqa: PLC0415
     finally:
         sys.path.pop(0)
     return project, TextModule, TextData

@@ -23,9 +23,9 @@ class Events:
     """What a trainer's TensorBoard file says, that of its first logger unless another is given."""
 
     def __init__(self, trainer: Trainer, logger: TensorBoardLogger | None = None) -> None:
-        logger = logger or trainer.logger
-        logger.experiment.flush()
-        self._events = EventAccumulator(logger.log_dir, size_guidance={"scalars": 0})
+        written: Any = logger or trainer.logger
+        written.experiment.flush()
+        self._events = EventAccumulator(written.log_dir, size_guidance={"scalars": 0})
         self._events.Reload()
 
     def scalars(self) -> dict[str, list[tuple[int, float]]]:

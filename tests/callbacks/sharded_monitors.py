@@ -179,7 +179,7 @@ class Normalizing(torch.optim.Optimizer):
         super().__init__(groups, {"lr": 0.05, "weight_decay": 0.1})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float]) -> float:
+    def step(self, closure: Callable[[], float]) -> float:  # type: ignore[override]
         loss = torch.enable_grad()(closure)()
         for group in self.param_groups:
             for p in group["params"] if group["algorithm"] == "muon" else ():

@@ -122,7 +122,7 @@ class Foreign(Optimizer):
         self.factors: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def step(self, closure: Any) -> Any:
+    def step(self, closure: Any) -> Any:  # type: ignore[override]
         loss = torch.enable_grad()(closure)()
         for group in self.param_groups:
             if group["algorithm"] != "muon":

@@ -68,7 +68,7 @@ def timed(module_class: Any, clock: Clock, step: float = 3.0, clipping: float = 
     return Timed
 
 
-def shares(events: Any, trainer: Trainer) -> list[tuple[int, float]]:
+def shares(events: Any, trainer: Trainer) -> list[tuple[int, Any]]:
     return events(trainer).scalars()["optimizer_share"]
 
 
@@ -114,7 +114,8 @@ class Busy(Callback):
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         self.measure(trainer)
 
-    on_before_optimizer_step = on_train_batch_start
+    def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
+        self.measure(trainer)
 
     def on_validation_end(self, *_: Any) -> None:
         self.clock.now += 1000.0
