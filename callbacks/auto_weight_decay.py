@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from lightning_muon.callbacks.arguments import is_number, is_whole
 from lightning_muon.callbacks.decay.bf16_target import SAMPLE, UpdateSample, reference_lr
 from lightning_muon.callbacks.decay.decay_control import DecayControl, Size, WeightSet
 from lightning_muon.callbacks.decay.target_control import TargetControl
@@ -24,6 +25,7 @@ from lightning_muon.callbacks.monitor import StepMonitor, log_scalars, log_text,
 from lightning_muon.callbacks.muon_matrices import HALF, entry_norms, is_muon, muon_groups, muon_matrices
 from lightning_muon.callbacks.sampled_matrices import spread_evenly
 from lightning_muon.callbacks.shards import find_shards, names_with_gradient, over_ranks, sizes
+from lightning_muon.callbacks.step_options import is_decoupled
 
 # Lightning's own default, for a trainer with log_every_n_steps=0.
 STEPS_WITHOUT_LOG = 50
@@ -118,12 +120,12 @@ class AutoWeightDecay(StepMonitor):
         super().__init__(every_n_steps)
         for name, value, fits, demand in (
             ("target_rms", target_rms, _is_target(target_rms), "a positive number, 'bf16', or null for the limit"),
-            ("limit", limit, limit > 0, "positive"),
-            ("weight_decay", weight_decay, weight_decay > 0, "positive"),
-            ("horizon", horizon, horizon >= 0, "at least 0"),
-            ("ramp_steps", ramp_steps, ramp_steps >= 1, "at least 1"),
-            ("release", release, 0 < release < 1, "between 0 and 1"),
-            ("smoothing", smoothing, 0 <= smoothing < 1, "at least 0 and below 1"),
+            ("limit", limit, is_number(limit) and limit > 0, "positive"),
+            ("weight_decay", weight_decay, is_number(weight_decay) and weight_decay > 0, "positive"),
+            ("horizon", horizon, is_whole(horizon) and horizon >= 0, "at least 0, a whole number"),
+            ("ramp_steps", ramp_steps, is_whole(ramp_steps) and ramp_steps >= 1, "at least 1, a whole number"),
+            ("release", release, is_number(release) and 0 < release < 1, "between 0 and 1"),
+            ("smoothing", smoothing, is_number(smoothing) and 0 <= smoothing < 1, "at least 0 and below 1"),
             ("per", per, per in {"group", "matrix"}, "'group' or 'matrix'"),
             ("bounds", bounds, _are_bounds(bounds), "two numbers, the first at least 0 and below the second"),
         ):
@@ -148,6 +150,7 @@ class AutoWeightDecay(StepMonitor):
         self._taken: dict[str, tuple[float | Tensor, float]] = {}  # by group, learning rate and decay of the last step
         self._behind: dict[Tensor, Any] = {}  # by matrix, the factor that its steps in this batch have left out
         self._samples: list[UpdateSample] = []
+        self._still: set[str] = set()  # matrices without a gradient, which neither move nor decay
 
     @property
     def active(self) -> bool:
@@ -172,9 +175,15 @@ class AutoWeightDecay(StepMonitor):
         if stage == "fit":  # before the state in a checkpoint is restored
             self._control = self._make_control()
             self._samples.clear()
+            self._still.clear()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not any(map(muon_groups, trainer.optimizers)):
+            raise MisconfigurationException(
+                "AutoWeightDecay: no parameter group has algorithm='muon', so there is nothing to decay."
+                " Make the groups with route_parameters(module), or remove the callback."
+            )
         super().on_train_start(trainer, pl_module)
         self._optimizers = trainer.optimizers
         matrices = muon_matrices(trainer.optimizers, self._names)
@@ -185,11 +194,11 @@ class AutoWeightDecay(StepMonitor):
                     f"AutoWeightDecay: {type(optimizer).__name__} has no weight_decay in its group {label!r}."
                     " Take an optimizer that decays weights, or remove the callback."
                 )
-        if not matrices:
-            raise MisconfigurationException(
-                "AutoWeightDecay: no parameter group has algorithm='muon', so there is nothing to decay."
-                " Make the groups with route_parameters(module), or remove the callback."
-            )
+            if self.target_rms is not None and not is_decoupled(optimizer, group):
+                raise MisconfigurationException(
+                    f"AutoWeightDecay: target_rms needs a decoupled decay, but {type(optimizer).__name__} adds that"
+                    f" of its group {label!r} to the gradient. Take AdamW, torch.optim.Muon or MuonAdamW, or use limit."
+                )
         half = next((name for name, matrix in matrices.items() if matrix.dtype in HALF), None)
         if self.per == "matrix" and half is not None:
             raise MisconfigurationException(
@@ -210,13 +219,14 @@ class AutoWeightDecay(StepMonitor):
 
     @override
     def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
-        """Where the target depends on the size of updates, look at some."""
-        if self.target_rms != "bf16":
-            yield
-            return
+        """See which matrices move at all; where the target depends on the size of updates, look at some."""
         trainer = pl_module.trainer
         matrices = muon_matrices([optimizer], self._names)
         names = names_with_gradient(trainer, matrices)
+        self._still = (self._still - matrices.keys()) | (matrices.keys() - set(names))
+        if self.target_rms != "bf16":
+            yield
+            return
         chosen: dict[str, list[Tensor]] = {}
         for label, group in self._groups_of(optimizer):
             ids = {id(matrix) for matrix in group["params"]}
@@ -246,7 +256,7 @@ class AutoWeightDecay(StepMonitor):
         measured = {
             name: Size(norm, entries)
             for name, norm, entries in zip(matrices, found.norm[0].tolist(), found.sum[1].tolist(), strict=True)
-            if entries > 0
+            if entries > 0 and name not in self._still
         }
         rms = {name: size.rms for name, size in measured.items()}
         self.warn_of_not_finite(trainer, "the weight RMS", rms, so="; nothing can be said about these")
@@ -323,6 +333,8 @@ class AutoWeightDecay(StepMonitor):
 
     def _raise_decay(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for label, group in self._groups_of(optimizer):
+            if any(raised.group is group for raised in self._raised):  # a step that calls that of its parent
+                continue
             decays = self._decays(label, group)
             # The optimizer takes the smallest; what a matrix needs beyond it is done at the end of the batch.
             own, group["weight_decay"] = group["weight_decay"], min(decays)
@@ -348,7 +360,11 @@ class AutoWeightDecay(StepMonitor):
     def _catch_up(self) -> None:
         if self._behind:
             local = [m.to_local() if isinstance(m, DTensor) else m for m in self._behind]
-            torch._foreach_mul_(local, list(self._behind.values()))
+            for kind in (float, Tensor):  # a learning rate may be a tensor
+                alike = [(m, by) for m, by in zip(local, self._behind.values(), strict=True) if isinstance(by, kind)]
+                if alike:
+                    matrices, factors = zip(*alike, strict=True)
+                    torch._foreach_mul_(list(matrices), list(factors))
             self._behind.clear()
 
     def _lower_decay(self) -> None:
@@ -375,7 +391,7 @@ def _labelled_muon_groups(optimizers: Iterable[Optimizer]) -> list[LabelledGroup
 
 
 def _is_target(value: object) -> bool:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and is_number(value):
         return 0 < value < math.inf
     return value is None or value == "bf16"
 
@@ -383,4 +399,4 @@ def _is_target(value: object) -> bool:
 def _are_bounds(value: object) -> bool:
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         return False
-    return all(isinstance(bound, (int, float)) for bound in value) and 0 <= value[0] < value[1]
+    return all(map(is_number, value)) and 0 <= value[0] < value[1]

@@ -7,6 +7,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensorboard.compat.proto.summary_pb2 import Summary
 from typing_extensions import override
 
+from lightning_muon.callbacks.arguments import check_whole
 from lightning_muon.callbacks.monitor import log_text, logged_step, warn
 from lightning_muon.callbacks.muon_matrices import module_names, muon_groups
 from lightning_muon.callbacks.page.cards import config_card, routing_card
@@ -54,8 +55,7 @@ class MuonDashboard(Callback):
             ("sample", sample, 1),
             ("max_elements", max_elements, 1),
         ):
-            if value < least:
-                raise MisconfigurationException(f"MuonDashboard: {name} must be at least {least}, got {value}")
+            check_whole("MuonDashboard", name, value, least)
         self.spectrum_every_n_steps = spectrum_every_n_steps
         self.sample = sample
         self.max_elements = max_elements

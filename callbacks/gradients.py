@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_muon.callbacks.arguments import check_whole
 from lightning_muon.callbacks.measures.anisotropy import condition_and_stable_rank, tridiagonals, unit_grams
 from lightning_muon.callbacks.monitor import StepMonitor, warn
 from lightning_muon.callbacks.muon_matrices import muon_matrices
@@ -70,8 +70,7 @@ class GradientMonitor(StepMonitor):
     ) -> None:
         super().__init__(every_n_steps, per_parameter)
         for name, value in (("sample", sample), ("max_elements", max_elements)):
-            if value < 1:
-                raise MisconfigurationException(f"GradientMonitor: {name} must be at least 1, got {value}")
+            check_whole("GradientMonitor", name, value)
         self.sample = sample
         self.max_elements = max_elements
         self._names_measured: list[str] = []
@@ -150,7 +149,7 @@ class GradientMonitor(StepMonitor):
         )
 
     def _sample(self, *optimizers: Optimizer) -> dict[str, Sampled]:
-        return sampled_matrices(optimizers, self._names, self.sample, self.max_elements)
+        return sampled_matrices(optimizers, self._names, self.sample, self.max_elements, self._chosen)
 
 
 class Measured(NamedTuple):

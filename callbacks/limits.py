@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_muon.callbacks.arguments import is_number
 from lightning_muon.callbacks.monitor import logged_step, warn
 
 
@@ -34,9 +35,9 @@ class Limit:
     told: bool = False
 
     def __post_init__(self) -> None:
-        if self.bound is not None and not self.bound >= 0:
+        if self.bound is not None and not (is_number(self.bound) and self.bound >= 0):
             raise MisconfigurationException(
-                f"{self.monitor}: {self.argument} must be at least 0, or null for no limit, got {self.bound}"
+                f"{self.monitor}: {self.argument} must be at least 0, or null for no limit, got {self.bound!r}"
             )
 
     def watch(self, trainer: Trainer, values: Mapping[str, float]) -> None:

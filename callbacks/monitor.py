@@ -1,5 +1,6 @@
 """What the monitors share: when they measure, and how they log it."""
 
+import itertools
 import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,8 +15,12 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from lightning_muon.callbacks.arguments import check_whole
 from lightning_muon.callbacks.muon_matrices import module_names, muon_groups, muon_matrices, summarize
 from lightning_muon.callbacks.name_choice import NameChoice, some
+
+# Batches without a step after which one is told; accumulation by hand may take many.
+UNSEEN_STEPS = 100
 
 
 class StepMonitor(Callback):
@@ -36,10 +41,7 @@ class StepMonitor(Callback):
     """
 
     def __init__(self, every_n_steps: int | None = None, per_parameter: bool | Sequence[str] = False) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise MisconfigurationException(
-                f"{type(self).__name__}: every_n_steps must be at least 1, got {every_n_steps}"
-            )
+        check_whole(type(self).__name__, "every_n_steps", every_n_steps, optional=True)
         self.every_n_steps = every_n_steps
         self.per_parameter = per_parameter
         self._chosen = NameChoice(f"{type(self).__name__}: per_parameter", per_parameter)
@@ -49,6 +51,8 @@ class StepMonitor(Callback):
         self._watched: dict[Optimizer, tuple[Generator[None, None, None], RemovableHandle]] = {}
         self._stepped: set[Optimizer] = set()
         self._warned = False
+        self._stepped_ever = False
+        self._due_since: int | None = None
 
     def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
         """Look at gradients and old weights, yield for the step, look at new weights; closed if the step is skipped."""
@@ -71,6 +75,11 @@ class StepMonitor(Callback):
         every: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every
 
+    def measures_now(self, trainer: Trainer) -> bool:
+        """Whether a measurement is due in the current step."""
+        every = self.cadence(trainer)
+        return every > 0 and (logged_step(trainer) + 1) % every == 0
+
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         kind = type(self)
@@ -81,21 +90,33 @@ class StepMonitor(Callback):
             )
         self._due.clear()
         self._warned = False
+        self._stepped_ever, self._due_since = False, None
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._names = module_names(pl_module)
         self._chosen.check(self.choices(trainer))
+        if trainer.optimizers and not any(map(self.watches, trainer.optimizers)):
+            warn(
+                trainer,
+                f"{type(self).__name__}: no parameter group has algorithm='muon', so there is nothing to measure. Make"
+                " the groups with route_parameters(module), or take torch.optim.Muon.",
+            )
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        every = self.cadence(trainer)
-        if every > 0 and (logged_step(trainer) + 1) % every == 0:
+        if self.measures_now(trainer):
             self._due.update(optimizer for optimizer in trainer.optimizers if self.watches(optimizer))
+            if self._due and not self._stepped_ever:
+                self._tell_of_unseen_steps(trainer)
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._stepped_ever = True
         if optimizer in self._due and optimizer not in self._watched:
+            parameters = itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
+            if any(id(parameter) not in self._names for parameter in parameters):
+                self._names = module_names(pl_module)  # some came later
             watch = self.around_step(pl_module, optimizer)
             next(watch, None)
             self._watched[optimizer] = watch, optimizer.register_step_post_hook(self._after_step)
@@ -135,6 +156,18 @@ class StepMonitor(Callback):
                 trainer,
                 f"{type(self).__name__}, step {logged_step(trainer)}: {quantity} is not finite for {some(names)}{so}."
                 " This is said once.",
+            )
+
+    def _tell_of_unseen_steps(self, trainer: Trainer) -> None:
+        """Warn, once, if optimizers step without Lightning, which then calls nobody."""
+        if self._due_since is None:
+            self._due_since = logged_step(trainer)
+        elif logged_step(trainer) - self._due_since >= UNSEEN_STEPS:
+            self._stepped_ever = True
+            warn(
+                trainer,
+                f"{type(self).__name__}: in {UNSEEN_STEPS} batches no optimizer has stepped by way of Lightning, so"
+                " nothing was measured. Under manual optimization, step those that self.optimizers() returns.",
             )
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -25,9 +26,8 @@ class NameChoice:
     wanted: bool | Sequence[str]
 
     def __post_init__(self) -> None:
-        if isinstance(self.wanted, str) or not (
-            isinstance(self.wanted, bool) or all(isinstance(pattern, str) for pattern in self.wanted)
-        ):
+        patterns = isinstance(self.wanted, (list, tuple)) and all(isinstance(pattern, str) for pattern in self.wanted)
+        if not patterns and not isinstance(self.wanted, bool):
             raise MisconfigurationException(
                 f"{self.argument} must be true, false or a list of patterns such as ['*.mlp.*'], got {self.wanted!r}"
             )
@@ -37,6 +37,10 @@ class NameChoice:
         if isinstance(self.wanted, bool):
             return self.wanted
         return any(fnmatchcase(name, pattern) for pattern in self.wanted)
+
+    def by_pattern(self, names: Iterable[str]) -> set[str]:
+        """Return the names that a pattern matches; none if the choice is all or nothing."""
+        return set() if isinstance(self.wanted, bool) else {name for name in names if self.takes(name)}
 
     def check(self, names: Iterable[str]) -> None:
         """Refuse a pattern that matches none of the names.
@@ -49,8 +53,10 @@ class NameChoice:
         names = list(names)
         for pattern in self.wanted:
             if not any(fnmatchcase(name, pattern) for name in names):
+                nearest = get_close_matches(pattern, names, n=NAMED_AT_MOST, cutoff=0.0)
+                ordered = [*nearest, *(name for name in names if name not in nearest)]
                 raise MisconfigurationException(
-                    f"{self.argument} has the pattern {pattern!r}, which matches no name. There are {some(names)}."
+                    f"{self.argument} has the pattern {pattern!r}, which matches no name. There are {some(ordered)}."
                 )
 
 

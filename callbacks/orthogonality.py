@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_muon.callbacks.arguments import check_whole
 from lightning_muon.callbacks.measures.applied_factors import AppliedFactors, fitting_sample, orthogonalizes
 from lightning_muon.callbacks.measures.extreme_singular_values import extreme_singular_values
 from lightning_muon.callbacks.measures.polar_factors import FactorMeter, Measured
@@ -66,8 +67,7 @@ class OrthogonalityMonitor(StepMonitor):
     ) -> None:
         super().__init__(every_n_steps, per_parameter)
         for argument, value in (("sample", sample), ("max_elements", max_elements)):
-            if value < 1:
-                raise MisconfigurationException(f"OrthogonalityMonitor: {argument} must be at least 1, got {value}")
+            check_whole("OrthogonalityMonitor", argument, value)
         self.sample = sample
         self.max_elements = max_elements
         self._measured: list[Measured] = []
@@ -142,7 +142,7 @@ class OrthogonalityMonitor(StepMonitor):
 
     def _compare(self, trainer: Trainer, optimizer: Optimizer) -> Generator[None, None, None]:
         """Measure how a few weights have moved."""
-        sampled = fitting_sample(optimizer, self._names, self.sample, self.max_elements)
+        sampled = fitting_sample(optimizer, self._names, self.sample, self.max_elements, self._chosen)
         if not sampled:
             return
         applied = AppliedFactors(optimizer, sampled)
@@ -167,7 +167,7 @@ class OrthogonalityMonitor(StepMonitor):
                 f"{who}, and half precision rounds away what it did to {some(rounded)}: these are left out. Keep the"
                 " weights in float32 (precision bf16-mixed) to see them.",
             )
-        elif not fitting_sample(optimizer, self._names, self.sample, self.max_elements):
+        elif not fitting_sample(optimizer, self._names, self.sample, self.max_elements, self._chosen):
             warn(
                 trainer,
                 f"{who}, and none of its matrices is whole, as under FSDP2, and has at most"

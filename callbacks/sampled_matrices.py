@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lightning_muon.callbacks.muon_matrices import muon_groups, own_names
+from lightning_muon.callbacks.name_choice import NameChoice
 
 
 class Sampled(NamedTuple):
@@ -26,7 +27,11 @@ class Sampled(NamedTuple):
 
 
 def sampled_matrices(
-    optimizers: Iterable[Optimizer], names: Mapping[int, str], sample: int, max_elements: int
+    optimizers: Iterable[Optimizer],
+    names: Mapping[int, str],
+    sample: int,
+    max_elements: int,
+    choice: NameChoice | None = None,
 ) -> dict[str, Sampled]:
     """Choose Muon's matrices to look at, spread evenly over the model.
 
@@ -38,6 +43,7 @@ def sampled_matrices(
         names: Names of parameters by their ``id``, see ``module_names``.
         sample: The most parameters to choose.
         max_elements: The largest parameter, in elements, over all ranks.
+        choice: Whose patterns are followed first, see :func:`spread_evenly`.
 
     Returns:
         Parameters by name.
@@ -49,13 +55,23 @@ def sampled_matrices(
             for own, parameter, layout in zip(own_names(label, group), group["params"], layouts, strict=True):
                 if parameter.ndim >= 2 and 0 < parameter.numel() <= max_elements:
                     fitting[names.get(id(parameter), own)] = Sampled(parameter, layout, group)
-    return {name: fitting[name] for name in spread_evenly(list(fitting), sample)}
+    return {name: fitting[name] for name in spread_evenly(list(fitting), sample, choice)}
 
 
-def spread_evenly(names: list[str], sample: int) -> list[str]:
-    """Choose at most so many names from the first to the last: every n-th would be the same part of each block."""
-    places = {round(i * (len(names) - 1) / max(1, sample - 1)) for i in range(sample)} if names else set()
-    return [names[place] for place in sorted(places)]
+def spread_evenly(names: list[str], sample: int, choice: NameChoice | None = None) -> list[str]:
+    """Choose at most so many names from the first to the last: every n-th would be the same part of each block.
+
+    Args:
+        names: From which to choose.
+        sample: How many, at most.
+        choice: Those that its patterns match are chosen all, however many, and others only if there are fewer.
+    """
+    asked = set() if choice is None else choice.by_pattern(names)
+    others = [name for name in names if name not in asked]
+    count = max(0, sample - len(asked))
+    places = {round(i * (len(others) - 1) / max(1, count - 1)) for i in range(count)} if others else set()
+    asked |= {others[place] for place in places}
+    return [name for name in names if name in asked]
 
 
 @torch.no_grad()

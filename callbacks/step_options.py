@@ -1,9 +1,21 @@
 """The learning rate and the weight decay that a step really takes."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+# Optimizers of torch that add the decay to the gradient, and whose groups do not say so.
+COUPLED = (
+    torch.optim.SGD,
+    torch.optim.ASGD,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.Adamax,
+    torch.optim.RMSprop,
+)
 
 
 class StepOptions:
@@ -43,3 +55,8 @@ class StepOptions:
 def _kept(option: float | Tensor) -> float | Tensor:
     """Return an option as it is now: schedulers change tensors in place."""
     return option.detach().clone() if isinstance(option, Tensor) else option
+
+
+def is_decoupled(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
+    """Whether weights decay beside the update, by ηλW, and not by an addition to the gradient."""
+    return bool(group.get("decoupled_weight_decay", not isinstance(optimizer, COUPLED)))

@@ -13,23 +13,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_muon.callbacks.arguments import check_whole, is_number
 from lightning_muon.callbacks.group_labels import LabelledGroup, labelled_groups
 from lightning_muon.callbacks.limits import Limit
 from lightning_muon.callbacks.monitor import StepMonitor, log_scalars
 from lightning_muon.callbacks.muon_matrices import HALF, entry_norms, is_muon, own_names
 from lightning_muon.callbacks.sampled_matrices import spread_evenly
 from lightning_muon.callbacks.shards import Shard, find_shards, names_with_gradient, over_ranks, sizes
-from lightning_muon.callbacks.step_options import StepOptions
-
-# Optimizers of torch that add the decay to the gradient, and whose groups do not say so.
-COUPLED = (
-    torch.optim.SGD,
-    torch.optim.ASGD,
-    torch.optim.Adagrad,
-    torch.optim.Adadelta,
-    torch.optim.Adamax,
-    torch.optim.RMSprop,
-)
+from lightning_muon.callbacks.step_options import StepOptions, is_decoupled
 
 
 class UpdateRMSMonitor(StepMonitor):
@@ -76,9 +67,12 @@ class UpdateRMSMonitor(StepMonitor):
         max_ratio: float | None = 10.0,
     ) -> None:
         super().__init__(every_n_steps, per_parameter)
-        for name, value in (("sample", sample), ("max_elements", max_elements), ("max_ratio", max_ratio)):
-            if value is not None and not value >= 1:
-                raise MisconfigurationException(f"UpdateRMSMonitor: {name} must be at least 1, got {value}")
+        for name, value in (("sample", sample), ("max_elements", max_elements)):
+            check_whole("UpdateRMSMonitor", name, value)
+        if max_ratio is not None and not (is_number(max_ratio) and max_ratio >= 1):
+            raise MisconfigurationException(
+                f"UpdateRMSMonitor: max_ratio must be at least 1, or null for no limit, got {max_ratio!r}"
+            )
         self.sample = sample
         self.max_elements = max_elements
         self.max_ratio = max_ratio
@@ -110,7 +104,8 @@ class UpdateRMSMonitor(StepMonitor):
             parameters = [self._parameters(group) for group in groups]
             has_gradient = set(names_with_gradient(trainer, {n: p for group in parameters for n, p in group.items()}))
             names = [
-                spread_evenly([name for name in group if name in has_gradient], self.sample) for group in parameters
+                spread_evenly([name for name in group if name in has_gradient], self.sample, self._chosen)
+                for group in parameters
             ]
             shards = [
                 [replace(shard, local=some_rows(shard.local, self.max_elements)) for shard in group]
@@ -228,11 +223,6 @@ def remove_decay(steps: list[Tensor], before: list[Tensor], decay: float, group:
     if group.get("cautious_weight_decay"):
         before = [old * (step * old >= 0) for step, old in zip(steps, before, strict=True)]
     torch._foreach_sub_(steps, before, alpha=decay)
-
-
-def is_decoupled(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
-    """Whether weights decay beside the update, by ηλW, and not by an addition to the gradient."""
-    return bool(group.get("decoupled_weight_decay", not isinstance(optimizer, COUPLED)))
 
 
 def ratios(muon: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:

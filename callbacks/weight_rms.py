@@ -4,11 +4,11 @@ from collections.abc import Generator, Sequence
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_muon.callbacks.arguments import check_whole
 from lightning_muon.callbacks.limits import Limit
 from lightning_muon.callbacks.measures.bf16_headroom import bf16_spacing, count_lost, doublings_to_overflow
 from lightning_muon.callbacks.measures.output_rms import OutputListener, compiled_names, named_layers
@@ -74,8 +74,7 @@ class WeightRMSMonitor(StepMonitor):
         min_doublings_to_overflow: float | None = 16.0,
     ) -> None:
         super().__init__(every_n_steps, per_parameter)
-        if sample < 1:
-            raise MisconfigurationException(f"WeightRMSMonitor: sample must be at least 1, got {sample}")
+        check_whole("WeightRMSMonitor", "sample", sample)
         self.sample = sample
         self.outputs = outputs
         self.max_weight_rms = max_weight_rms
@@ -85,12 +84,14 @@ class WeightRMSMonitor(StepMonitor):
         self._chosen_outputs = NameChoice("WeightRMSMonitor: outputs", outputs)
         self._limits = self._make_limits()
         self._listener = OutputListener({})
+        self._wants_outputs = False
         self._sampled: list[tuple[list[str], list[Shard], list[Tensor]]] = []
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self._sampled.clear()
+        self._wants_outputs = False
         self._limits = self._make_limits()
 
     @override
@@ -110,7 +111,8 @@ class WeightRMSMonitor(StepMonitor):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self._due:
+        self._wants_outputs |= self.measures_now(trainer)
+        if self._due and self._wants_outputs:
             self._listener.start()
 
     @override
@@ -118,7 +120,7 @@ class WeightRMSMonitor(StepMonitor):
         """Keep the size of sampled matrices before the step, and of their updates."""
         trainer = pl_module.trainer
         matrices = muon_matrices([optimizer], self._names)
-        names = spread_evenly(names_with_gradient(trainer, matrices), self.sample)
+        names = spread_evenly(names_with_gradient(trainer, matrices), self.sample, self._chosen)
         shards = find_shards(trainer, [matrices[name] for name in names])
         before = [shard.local.clone() for shard in shards]
         yield
@@ -136,6 +138,7 @@ class WeightRMSMonitor(StepMonitor):
     @override
     @torch.no_grad()
     def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._wants_outputs = False
         matrices = muon_matrices(trainer.optimizers, self._names)
         shards = find_shards(trainer, list(matrices.values()))
         local = [shard.local for shard in shards]
@@ -145,7 +148,9 @@ class WeightRMSMonitor(StepMonitor):
         quantities = {
             "weight_rms": {name: rms[index] for name, index in present},
             "weight_absmax": {name: largest[index] for name, index in present},
-            "doublings_to_overflow": {name: doublings_to_overflow(largest[index]) for name, index in present},
+            "doublings_to_overflow": {
+                name: doublings_to_overflow(largest[index]) for name, index in present if largest[index] != 0
+            },
             **self._headroom(trainer),
             "output_rms": self._listener.rms(trainer) if self._listener.modules else {},
         }

@@ -16,7 +16,7 @@ from lightning_muon.callbacks.measures.bf16_headroom import BF16_FRACTION_BITS
 from lightning_muon.callbacks.muon_matrices import HALF, entry_norms
 from lightning_muon.callbacks.shards import find_shards, over_ranks, sizes
 
-# Matrices of a group whose update is looked at: as many as WeightRMSMonitor copies.
+# Matrices of a group whose update is looked at: twice as many as other monitors copy, since the target rests on them.
 SAMPLE = 8
 
 # What a group has beside its current learning rate: set by every scheduler, and by those that cycle.

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_muon.callbacks.muon_matrices import HALF
+from lightning_muon.callbacks.name_choice import NameChoice
 from lightning_muon.callbacks.sampled_matrices import Sampled, matrices_in, sampled_matrices, spread_evenly, whole
 from lightning_muon.callbacks.step_options import StepOptions
 
@@ -99,7 +100,7 @@ def orthogonalizes(optimizer: Optimizer) -> bool:
 
 
 def fitting_sample(
-    optimizer: Optimizer, names: Mapping[int, str], sample: int, max_elements: int
+    optimizer: Optimizer, names: Mapping[int, str], sample: int, max_elements: int, choice: NameChoice | None = None
 ) -> dict[str, Sampled]:
     """Choose the parameters to look at, spread evenly over those whose step is not hidden by half precision."""
     everything = sum(len(group["params"]) for group in optimizer.param_groups)
@@ -108,4 +109,4 @@ def fitting_sample(
         for name, chosen in sampled_matrices([optimizer], names, everything, max_elements).items()
         if chosen.parameter.dtype not in HALF
     }
-    return {name: fitting[name] for name in spread_evenly(list(fitting), sample)}
+    return {name: fitting[name] for name in spread_evenly(list(fitting), sample, choice)}

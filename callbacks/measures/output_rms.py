@@ -45,10 +45,6 @@ class OutputListener:
         while self._handles:
             self._handles.pop().remove()
 
-    def forget(self) -> None:
-        """Drop what was heard."""
-        self._norms.clear()
-
     def rms(self, trainer: Trainer) -> dict[str, float]:
         """Return the root mean square over what all ranks have heard, by module. A collective of all ranks."""
         heard, self._norms = self._norms, {}
@@ -86,6 +82,8 @@ def named_layers(module: LightningModule) -> Iterator[tuple[str, nn.Module]]:
 def compiled_names(module: LightningModule) -> set[str]:
     """Return the names of the modules that ``torch.compile`` made part of a larger whole, where no hook is heard."""
     compiled: set[str] = set()
+    if getattr(module, "_compiler_ctx", None) is not None:  # torch.compile(module), which Lightning unwraps
+        return {name for name, _ in named_layers(module)}
     for name, layer in named_layers(module):
         parent = name.rpartition(".")[0]
         in_place = getattr(layer, "_compiled_call_impl", None) is not None

@@ -8,6 +8,7 @@ import yaml
 from lightning.pytorch import LightningModule
 from torch.optim import Optimizer
 
+from lightning_muon.callbacks.group_labels import labelled_groups
 from lightning_muon.callbacks.muon_matrices import module_names, own_names
 
 
@@ -18,15 +19,13 @@ def routing_card(optimizers: Iterable[Optimizer], module: LightningModule) -> st
     """
     names = module_names(module)
     lines = ["| parameter | shape | algorithm | group | reason |", "| --- | --- | --- | --- | --- |"]
-    for optimizer in optimizers:
-        for index, group in enumerate(optimizer.param_groups):
-            label = str(group.get("name", index))
-            algorithm = str(group.get("algorithm", type(optimizer).__name__))
-            reasons = group.get("reasons") or [""] * len(group["params"])
-            for own, parameter, reason in zip(own_names(label, group), group["params"], reasons, strict=True):
-                shape = "×".join(map(str, parameter.shape)) or "scalar"
-                cells = (f"`{names.get(id(parameter), own)}`", shape, algorithm, label, reason)
-                lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    for label, optimizer, _, group in labelled_groups(optimizers):
+        algorithm = str(group.get("algorithm", type(optimizer).__name__))
+        reasons = group.get("reasons") or [""] * len(group["params"])
+        for own, parameter, reason in zip(own_names(label, group), group["params"], reasons, strict=True):
+            shape = "×".join(map(str, parameter.shape)) or "scalar"
+            cells = (f"`{names.get(id(parameter), own)}`", shape, algorithm, label, reason)
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines)
 
 

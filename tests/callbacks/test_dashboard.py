@@ -137,7 +137,7 @@ def test_plain_torch_optimizers_have_a_table_too(
             return torch.optim.AdamW(self.parameters(), lr=0.25)
 
     trainer = fit(Plain(None), callbacks=[MuonDashboard()], logger=tensorboard)
-    assert "| `net.0.weight` | 16×8 | AdamW | 0 |  |" in events(trainer).texts("routing")[0]
+    assert "| `net.0.weight` | 16×8 | AdamW | group_0 |  |" in events(trainer).texts("routing")[0]
     assert read(trainer).Tags()["histograms"] == []
     assert events(trainer).texts("warnings") == []
 

@@ -130,11 +130,11 @@ def test_what_is_compiled_as_a_whole_cannot_be_heard(regression: Module, fit: Fi
     [
         (
             {"outputs": ["net.*", "blocks.*"]},
-            r"outputs has the pattern 'blocks\.\*', which matches no name\. There are net,",
+            r"outputs has the pattern 'blocks\.\*', which matches no name\. There are net\.",
         ),
         (
             {"per_parameter": ["net.7.*"]},
-            r"per_parameter has the pattern 'net\.7\.\*', .*There are net\.0\.weight, net\.2",
+            r"per_parameter has the pattern 'net\.7\.\*', .*There are net\.[02]\.weight, net\.[02]",
         ),
     ],
 )
@@ -206,3 +206,40 @@ def test_a_limit_names_the_farthest_beyond_and_keeps_silent_below(regression: Mo
     with pytest.warns(UserWarning, match=r"the size is 9 in b and 1 more, over max_size=2\. Do something\."):
         limit.watch(trainer, {"a": 3.0, "b": 9.0})
     assert limit.told
+
+
+def test_no_hook_stays_for_an_optimizer_that_rests(adversaries: Module, fit: Fit) -> None:
+    """The second never steps and stays due; outputs are measured beside the first."""
+    hooks: list[int] = []
+
+    class Count(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            hooks.append(sum(len(layer._forward_hooks) for layer in pl_module.modules()))
+
+    module = adversaries(lambda groups, _: MuonAdamW(groups), lambda _: (1, 0))
+    fit(module, callbacks=[WeightRMSMonitor(4, outputs=["generator.*"]), Count()])
+    assert [step for step, count in enumerate(hooks) if count] == [3, 7]
+
+
+def test_a_module_that_is_compiled_itself_cannot_be_heard(regression: Module, fit: Fit) -> None:
+    class Plain(regression):  # type: ignore[valid-type,misc]
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return self.net(batch[0]).square().mean()
+
+    module: Any = torch.compile(Plain(MuonAdamW), backend="eager")
+    with pytest.warns(UserWarning, match=r"torch\.compile has made net\.2 part of a larger whole"):
+        fit(module, callbacks=[WeightRMSMonitor(outputs=["net.2"])])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: WeightRMSMonitor(every_n_steps="5"), "every_n_steps must be a whole number or null, got '5'"),  # type: ignore[arg-type]
+        (lambda: WeightRMSMonitor(sample=2.5), "sample must be a whole number, got 2.5"),  # type: ignore[arg-type]
+        (lambda: WeightRMSMonitor(outputs=None), "outputs must be true, false or a list"),  # type: ignore[arg-type]
+        (lambda: WeightRMSMonitor(max_weight_rms="1"), "max_weight_rms must be at least 0, or null"),  # type: ignore[arg-type]
+    ],
+)
+def test_arguments_of_another_type_are_named(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(MisconfigurationException, match=f"WeightRMSMonitor: {message}"):
+        make()

@@ -67,7 +67,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
 
 @pytest.fixture(scope="module")
 def on_one_device(launch: Launch) -> Found:
-    return launch(1, "one", "adamw", "foreign")[0]
+    return launch(1, "one", "adamw", "foreign", "fsdp2")[0]
 
 
 # κ and rank come from a few steps of an iteration; κ near its end, from a difference of almost equal numbers.
@@ -139,6 +139,14 @@ def test_the_same_decay_on_every_rank(
                 assert not differences(steered["logged"], alone["logged"], rel=1e-3), way
                 assert not differences(steered["sets"], alone["sets"], rel=1e-3), way
                 assert not differences(steered["expected"], alone["expected"], rel=1e-4), way
+
+
+def test_one_device_under_fsdp2(on_one_device: Found) -> None:
+    """Its parameters are DTensors all the same."""
+    for kind in ("", " with NaN"):
+        found, expected = on_one_device[f"fsdp2{kind}"]["logged"], on_one_device[f"one{kind}"]["logged"]
+        assert [step.keys() for step in found] == [step.keys() for step in expected]
+        assert not differences(found, expected, rel=1e-4)
 
 
 def test_there_is_something_to_compare(on_one_device: Found) -> None:

@@ -13,7 +13,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_muon.callbacks import (
+    GradientMonitor,
     OrthogonalityMonitor,
+    UpdateRMSMonitor,
     WeightRMSMonitor,
 )
 from lightning_muon.callbacks.measures.bf16_headroom import bf16_spacing, doublings_to_overflow
@@ -339,3 +341,76 @@ def test_names_are_without_wrappers(regression: Module, fit: Fit) -> None:
 
     trainer = fit(Compiled(), callbacks=[WeightRMSMonitor(per_parameter=True)], limit_train_batches=1)
     assert measured_in(trainer, "weight_rms") == set(MATRICES)
+
+
+def test_a_matrix_of_zeros_is_not_called_broken(
+    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    """And what breaks later is: only a NaN is news."""
+
+    class Zeros(regression):  # type: ignore[valid-type,misc]
+        def __init__(self) -> None:
+            super().__init__(partial(MuonAdamW, lr=0.0))
+            nn.init.zeros_(self.net[2].weight)
+
+        @torch.no_grad()
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 3:
+                self.net[0].weight[0, 0] = math.nan
+
+    trainer = fit(Zeros(), callbacks=[WeightRMSMonitor()], logger=tensorboard)
+    room = dict(events(trainer).scalars()["doublings_to_overflow/max"])
+    assert 100 < room[2] < 140
+    assert math.isnan(room[4])
+    (said,) = [str(one.message) for one in recwarn if "WeightRMSMonitor" in str(one.message)]
+    assert "step 3: weight_rms is not finite for net.0.weight" in said
+
+
+def test_a_parameter_that_comes_later_has_its_name(regression: Module, fit: Fit) -> None:
+    class Growing(regression):  # type: ignore[valid-type,misc]
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 4:
+                self.late = nn.Linear(4, 4)
+                group = {"params": [self.late.weight], "param_names": ["late.weight"], "algorithm": "muon"}
+                self.optimizers(use_pl_optimizer=False).add_param_group(group)
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            return loss + self.late(batch[1]).square().mean() if hasattr(self, "late") else loss
+
+    trainer = fit(Growing(MuonAdamW), callbacks=[WeightRMSMonitor(per_parameter=True)])
+    assert measured_in(trainer, "bf16_headroom") == {*MATRICES, "late.weight"}
+
+
+def test_what_a_pattern_names_is_in_the_sample(regression: Module, fit: Fit) -> None:
+    """Though a sample of one would be the first matrix."""
+    for monitor in (WeightRMSMonitor, UpdateRMSMonitor, GradientMonitor):
+        trainer = fit(
+            regression(MuonAdamW),
+            callbacks=[monitor(every_n_steps=1, sample=1, per_parameter=["net.2.weight"])],  # type: ignore[operator]
+        )
+        by_name = {tag for tag in trainer.callback_metrics if tag.endswith("/net.2.weight")}
+        expected = {"WeightRMSMonitor": 5, "UpdateRMSMonitor": 1, "GradientMonitor": 4}[monitor.__name__]
+        assert len(by_name) == expected, monitor
+
+
+@pytest.mark.parametrize("monitor", [WeightRMSMonitor, OrthogonalityMonitor, GradientMonitor])
+def test_a_run_in_which_there_is_nothing_to_measure_is_told(regression: Module, fit: Fit, monitor: Any) -> None:
+    plain = regression(lambda groups: torch.optim.AdamW([p for group in groups for p in group["params"]]))
+    with pytest.warns(UserWarning, match=f"{monitor.__name__}: no parameter group has algorithm='muon', so there is"):
+        fit(plain, callbacks=[monitor()])
+
+
+def test_steps_that_lightning_does_not_see_are_told(regression: Module, fit: Fit) -> None:
+    class Unseen(regression):  # type: ignore[valid-type,misc]
+        automatic_optimization = False
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+    with pytest.warns(UserWarning, match="WeightRMSMonitor: in 100 batches no optimizer has stepped") as caught:
+        fit(Unseen(MuonAdamW), callbacks=[WeightRMSMonitor(5)], max_epochs=30)
+    assert sum("100 batches" in str(one.message) for one in caught) == 1
