@@ -76,7 +76,7 @@ class AutoWeightDecay(StepMonitor):
     ``weight_decay/<group>`` is logged at every measurement, the mean over its matrices. Each decision is told on the
     console with its reason and, in TensorBoard, as a text. State and decision are in the checkpoint. A group has the
     other decay only while its optimizer steps. Everyone else, a schedule or a checkpoint, sees the group's own decay
-    and may change it. The optimizer's weight decay must be decoupled, as in AdamW.
+    and may change it. Matrices without a gradient do not count. With a target the decay must be decoupled, as in AdamW.
 
     Args:
         target_rms: The RMS to which weights are brought, or ``"bf16"``: that at which the typical update at the full
@@ -94,8 +94,8 @@ class AutoWeightDecay(StepMonitor):
 
     Raises:
         MisconfigurationException: If an argument is out of its range, or belongs to the other mode; at the start, if
-            the optimizers have no Muon group, or one without ``weight_decay``, or weights in half precision are to
-            decay each by itself.
+            the optimizers have no Muon group, or one without ``weight_decay``, or with a decay that is not decoupled
+            for a target, or weights in half precision are to decay each by itself.
 
     Example::
 
