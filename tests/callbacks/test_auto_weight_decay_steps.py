@@ -1,4 +1,4 @@
-"""Automatic weight decay and what a step may be: of few matrices, with coupled decay, at rates of all kinds, derived."""
+"""Automatic weight decay and what a step may be: of few matrices, with coupled decay, at rates of all kinds, nested."""
 
 from collections.abc import Callable
 from functools import partial
