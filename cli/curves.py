@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from lightning_muon.cli.run_log import RunLog
 
@@ -15,11 +16,13 @@ class Panel:
         title: What stands above it.
         tags: What is drawn, each in the line style of its place: solid, dashed, dotted.
         limit: Where a horizontal line marks the end of the healthy range.
+        scale: Of the vertical axis.
     """
 
     title: str
     tags: tuple[str, ...]
     limit: float | None = None
+    scale: Literal["linear", "log"] = "linear"
 
 
 PANELS = (
@@ -35,7 +38,11 @@ PANELS = (
     Panel("layer output RMS: largest solid, mean dashed", ("output_rms/max", "output_rms/mean")),
     Panel("weight decay of muon", ("weight_decay/muon",)),
     Panel("update RMS: muon solid, adamw dashed", ("update_rms/muon", "update_rms/adamw")),
-    Panel("condition number: gradient solid, momentum dashed", ("gradient_condition/mean", "momentum_condition/mean")),
+    Panel(
+        "condition number: gradient solid, momentum dashed",
+        ("gradient_condition/mean", "momentum_condition/mean"),
+        scale="log",
+    ),
     Panel("optimizer's share of the step", ("optimizer_share",)),
 )
 STYLES = ("-", "--")
@@ -69,6 +76,7 @@ def draw_curves(runs: Sequence[RunLog], path: Path) -> str | None:
         if panel.limit is not None:
             axis.axhline(panel.limit, color="grey", linestyle=":", linewidth=1)
         axis.set_title(panel.title, fontsize=10)
+        axis.set_yscale(panel.scale)
         axis.set_xlabel("step", fontsize=9)
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(panels) :]:
