@@ -8,7 +8,15 @@ from cookiecutter.main import cookiecutter
 
 from benchmarks.record import REPOSITORY
 
-QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
+
+def inside(project: Path) -> list[str]:
+    """Return the arguments with which a run says little, and writes into its project only."""
+    return [
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+        f"--trainer.logger.init_args.save_dir={project / 'logs'}",
+        f"--data.data_dir={project / 'data'}",
+    ]
 
 
 def generate(folder: Path) -> tuple[Path, type[Any], type[Any]]:

@@ -20,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from benchmarks.demo import QUIET, generate
+from benchmarks.demo import generate, inside
 from benchmarks.record import RESULTS, report
 from lightning_muon.cli import MuonCLI
 
@@ -244,12 +244,11 @@ def train(folder: Path, turn: int, steps: int) -> Turns:
         def after_fit(self) -> None:
             """Print nothing of the run."""
 
-    logs = f"--trainer.logger.init_args.save_dir={folder / 'logs'}"
     Measured(
         module,
         data,
         default_config=project / "configs" / "default.yaml",
-        args=["fit", f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0", *QUIET, logs],
+        args=["fit", f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0", *inside(project)],
     )
     return found[0]
 

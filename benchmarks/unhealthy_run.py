@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.demo import QUIET, generate
+from benchmarks.demo import generate, inside
 from benchmarks.record import RESULTS, report
 from lightning_muon.cli import MuonCLI
 from lightning_muon.cli.run_log import read_run
@@ -57,9 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
 def train(project: Path, module: type[Any], data: type[Any], arguments: list[str]) -> Path:
     """Train the demo's model, and return the folder that it was logged to."""
     in_project = [argument.replace("configs/", f"{project / 'configs'}/") for argument in arguments]
-    logs = f"--trainer.logger.init_args.save_dir={project / 'logs'}"
     run = MuonCLI(
-        module, data, default_config=project / "configs" / "default.yaml", args=["fit", *in_project, *QUIET, logs]
+        module, data, default_config=project / "configs" / "default.yaml", args=["fit", *in_project, *inside(project)]
     )
     for logger in run.trainer.loggers:
         logger.finalize("success")
