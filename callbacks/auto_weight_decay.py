@@ -1,5 +1,6 @@
 """Weight decay that comes when the weights need it, and as much as they need."""
 
+import inspect
 import math
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
@@ -30,9 +31,9 @@ from lightning_muon.callbacks.step_options import is_decoupled
 # Lightning's own default, for a trainer with log_every_n_steps=0.
 STEPS_WITHOUT_LOG = 50
 
-# What only one of the two modes reads, with its default.
-OF_THRESHOLD = {"limit": 1.0, "weight_decay": 0.5, "release": 0.8}
-OF_TARGET = {"per": "group", "bounds": (0.0, 1.0)}
+# What only one of the two modes reads.
+OF_THRESHOLD = ("limit", "weight_decay", "release")
+OF_TARGET = ("per", "bounds")
 
 
 class Raised(NamedTuple):
@@ -293,7 +294,8 @@ class AutoWeightDecay(StepMonitor):
 
     def _refuse_what_has_no_effect(self) -> None:
         other, mode = (OF_TARGET, "a target") if self.target_rms is None else (OF_THRESHOLD, "the limit")
-        idle = [name for name, default in other.items() if getattr(self, name) != default]
+        defaults = inspect.signature(AutoWeightDecay).parameters
+        idle = [name for name in other if getattr(self, name) != defaults[name].default]
         if idle:
             found = "without target_rms" if self.target_rms is None else f"with target_rms={self.target_rms!r}"
             raise MisconfigurationException(
@@ -391,7 +393,7 @@ def _labelled_muon_groups(optimizers: Iterable[Optimizer]) -> list[LabelledGroup
 
 
 def _is_target(value: object) -> bool:
-    if isinstance(value, (int, float)) and is_number(value):
+    if is_number(value):
         return 0 < value < math.inf
     return value is None or value == "bf16"
 

@@ -75,10 +75,10 @@ class StepMonitor(Callback):
         every: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every
 
-    def measures_now(self, trainer: Trainer) -> bool:
-        """Whether a measurement is due in the current step."""
+    def measures_now(self, trainer: Trainer, ahead: int = 0) -> bool:
+        """Whether a measurement is due in the current step, or so many steps ahead."""
         every = self.cadence(trainer)
-        return every > 0 and (logged_step(trainer) + 1) % every == 0
+        return every > 0 and (logged_step(trainer) + 1 + ahead) % every == 0
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_muon.callbacks.monitor import StepMonitor, log_scalars, logged_step
+from lightning_muon.callbacks.monitor import StepMonitor, log_scalars
 from lightning_muon.callbacks.shards import Shard, over_ranks
 
 
@@ -62,9 +62,9 @@ class OptimizerTimeMonitor(StepMonitor):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        steps, every = trainer.global_step, self.cadence(trainer)
+        steps = trainer.global_step
         is_first, self._steps = steps != self._steps, steps  # of the batches whose gradients are accumulated
-        if every > 0 and (logged_step(trainer) + 2) % every == 0:
+        if self.measures_now(trainer, ahead=1):
             self._is_due = True
         if self._is_due and not self._updates:  # else what was measured waits to be logged
             if is_first:
@@ -89,8 +89,7 @@ class OptimizerTimeMonitor(StepMonitor):
             for optimizer in list(self._update_starts):
                 self._end_update(optimizer)
             self._stop_watching()
-        every = self.cadence(trainer)
-        if self._updates and every > 0 and (logged_step(trainer) + 1) % every == 0:
+        if self._updates and self.measures_now(trainer):
             self.report(trainer, pl_module)
             self._forget()
 

@@ -44,9 +44,7 @@ class OverRanks(NamedTuple):
 
 def find_shards(trainer: Trainer, tensors: Sequence[Tensor]) -> list[Shard]:
     """Tell for each parameter what this rank holds and who holds the rest. No communication."""
-    if trainer.world_size == 1:
-        return [Shard(_local(tensor)) for tensor in tensors]
-    flattened = _fsdp1_groups(trainer.strategy.model)
+    flattened = _fsdp1_groups(trainer.strategy.model) if trainer.world_size > 1 else {}
     return [_shard(tensor.detach(), flattened.get(id(tensor), ())) for tensor in tensors]
 
 
@@ -109,10 +107,6 @@ def _gather(values: Tensor, group: ProcessGroup | None) -> Tensor:
     gathered = values.new_empty(dist.get_world_size(group) * len(values), *values.shape[1:])
     dist.all_gather_into_tensor(gathered, values.contiguous(), group=group)
     return gathered
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def _shard(tensor: Tensor, groups: tuple[ProcessGroup | None, ...]) -> Shard:

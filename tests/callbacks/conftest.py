@@ -103,3 +103,15 @@ class Scaled(MixedPrecision):
 @pytest.fixture
 def scaled() -> type[Scaled]:
     return Scaled
+
+
+@pytest.fixture
+def overflowing(regression: Any) -> Any:
+    """The class of a small module whose second loss is infinite, so that a gradient scaler skips that step."""
+
+    class Overflowing(regression):  # type: ignore[misc]
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            loss: Tensor = super().training_step(batch, batch_idx)
+            return loss * (float("inf") if batch_idx == 1 else 1.0)
+
+    return Overflowing
