@@ -125,7 +125,7 @@ def _process(rank: int, world_size: int, folder: str, ways: list[str]) -> None:
     if rank == 0:
         torch.save(rows, f"{folder}/rows-{world_size}")
     dist.barrier()
-    os._exit(0)  # gloo's threads may abort the process when they are torn down; everything is written
+    os._exit(0)  # gloo's threads may abort a process whose interpreter ends; everything is written
 
 
 def main(arguments: list[str] | None = None) -> None:

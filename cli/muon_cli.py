@@ -21,6 +21,7 @@ import lightning_muon.optim  # noqa: F401
 from lightning_muon.cli.closing import print_closing
 from lightning_muon.cli.errors import explain, message_for_the_user
 from lightning_muon.cli.exit import debugging, exit_with
+from lightning_muon.cli.gloo_threads import await_gloo_threads_at_exit
 from lightning_muon.cli.optimizer_resume import KeepCommandLineOnResume
 from lightning_muon.cli.program import OTHER_COMMANDS
 from lightning_muon.cli.program_name import program_name
@@ -69,6 +70,7 @@ class MuonCLI(LightningCLI):
         self.checkpoint: CheckpointHyperparameters | None = None
         self.given: list[Given] = []
         self._args = list(sys.argv[1:] if args is None else args)
+        await_gloo_threads_at_exit()
         with _errors_in_one_line(self):
             super().__init__(
                 model_class,
