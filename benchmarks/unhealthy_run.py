@@ -42,14 +42,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="few steps: to see that it runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     options = parser.parse_args(arguments)
-    steps = 50 if options.quick else 300
+    steps = 25 if options.quick else 300
+    quick = ["--trainer.val_check_interval=1.0", "--trainer.limit_val_batches=2"] if options.quick else []
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         project, module, data = generate(Path(folder))
         for name, extra in RUNS.items():
-            rows.append(
-                {"run": name, **figures(train(project, module, data, [*extra, f"--trainer.max_steps={steps}"]))}
-            )
+            log_dir = train(project, module, data, [*extra, f"--trainer.max_steps={steps}", *quick])
+            rows.append({"run": name, **figures(log_dir)})
     settings = {"steps": steps, "quick": options.quick}
     report(f"The demo, {steps} steps", rows, ["run", *FIGURES], settings, "unhealthy_run-cpu", options.results)
 
