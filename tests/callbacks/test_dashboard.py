@@ -92,7 +92,17 @@ def test_without_monitors_there_are_no_empty_charts(
         ("val/accuracy", "Other validation metrics"),
         ("lr-AdamW", "Learning rate"),
         ("lr-AdamW/pg1-momentum", None),
-        ("trainable/loss", None),
+        ("loss", "Loss"),
+        ("training_loss", "Loss"),
+        ("loss/train", "Loss"),
+        ("Loss/val", "Loss"),
+        ("eval_loss", "Loss"),
+        ("eval_accuracy", "Other validation metrics"),
+        ("prefix-training_loss", "Loss"),
+        ("weight_rms/loss_head.weight", None),
+        ("prefix-weight_rms/loss_head.weight", None),
+        ("lr-loss_head", "Learning rate"),
+        ("trainable/accuracy", None),
     ],
 )
 def test_which_chart_draws_a_tag(tag: str, title: str | None) -> None:
