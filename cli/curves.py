@@ -44,7 +44,7 @@ class Panel:
         if len(self.tags) > 1 or self.tags[0] in lines:
             return self.title
         named = [f"{tag.partition('/')[2]} {STYLES[style]}" for tag, style in lines.items()]
-        # Wider than that no title may be.
+        # More would not fit above a panel.
         return f"{self.title}: {', '.join(named[: len(STYLES)])}{', …' if len(named) > len(STYLES) else ''}"
 
 

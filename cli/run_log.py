@@ -124,13 +124,13 @@ def _read_events(file: Path, scalars: Scalars, texts: Texts) -> list[str]:
     lost_after: int | None = None
     data = file.read_bytes()
     for record in records(data):
-        if record is None:
+        try:
+            event = None if record is None else Event.FromString(record)
+        except DecodeError:
+            event = None
+        if event is None:
             lost_after = len(steps) if lost_after is None else lost_after
             continue
-        try:
-            event = Event.FromString(record)
-        except DecodeError:
-            break
         steps.append(event.step)
         if event.session_log.status == SessionLog.START:
             _forget(event.step, scalars)
@@ -154,8 +154,10 @@ def _read_events(file: Path, scalars: Scalars, texts: Texts) -> list[str]:
 
 def _forget(step: int, scalars: Scalars) -> None:
     """Forget what was logged from a step on: the run was started there again, with a logger's ``purge_step``."""
-    for logged in scalars.values():
-        logged[:] = [(at, value) for at, value in logged if at < step]
+    for tag, logged in list(scalars.items()):
+        scalars[tag] = [(at, value) for at, value in logged if at < step]
+        if not scalars[tag]:
+            del scalars[tag]
 
 
 def _read_metrics(file: Path) -> Scalars:

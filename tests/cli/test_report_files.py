@@ -48,6 +48,13 @@ def test_what_is_sound_is_read_as_tensorboard_reads_it(tmp_path: Path) -> None:
     assert run.damage == ()
 
 
+def test_what_a_new_start_has_replaced_is_not_there(tmp_path: Path) -> None:
+    written(tmp_path)
+    with SummaryWriter(str(tmp_path), purge_step=0, filename_suffix=".later") as writer:
+        writer.add_scalar("train/loss", 1.0, 0)
+    assert read_run(tmp_path, "run").scalars == {"train/loss": [(0, 1.0)]}
+
+
 @pytest.mark.parametrize("part", ["length", "checksum of the length", "data", "checksum of the data"])
 def test_a_damaged_record_is_told_and_the_others_are_read(tmp_path: Path, part: str) -> None:
     file = written(tmp_path)
