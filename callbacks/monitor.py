@@ -92,7 +92,7 @@ class StepMonitor(Callback):
         if sum(isinstance(callback, kind) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise MisconfigurationException(
                 f"{kind.__name__} is in the trainer's callbacks more than once, itself or a subclass: both would log"
-                " under the same tags. Keep one of them."
+                " under the same tags. Keep one of them, and give it its options where it stands in the config."
             )
         self._due.clear()
         self._warned = False
@@ -141,9 +141,11 @@ class StepMonitor(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop_watching()
 
-    def log_summary(self, trainer: Trainer, quantities: Mapping[str, Mapping[str, float]]) -> None:
-        """Log quantities over the matrices, and warn the first time that one of them is not finite."""
-        scalars: dict[str, float] = {}
+    def log_summary(
+        self, trainer: Trainer, quantities: Mapping[str, Mapping[str, float]], others: Mapping[str, float] | None = None
+    ) -> None:
+        """Log quantities over the matrices and other scalars; warn the first time that a quantity is not finite."""
+        scalars = dict(others or {})
         for quantity, values in quantities.items():
             self.warn_of_not_finite(trainer, quantity, values)
             scalars |= summarize(quantity, values, self._chosen)

@@ -34,6 +34,7 @@ class WeightRMSMonitor(StepMonitor):
       be lost if the weights were kept in bfloat16.
     - ``lost_updates/…``: fraction of the entries that would stay what they are if they were bfloat16 numbers, whose
       update is rounded to nearest; where they are such, those that stayed.
+    - ``weight_bits``: bits in which the weights are kept, the fewest: where there are 16, updates are lost in earnest.
     - ``output_rms/…``: root mean square of what the modules chosen by ``outputs`` return in the last forward pass
       before the step, over all ranks. Modules inside one that ``torch.compile`` made a whole cannot be heard.
 
@@ -172,7 +173,8 @@ class WeightRMSMonitor(StepMonitor):
             **self._headroom(trainer),
             "output_rms": self._listener.rms(trainer) if self._listener.modules else {},
         }
-        self.log_summary(trainer, quantities)
+        bits = [8 * matrices[name].itemsize for name, _ in present]
+        self.log_summary(trainer, quantities, {"weight_bits": min(bits)} if bits else None)
         in_bf16 = {name for name, matrix in matrices.items() if matrix.dtype == torch.bfloat16}
         happened = {name: lost for name, lost in quantities["lost_updates"].items() if name in in_bf16}
         for quantity, limit in self._limits.items():

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from lightning_muon.cli.health import HEALTH, not_finite, quantities
+from lightning_muon.cli.health import HEALTH, WARNINGS, not_finite, quantities
 from lightning_muon.cli.quantity import UNKNOWN, Figure, Quantity, Verdict
 from lightning_muon.cli.run_log import RunLog
 
@@ -47,7 +47,7 @@ class Comparison:
         found: list[str] = []
         for line, figures in self.lines:
             figure = figures[column]
-            if figure is not None and figure.verdict in {"watch", "bad"}:
+            if line is not WARNINGS and figure is not None and figure.verdict in {"watch", "bad"}:
                 advice = f"; {line.advice}" if line.advice else ""
                 found.append(f"{figure.verdict}: {line.label} is {figure.value}{advice}")
         if tags := not_finite(self.runs[column]):

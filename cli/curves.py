@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_muon.cli.health import BF16_HEADROOM, ORTHOGONALITY_ERROR, WEIGHT_RMS
+from lightning_muon.cli.program_name import python
 from lightning_muon.cli.run_log import RunLog
 from lightning_muon.cli.tags import OTHER_LOSS, UPDATE_RMS, VALIDATION_LOSS, WEIGHT_DECAY, matching
 
@@ -86,7 +87,7 @@ def draw_curves(runs: Sequence[RunLog], path: Path) -> str | None:
     try:
         import matplotlib  # noqa: PLC0415 - reports without plots need none
     except ModuleNotFoundError:
-        return "no plots without matplotlib: pip install matplotlib"
+        return f"no plots without matplotlib: {python()} -m pip install matplotlib"
     if not panels:
         return f"no plots: there are no values of {', '.join(panel.title.partition(':')[0] for panel in PANELS)}"
     matplotlib.use("agg")

@@ -74,6 +74,12 @@ def _largest_decay(reduce: Callable[[Sequence[float]], float]) -> Callable[[RunL
     return measure
 
 
+def _is_in_half_precision(run: RunLog) -> bool:
+    """Whether weights are, or were not seen to be in more; in float32 nothing is lost."""
+    bits = values(run, "weight_bits")
+    return not bits or min(bits) <= 16
+
+
 def _decisions(run: RunLog) -> float | None:
     return None if run.texts is None else len(run.texts.get("weight_decay/decisions", []))
 
@@ -90,7 +96,7 @@ NOT_FINITE = Quantity(
     "a value is not finite from some step on: go back to a checkpoint before it, lower the learning rate or clip",
     "{:.0f}".format,
 )
-WARNINGS = Quantity("warnings", none(math.inf), _warnings, "the monitors warned: see the list", show="{:.0f}".format)
+WARNINGS = Quantity("warnings", none(math.inf), _warnings, show="{:.0f}".format)  # a run says them itself
 
 # The ranges of docs/reading-the-monitors.md.
 WEIGHT_RMS = under(1.0, 4.0)
@@ -109,7 +115,7 @@ HEALTH = (
         "weight RMS, peak of the largest",
         WEIGHT_RMS,
         measured("weight_rms/max", peak),
-        "the weights are large: raise weight_decay, or add AutoWeightDecay",
+        "the weights are large: let them decay more, by weight_decay or AutoWeightDecay",
     ),
     Quantity("weight RMS, final of the largest", UNKNOWN, measured("weight_rms/max", final)),
     Quantity("weight RMS, growth since the start", UNKNOWN, measured("weight_rms/max", growth), show="×{:.3g}".format),
@@ -117,7 +123,8 @@ HEALTH = (
         "weight RMS, growth in the last quarter",
         _LATE_GROWTH,
         measured("weight_rms/max", late_growth),
-        "the weights still grow: harmless in a short run; in a long one raise weight_decay, or add AutoWeightDecay",
+        "the weights still grow: harmless in a short run; in a long one let them decay more, by weight_decay or"
+        " AutoWeightDecay",
         signed_percent,
     ),
     Quantity("largest weight", UNKNOWN, measured("weight_absmax/max", final)),
@@ -125,7 +132,8 @@ HEALTH = (
         "bf16 headroom, median of the smallest",
         BF16_HEADROOM,
         measured("bf16_headroom/min", median),
-        "bfloat16 weights would lose updates: keep weights in float32 (bf16-mixed, not bf16-true), or decay more",
+        "bfloat16 weights lose updates: keep weights in float32 (bf16-mixed, not bf16-true), or let them decay more",
+        concerns=_is_in_half_precision,
     ),
     Quantity("updates that bf16 would lose", UNKNOWN, measured("lost_updates/mean", median), show=percent),
     Quantity(
@@ -145,7 +153,7 @@ HEALTH = (
         "layer output RMS, growth in the last quarter",
         _LATE_GROWTH,
         measured("output_rms/max", late_growth),
-        "the outputs still grow, as the weights do behind them: raise weight_decay, or add AutoWeightDecay",
+        "the outputs still grow, with the weights behind them: let those decay, by weight_decay or AutoWeightDecay",
         signed_percent,
     ),
     Quantity(

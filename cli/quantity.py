@@ -52,6 +52,7 @@ class Quantity:
         measure: Its value in a run, or ``None`` where the run did not log it.
         advice: What to do about a verdict other than ``ok``.
         show: How a value is written.
+        concerns: Whether a value is judged in a run; by default in all.
     """
 
     label: str
@@ -59,6 +60,7 @@ class Quantity:
     measure: Callable[[RunLog], float | None]
     advice: str = ""
     show: Callable[[float], str] = "{:.4g}".format
+    concerns: Callable[[RunLog], bool] | None = None
 
     def figure(self, run: RunLog) -> Figure | None:
         """Return the value in a run, with its verdict; what is not finite is always bad."""
@@ -67,7 +69,8 @@ class Quantity:
             return None
         if not math.isfinite(value):
             return Figure(f"{value:g}", "bad")
-        return Figure(self.show(value), self.healthy.judge(value) if self.healthy.judge else None)
+        judge = self.healthy.judge if self.concerns is None or self.concerns(run) else None
+        return Figure(self.show(value), judge(value) if judge else None)
 
 
 def values(run: RunLog, tag: str) -> list[float]:

@@ -4,6 +4,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -16,7 +17,7 @@ from lightning_muon.cli.program import OTHER_COMMANDS
 from lightning_muon.cli.program_name import program_name
 from lightning_muon.cli.report_files import ReportFileError, write_report
 from lightning_muon.cli.report_tables import tables
-from lightning_muon.cli.run_log import RunLogError, find_runs, read_run, run_names
+from lightning_muon.cli.run_log import RunLog, RunLogError, find_runs, read_run, run_names
 
 SIDE_BY_SIDE = 5
 
@@ -50,20 +51,28 @@ def compare(folders: Sequence[str | Path], limit: int) -> Comparison:
             line on stderr.
     """
     found = find_runs(folders)
-    taken = sorted(found[:limit], key=_naturally)
-    if len(found) > limit:
-        _say(f"the {limit} latest of {len(found)} runs are shown; --limit {len(found)} shows all", sys.stderr)
-    runs = []
-    for path, name in zip(taken, run_names(taken), strict=True):
+    runs: list[RunLog] = []
+    empty: list[str] = []
+    for path in found:
+        if len(runs) == limit:
+            _say(f"the {limit} latest of {len(found)} runs are shown; --limit {len(found)} shows all", sys.stderr)
+            break
         try:
-            runs.append(read_run(path, name))
+            run = read_run(path, str(path))
         except RunLogError as error:
-            if len(taken) == 1:
+            if len(found) == 1:
                 raise
             _say(f"left out: {error}", sys.stderr)
-    if not any(run.scalars for run in runs):
+        else:
+            runs += [run] if run.scalars else []
+            empty += [] if run.scalars else [run.name]
+    if not runs:
         raise RunLogError(f"no run in {', '.join(repr(str(folder)) for folder in folders)} has logged a value yet")
-    return Comparison.of(runs)
+    if empty:
+        _say(f"left out, since nothing was logged there: {', '.join(empty)}", sys.stderr)
+    runs.sort(key=lambda run: _naturally(run.path))
+    names = run_names([run.path for run in runs])
+    return Comparison.of(replace(run, name=name) for run, name in zip(runs, names, strict=True))
 
 
 def print_comparison(comparison: Comparison) -> None:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.event_pb2 import SessionLog
 
-from lightning_muon.cli.event_records import records
+from lightning_muon.cli.event_file import events
 from lightning_muon.cli.tags import logger_prefix
 
 EVENTS = "events.out.tfevents*"
@@ -89,8 +88,8 @@ def read_run(path: Path, name: str) -> RunLog:
     texts: Texts = {}
     damage: list[str] = []
     refused: list[RunLogError] = []
-    events = sorted(path.glob(EVENTS))
-    for file in [*filter(Path.is_file, [path / METRICS]), *events]:
+    written_by_tensorboard = sorted(path.glob(EVENTS))
+    for file in [*filter(Path.is_file, [path / METRICS]), *written_by_tensorboard]:
         try:
             if file.name == METRICS:
                 metrics = _read_metrics(file)
@@ -104,7 +103,7 @@ def read_run(path: Path, name: str) -> RunLog:
     if refused and not scalars:
         raise refused[0]
     damage += [f"left out: {error}" for error in refused]
-    return RunLog(name, path, scalars, texts if events else None, tuple(damage))
+    return RunLog(name, path, scalars, texts if written_by_tensorboard else None, tuple(damage))
 
 
 def _without_prefix(scalars: Scalars) -> Scalars:
@@ -120,18 +119,15 @@ def _read_events(file: Path, scalars: Scalars, texts: Texts) -> list[str]:
     Returns:
         A line that says where it is damaged, if it is.
     """
-    steps: list[int] = []
-    lost_after: int | None = None
-    data = file.read_bytes()
-    for record in records(data):
-        try:
-            event = None if record is None else Event.FromString(record)
-        except DecodeError:
-            event = None
+    last: int | None = None
+    with file.open("rb"):
+        pass  # TensorBoard would not say why it cannot
+    for event in events(file):
+        if event is None and last is None:
+            raise RunLogError(f"'{file}' is not a TensorBoard event file, or is damaged from its beginning")
         if event is None:
-            lost_after = len(steps) if lost_after is None else lost_after
-            continue
-        steps.append(event.step)
+            return [f"'{file}' is damaged after step {last}: what follows could not be read"]
+        last = max(last or 0, event.step)
         if event.session_log.status == SessionLog.START:
             _forget(event.step, scalars)
         for value in event.summary.value:
@@ -140,16 +136,7 @@ def _read_events(file: Path, scalars: Scalars, texts: Texts) -> list[str]:
             elif value.tag.endswith(_TEXT) and value.tensor.string_val:
                 text = value.tensor.string_val[0].decode(errors="replace")
                 texts.setdefault(value.tag.removesuffix(_TEXT), []).append((event.step, text))
-    if data and not steps:
-        raise RunLogError(f"'{file}' is not a TensorBoard event file, or is damaged from its beginning")
-    if lost_after is None:
-        return []
-    where = f"after step {max(steps[:lost_after])}" if lost_after else "from its beginning"
-    behind = steps[lost_after:]
-    rest = (
-        f"what is sound behind that was read, up to step {max(behind)}" if behind else "what follows could not be read"
-    )
-    return [f"'{file}' is damaged {where}: {rest}"]
+    return []
 
 
 def _forget(step: int, scalars: Scalars) -> None:

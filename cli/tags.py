@@ -20,7 +20,7 @@ OTHER_LOSS = rf"(?!{_VALIDATION}){OWN_LOSS}"
 UPDATE_RMS = "update_rms/.+"
 WEIGHT_DECAY = "weight_decay/.+"
 
-_OF_A_MONITOR = re.compile(rf"(?P<prefix>(.+?-)??)(({QUANTITIES})/.+|optimizer_share)")
+_OF_A_MONITOR = re.compile(rf"(?P<prefix>(.+?-)??)(({QUANTITIES})/.+|optimizer_share|weight_bits)")
 
 
 def matching(tags: Iterable[str], pattern: str) -> list[str]:

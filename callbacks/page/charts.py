@@ -47,17 +47,19 @@ class Chart:
 # Health first, then training, then cost. An expression for a whole quantity would draw a line for every parameter.
 CHARTS = (
     Chart("Health", "Weight RMS: grows, then levels off", f"weight_rms/{SUMMARY}"),
-    Chart("Health", "bf16 headroom: above 1 while the learning rate is high", f"bf16_headroom/{SUMMARY}"),
+    Chart("Health", "bf16 headroom: above 1 where weights are bfloat16", f"bf16_headroom/{SUMMARY}"),
     Chart("Health", "Orthogonality error: about 0.4, near 1 rank is lost", f"orthogonality_error/{SUMMARY}"),
     Chart("Health", "Weight decay: a ramp is AutoWeightDecay at work", r"weight_decay/.+"),
     Chart("Health", "Largest weight: a small multiple of the RMS", f"weight_absmax/{SUMMARY}"),
     Chart("Health", "Layer output RMS: levels off", f"output_rms/{SUMMARY}"),
-    Chart("Health", "Singular values of the update: from 0.7, up to 1.3", f"singular_value_(min|max)/{SUMMARY}"),
+    Chart("Health", "Singular values of the update: largest up to 1.3", f"singular_value_(min|max)/{SUMMARY}"),
     Chart("Health", "Update RMS: Muon's as large as AdamW's", r"update_rms/.+"),
-    Chart("Health", "Fraction of updates that bf16 would lose", f"lost_updates/{SUMMARY}"),
+    Chart("Health", "Fraction of updates that bfloat16 weights would lose", f"lost_updates/{SUMMARY}"),
     Chart("Health", "Room to bf16's overflow: doublings of the largest weight", f"doublings_to_overflow/{SUMMARY}"),
     Chart(
-        "Health", "Condition number of gradient and momentum: in log scale", f"(gradient|momentum)_condition/{SUMMARY}"
+        "Health",
+        "Condition number of gradient and momentum: switch to log scale",
+        f"(gradient|momentum)_condition/{SUMMARY}",
     ),
     Chart("Health", "Stable rank of gradient and momentum", f"(gradient|momentum)_stable_rank/{SUMMARY}"),
     Chart("Training", "Loss", LOSS),

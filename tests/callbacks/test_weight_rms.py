@@ -288,6 +288,14 @@ def test_headroom_is_for_matrices_that_can_move(regression: Module, fit: Fit) ->
     assert measured_in(trainer, "weight_rms") == {*MATRICES, "net.4.weight", "unused.weight"}
 
 
+@pytest.mark.parametrize(
+    ("precision", "bits"), [("32-true", 32), ("bf16-mixed", 32), ("bf16-true", 16), ("64-true", 64)]
+)
+def test_how_the_weights_are_kept_is_logged(regression: Module, fit: Fit, precision: Any, bits: int) -> None:
+    trainer = fit(regression(MuonAdamW), callbacks=[WeightRMSMonitor()], precision=precision, limit_train_batches=1)
+    assert float(trainer.callback_metrics["weight_bits"]) == bits
+
+
 @pytest.mark.parametrize("broken", MATRICES)
 def test_nan_is_seen_and_named_once(
     regression: Module, fit: Fit, broken: str, tensorboard: TensorBoardLogger, events: Any

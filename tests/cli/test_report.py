@@ -120,8 +120,33 @@ def test_what_is_sick_is_called_so_and_has_advice(tmp_path: Path) -> None:
     assert figures["optimizer's share of the step"] == Figure("30.0 %", "watch")
     assert comparison.verdicts() == ["bad"]
     advice = "\n".join(comparison.advice(0))
-    assert "weight RMS, peak of the largest is 8; the weights are large: raise weight_decay" in advice
+    assert "weight RMS, peak of the largest is 8; the weights are large: let them decay more" in advice
     assert len(comparison.advice(0)) == sum(f is not None and f.verdict in {"watch", "bad"} for f in figures.values())
+
+
+@pytest.mark.parametrize(
+    ("bits", "verdict", "of_run"), [([32.0], None, "ok"), ([32.0, 16.0], "bad", "bad"), ([64.0], None, "ok")]
+)
+def test_headroom_concerns_weights_in_half_precision(
+    tmp_path: Path, bits: list[float], verdict: str | None, of_run: str
+) -> None:
+    """In float32 it says what bfloat16 would cost, which nobody has to pay."""
+    curves = {"weight_bits": bits, "bf16_headroom/min": [0.1, 0.2, 0.3], "weight_rms/max": [0.1, 0.1, 0.1]}
+    comparison = compare([write_events(tmp_path / "run", curves)], 1)
+    assert column(comparison)["bf16 headroom, median of the smallest"] == Figure("0.2", verdict)
+    assert comparison.verdicts() == [of_run]
+
+
+def test_runs_that_logged_nothing_hide_none_that_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(7):
+        folder = write_events(tmp_path / f"version_{number}", HEALTHY if number in {1, 4} else {})
+        for file in folder.iterdir():
+            os.utime(file, (number, number))
+    comparison = compare([tmp_path], 2)
+    assert [run.name for run in comparison.runs] == ["version_1", "version_4"]
+    assert "left out, since nothing was logged there: " in capsys.readouterr().err
+    comparison = compare([tmp_path], 1)
+    assert [run.name for run in comparison.runs] == ["version_4"]
 
 
 def test_a_peak_is_not_forgotten(tmp_path: Path) -> None:
@@ -263,7 +288,8 @@ def test_without_matplotlib_the_rest_is_written(tmp_path: Path) -> None:
         [sys.executable, "-c", blocked, "report", str(run)], capture_output=True, text=True, timeout=60, check=False
     )
     assert finished.returncode == 0, finished.stderr
-    assert "no plots without matplotlib: pip install matplotlib" in finished.stdout
+    assert "no plots without matplotlib: " in finished.stdout
+    assert "-m pip install matplotlib" in finished.stdout
     assert [path.name for path in (run / "report").iterdir()] == ["report.md"]
     assert "![" not in (run / "report" / "report.md").read_text()
 

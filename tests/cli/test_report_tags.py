@@ -59,7 +59,7 @@ def test_a_loggers_prefix_changes_nothing(
     assert set(prefixed.scalars) == set(plain.scalars)
     assert reports[prefix].verdicts() == reports[""].verdicts() != ["not measured"]
     # Whatever a monitor logs is known as such, so that its prefix is found.
-    users = {"train/loss", "val/loss", "epoch", "hp_metric", "optimizer_share"}
+    users = {"train/loss", "val/loss", "epoch", "hp_metric", "optimizer_share", "weight_bits"}
     assert tags.matching(plain.scalars, rf"({tags.QUANTITIES})/.+") == [
         tag for tag in plain.scalars if tag not in users
     ]
@@ -199,10 +199,12 @@ def healthy_in_the_docs() -> dict[str, str]:
 @pytest.mark.parametrize(
     ("quantity", "healthy"),
     [
+        ("weight_rms", health.WEIGHT_RMS),
         ("bf16_headroom", health.BF16_HEADROOM),
         ("doublings_to_overflow", health.DOUBLINGS_TO_OVERFLOW),
         ("output_rms", health.OUTPUT_RMS),
         ("orthogonality_error", health.ORTHOGONALITY_ERROR),
+        ("singular_value_max", health.LARGEST_SINGULAR_VALUE),
         ("optimizer_share", health.OPTIMIZER_SHARE),
     ],
 )
