@@ -11,17 +11,19 @@ from torch.optim import Optimizer
 from torch.utils.tensorboard.summary import hparams
 from typing_extensions import TypeIs
 
+from lightning_muon.callbacks.auto_weight_decay import AutoWeightDecay
+
 # Of each group, in this order; what an optimizer does not have is left out.
 OPTIONS = ("lr", "weight_decay", "momentum", "orthogonalizer", "update_scale")
 
 # The page shows five columns, those first whose values differ.
-FIRST_COLUMNS = {"lr", "lr_scheduler", "max_steps", "optimizer", "weight_decay"}
+FIRST_COLUMNS = {"lr", "optimizer", "precision", "target_rms", "weight_decay"}
 
 Value = str | float | int | bool
 
 
 def run_hyperparameters(trainer: Trainer, initial: Mapping[str, Any]) -> dict[str, Value]:
-    """Return one value a hyperparameter: of the optimizers, of the trainer, and of module and data, if they are plain.
+    """Return one value a hyperparameter: of optimizers, trainer, ``AutoWeightDecay``, module and data, if it is plain.
 
     The learning rate is that before any schedule. Where the groups of an optimizer differ, the first has the plain name
     and another has its name added, as in ``lr (adamw)``.
@@ -40,6 +42,10 @@ def run_hyperparameters(trainer: Trainer, initial: Mapping[str, Any]) -> dict[st
     found["precision"] = str(trainer.precision)
     found["devices"] = trainer.world_size
     found["accumulate_grad_batches"] = trainer.accumulate_grad_batches
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, AutoWeightDecay) and callback.target_rms is not None:
+            found["target_rms"] = callback.target_rms
     private = {"_instantiator", "_class_path"}  # what LightningCLI adds
     return found | {
         name: value for name, value in initial.items() if name not in {*found, *private} and _is_plain(value)

@@ -222,6 +222,14 @@ def test_without_a_monitored_metric_the_losses_judge(
     assert hparams_of(trainer)[1] == ["train/loss"]
 
 
+@pytest.mark.parametrize("target", [0.2, "bf16", None])
+def test_a_target_of_the_weights_is_a_hyperparameter(
+    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, target: Any
+) -> None:
+    trainer = fit(regression(MuonAdamW), callbacks=[AutoWeightDecay(target), MuonDashboard()], logger=tensorboard)
+    assert hparams_of(trainer)[0].get("target_rms") == target
+
+
 def test_lightnings_own_hp_metric_gets_the_final_value(regression: Module, fit: Fit, tmp_path: Path) -> None:
     class Configured(regression):  # type: ignore[valid-type,misc]
         def __init__(self, width: int = 3) -> None:
