@@ -38,6 +38,10 @@ class Events:
             return []
         return [event.tensor_proto.string_val[0].decode() for event in self._events.Tensors(name)]
 
+    def plugin_data(self, tag: str) -> bytes:
+        content: bytes = self._events.SummaryMetadata(tag).plugin_data.content
+        return content
+
 
 @pytest.fixture
 def events() -> type[Events]:

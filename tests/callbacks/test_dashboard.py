@@ -16,12 +16,11 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
-from tensorboard.plugins.hparams import metadata
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing.spawn import start_processes
@@ -167,79 +166,6 @@ def test_warnings_of_the_monitors_are_a_card(
     assert any("WeightRMSMonitor, step 0: weight_rms is not finite for net.0.weight" in text for text in said)
     # What has no singular values has no histogram, and does not stop the run; the other matrix became NaN with it.
     assert "weight_spectrum/net.0.weight" not in read(trainer).Tags()["histograms"]
-
-
-def hparams_of(trainer: Trainer) -> tuple[dict[str, Any], list[str]]:
-    """The hyperparameters and the names of the metrics on TensorBoard's page."""
-    events = read(trainer)
-    content = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
-    start = metadata.parse_session_start_info_plugin_data(content)
-    values = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
-    content = events.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content
-    columns = metadata.parse_experiment_plugin_data(content)
-    assert metadata.SESSION_END_INFO_TAG in events.summary_metadata
-    return values, [metric.name.tag for metric in columns.metric_infos]
-
-
-def test_hyperparameters_stand_beside_the_final_metric(
-    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, tmp_path: Path
-) -> None:
-    class Scheduled(regression):  # type: ignore[valid-type,misc]
-        def __init__(self, width: int = 3) -> None:
-            super().__init__(partial(MuonAdamW, lr=0.02, adamw_lr=0.5, weight_decay=0.25))
-            self.save_hyperparameters()
-
-        def configure_optimizers(self) -> Any:
-            optimizer = super().configure_optimizers()
-            return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.1)]
-
-    checkpoint = ModelCheckpoint(tmp_path / "checkpoints", monitor="val/loss")
-    trainer = fit(
-        Scheduled(),
-        callbacks=[checkpoint, *monitors()],
-        logger=tensorboard,
-        limit_val_batches=2,
-        max_epochs=2,
-        enable_checkpointing=True,
-    )
-    values, metrics = hparams_of(trainer)
-    assert values["optimizer"] == "MuonAdamW"
-    assert values["lr"] == 0.02
-    assert values["lr (adamw)"] == 0.5
-    assert values["weight_decay"] == 0.25
-    assert values["weight_decay (adamw_vectors)"] == 0.0
-    assert values["lr_scheduler"] == "ExponentialLR"
-    assert values["width"] == 3
-    assert metrics == ["val/loss"]
-    assert read(trainer).Scalars("val/loss")[-1].value == pytest.approx(float(trainer.callback_metrics["val/loss"]))
-    assert "hp_metric" not in read(trainer).Tags()["scalars"]
-
-
-def test_without_a_monitored_metric_the_losses_judge(
-    regression: Module, fit: Fit, tensorboard: TensorBoardLogger
-) -> None:
-    trainer = fit(regression(MuonAdamW), callbacks=[MuonDashboard()], logger=tensorboard)
-    assert hparams_of(trainer)[1] == ["train/loss"]
-
-
-@pytest.mark.parametrize("target", [0.2, "bf16", None])
-def test_a_target_of_the_weights_is_a_hyperparameter(
-    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, target: Any
-) -> None:
-    trainer = fit(regression(MuonAdamW), callbacks=[AutoWeightDecay(target), MuonDashboard()], logger=tensorboard)
-    assert hparams_of(trainer)[0].get("target_rms") == target
-
-
-def test_lightnings_own_hp_metric_gets_the_final_value(regression: Module, fit: Fit, tmp_path: Path) -> None:
-    class Configured(regression):  # type: ignore[valid-type,misc]
-        def __init__(self, width: int = 3) -> None:
-            super().__init__(MuonAdamW)
-            self.save_hyperparameters()
-
-    logger = TensorBoardLogger(tmp_path / "default", default_hp_metric=True)
-    trainer = fit(Configured(), callbacks=[MuonDashboard()], logger=logger, limit_val_batches=2)
-    logged = [event.value for event in read(trainer).Scalars("hp_metric")]
-    assert logged == [-1.0, pytest.approx(float(trainer.callback_metrics["val/loss"]))]
 
 
 def test_histograms_are_of_the_singular_values(regression: Module, fit: Fit, tensorboard: TensorBoardLogger) -> None:
