@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_muon.callbacks.arguments import is_number, is_whole
-from lightning_muon.callbacks.decay.bf16_target import SAMPLE, UpdateSample, reference_lr
+from lightning_muon.callbacks.decay.bf16_target import SAMPLE, UpdateSample, planned_lr
 from lightning_muon.callbacks.decay.decay_control import DecayControl, Size, WeightSet
 from lightning_muon.callbacks.decay.target_control import TargetControl
 from lightning_muon.callbacks.decay.target_decay import Aim
@@ -86,7 +86,8 @@ class AutoWeightDecay(StepMonitor):
         weight_decay: The decay that is turned on; a group that has more keeps its own.
         horizon: How many steps ahead the growth is extrapolated, and 0 waits until the limit is passed; with a target,
             the steps in which the distance to it falls to 1/e.
-        ramp_steps: Steps from no change to the full one.
+        ramp_steps: Steps from no change to the full one; as in ``horizon``, steps are counted as they are logged, which
+            under manual optimization are batches.
         release: Fraction of ``limit`` under which the decay is turned off again.
         smoothing: Weight of the past in the moving averages of the RMS and of its growth.
         per: With a target, whether all matrices of a ``"group"`` have one decay and one RMS, or each ``"matrix"``.
@@ -95,8 +96,8 @@ class AutoWeightDecay(StepMonitor):
 
     Raises:
         MisconfigurationException: If an argument is out of its range, or belongs to the other mode; at the start, if
-            the optimizers have no Muon group, or one without ``weight_decay``, or with a decay that is not decoupled
-            for a target, or weights in half precision are to decay each by itself.
+            a Muon group has no ``weight_decay``; with a target, if there is no Muon group, or one whose decay is not
+            decoupled, or weights in half precision are to decay each by itself.
 
     Example::
 
@@ -122,13 +123,13 @@ class AutoWeightDecay(StepMonitor):
         for name, value, fits, demand in (
             ("target_rms", target_rms, _is_target(target_rms), "a positive number, 'bf16', or null for the limit"),
             ("limit", limit, is_number(limit) and limit > 0, "positive"),
-            ("weight_decay", weight_decay, is_number(weight_decay) and weight_decay > 0, "positive"),
+            ("weight_decay", weight_decay, _is_positive(weight_decay), "positive and finite"),
             ("horizon", horizon, is_whole(horizon) and horizon >= 0, "at least 0, a whole number"),
             ("ramp_steps", ramp_steps, is_whole(ramp_steps) and ramp_steps >= 1, "at least 1, a whole number"),
             ("release", release, is_number(release) and 0 < release < 1, "between 0 and 1"),
             ("smoothing", smoothing, is_number(smoothing) and 0 <= smoothing < 1, "at least 0 and below 1"),
-            ("per", per, per in {"group", "matrix"}, "'group' or 'matrix'"),
-            ("bounds", bounds, _are_bounds(bounds), "two numbers, the first at least 0 and below the second"),
+            ("per", per, per in ("group", "matrix"), "'group' or 'matrix'"),
+            ("bounds", bounds, _are_bounds(bounds), "two finite numbers, the first at least 0 and below the second"),
         ):
             if not fits:
                 raise MisconfigurationException(f"AutoWeightDecay: {name} must be {demand}, got {value!r}")
@@ -149,6 +150,7 @@ class AutoWeightDecay(StepMonitor):
         self._handles: list[RemovableHandle] = []
         self._raised: list[Raised] = []
         self._taken: dict[str, tuple[float | Tensor, float]] = {}  # by group, learning rate and decay of the last step
+        self._curve: dict[str, float] = {}  # by tag, the mean over a group's matrices of what they took in it
         self._behind: dict[Tensor, Any] = {}  # by matrix, the factor that its steps in this batch have left out
         self._samples: list[UpdateSample] = []
         self._still: set[str] = set()  # matrices without a gradient, which neither move nor decay
@@ -177,12 +179,13 @@ class AutoWeightDecay(StepMonitor):
             self._control = self._make_control()
             self._samples.clear()
             self._still.clear()
+            self._curve.clear()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not any(map(muon_groups, trainer.optimizers)):
+        if self.target_rms is not None and not any(map(muon_groups, trainer.optimizers)):
             raise MisconfigurationException(
-                "AutoWeightDecay: no parameter group has algorithm='muon', so there is nothing to decay."
+                "AutoWeightDecay: no parameter group has algorithm='muon', so target_rms has nothing to steer."
                 " Make the groups with route_parameters(module), or remove the callback."
             )
         super().on_train_start(trainer, pl_module)
@@ -261,7 +264,6 @@ class AutoWeightDecay(StepMonitor):
         }
         rms = {name: size.rms for name, size in measured.items()}
         self.warn_of_not_finite(trainer, "the weight RMS", rms, so="; nothing can be said about these")
-        curve = self._curve()
         samples, self._samples = self._samples, []
         if isinstance(self._control, TargetControl):
             for sample in samples:
@@ -272,7 +274,7 @@ class AutoWeightDecay(StepMonitor):
             message = f"AutoWeightDecay, step {logged_step(trainer)}: {decision}"
             rank_zero_info(message)
             log_text(trainer, "weight_decay/decisions", message)
-        log_scalars(trainer, curve)
+        log_scalars(trainer, self._curve)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -317,12 +319,12 @@ class AutoWeightDecay(StepMonitor):
 
     def _weight_sets(self) -> Iterator[tuple[str, WeightSet]]:
         for label, _, _, group in _labelled_muon_groups(self._optimizers):
-            lr = reference_lr(group)
+            lrs = float(group["lr"]), planned_lr(group)
             names = [self._matrix_names[id(matrix)] for matrix in group["params"] if id(matrix) in self._matrix_names]
             if self.per == "group":
-                yield label, WeightSet(label, lr, names)
+                yield label, WeightSet(label, *lrs, names)
             else:
-                yield from ((name, WeightSet(label, lr, [name])) for name in names)
+                yield from ((name, WeightSet(label, *lrs, [name])) for name in names)
 
     def _set_names(self, label: str, group: dict[str, Any]) -> list[str]:
         """Return the names of a group's sets: its own, or those of its matrices."""
@@ -349,6 +351,7 @@ class AutoWeightDecay(StepMonitor):
             # Who set another decay during the step meant it for all.
             decays = raised.decays if taken == raised.raised else [taken] * len(raised.decays)
             self._taken[raised.label] = lr, taken
+            self._curve[f"weight_decay/{raised.label}"] = sum(decays) / len(decays)
             for name, decay in zip(self._set_names(raised.label, group), decays, strict=True):
                 self._control.took(name, lr, decay)
             if self.per == "matrix":
@@ -382,23 +385,20 @@ class AutoWeightDecay(StepMonitor):
         while self._handles:
             self._handles.pop().remove()
 
-    def _curve(self) -> dict[str, float]:
-        """Return the decay of each group's steps in this batch by its tag."""
-        decays = {label: self._decays(label, group) for label, _, _, group in _labelled_muon_groups(self._optimizers)}
-        return {f"weight_decay/{label}": sum(of_sets) / len(of_sets) for label, of_sets in decays.items()}
-
 
 def _labelled_muon_groups(optimizers: Iterable[Optimizer]) -> list[LabelledGroup]:
     return [labelled for labelled in labelled_groups(optimizers) if is_muon(labelled.optimizer, labelled.group)]
 
 
 def _is_target(value: object) -> bool:
-    if is_number(value):
-        return 0 < value < math.inf
-    return value is None or value == "bf16"
+    return value is None or value == "bf16" or _is_positive(value)
+
+
+def _is_positive(value: object) -> bool:
+    return is_number(value) and 0 < value < math.inf
 
 
 def _are_bounds(value: object) -> bool:
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         return False
-    return all(map(is_number, value)) and 0 <= value[0] < value[1]
+    return all(map(is_number, value)) and 0 <= value[0] < value[1] < math.inf

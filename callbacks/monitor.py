@@ -40,6 +40,12 @@ class StepMonitor(Callback):
             trainer, or a pattern matches nothing.
     """
 
+    # What is said at the start where no optimizer is watched.
+    nothing_to_watch = (
+        "no parameter group has algorithm='muon', so there is nothing to measure. Make the groups with"
+        " route_parameters(module), or take torch.optim.Muon."
+    )
+
     def __init__(self, every_n_steps: int | None = None, per_parameter: bool | Sequence[str] = False) -> None:
         check_whole(type(self).__name__, "every_n_steps", every_n_steps, optional=True)
         self.every_n_steps = every_n_steps
@@ -83,10 +89,10 @@ class StepMonitor(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         kind = type(self)
-        if sum(type(callback) is kind for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+        if sum(isinstance(callback, kind) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise MisconfigurationException(
-                f"{kind.__name__} is in the trainer's callbacks more than once: both would log under the same tags."
-                " Keep one of them."
+                f"{kind.__name__} is in the trainer's callbacks more than once, itself or a subclass: both would log"
+                " under the same tags. Keep one of them, and give it its options where it stands in the config."
             )
         self._due.clear()
         self._warned = False
@@ -97,11 +103,7 @@ class StepMonitor(Callback):
         self._names = module_names(pl_module)
         self._chosen.check(self.choices(trainer))
         if trainer.optimizers and not any(map(self.watches, trainer.optimizers)):
-            warn(
-                trainer,
-                f"{type(self).__name__}: no parameter group has algorithm='muon', so there is nothing to measure. Make"
-                " the groups with route_parameters(module), or take torch.optim.Muon.",
-            )
+            warn(trainer, f"{type(self).__name__}: {self.nothing_to_watch}")
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
@@ -139,9 +141,11 @@ class StepMonitor(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop_watching()
 
-    def log_summary(self, trainer: Trainer, quantities: Mapping[str, Mapping[str, float]]) -> None:
-        """Log quantities over the matrices, and warn the first time that one of them is not finite."""
-        scalars: dict[str, float] = {}
+    def log_summary(
+        self, trainer: Trainer, quantities: Mapping[str, Mapping[str, float]], others: Mapping[str, float] | None = None
+    ) -> None:
+        """Log quantities over the matrices and other scalars; warn the first time that a quantity is not finite."""
+        scalars = dict(others or {})
         for quantity, values in quantities.items():
             self.warn_of_not_finite(trainer, quantity, values)
             scalars |= summarize(quantity, values, self._chosen)

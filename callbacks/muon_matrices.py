@@ -14,6 +14,9 @@ from lightning_muon.callbacks.name_choice import NameChoice
 
 HALF = (torch.float16, torch.bfloat16)
 
+# What stands in a tag where a single matrix has its name.
+SUMMARIES = ("max", "mean", "min")
+
 # What torch.compile, FSDP and activation checkpointing put into the names of parameters.
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
@@ -96,14 +99,17 @@ def largest_entries(tensors: Iterable[Tensor]) -> Tensor:
 def summarize(quantity: str, values: Mapping[str, float], chosen: NameChoice) -> Iterator[tuple[str, float]]:
     """Yield the tags ``quantity/max``, ``/mean`` and ``/min``, and one for each chosen name, with their values.
 
-    Where one value is NaN, so are all three: that is what the summary is looked at for.
+    Where one value is NaN, so are all three: that is what the summary is looked at for. A module that is called
+    ``max``, ``mean`` or ``min`` has a dot before its name.
     """
     if values:
         numbers = torch.tensor(list(values.values()), dtype=torch.float64)
         yield f"{quantity}/max", numbers.max().item()
         yield f"{quantity}/mean", numbers.mean().item()
         yield f"{quantity}/min", numbers.min().item()
-        yield from ((f"{quantity}/{name}", value) for name, value in values.items() if chosen.takes(name))
+        for name, value in values.items():
+            if chosen.takes(name):
+                yield f"{quantity}/{'.' if name in SUMMARIES else ''}{name}", value
 
 
 def _named_matrices(optimizer: Optimizer, names: Mapping[int, str]) -> Iterator[tuple[str, str, Tensor]]:

@@ -1,7 +1,7 @@
 """What each rank holds of a matrix, and how what the ranks measured comes together."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,6 +48,12 @@ def find_shards(trainer: Trainer, tensors: Sequence[Tensor]) -> list[Shard]:
     return [_shard(tensor.detach(), flattened.get(id(tensor), ())) for tensor in tensors]
 
 
+def local_gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Return what this rank holds of each parameter's gradient; without one, nothing."""
+    gradients = ((parameter, parameter.grad) for parameter in parameters)
+    return [torch.empty(0, device=p.device) if g is None else _shard(g, ()).local for p, g in gradients]
+
+
 def sizes(shards: Sequence[Shard]) -> Tensor:
     """Return how many elements this rank holds of each, shape (n,)."""
     return torch.tensor([shard.local.numel() for shard in shards], dtype=torch.float32)
@@ -66,7 +72,7 @@ def over_ranks(trainer: Trainer, shards: Sequence[Shard], measured: Sequence[Ten
     """
     device = trainer.strategy.root_device
     values = torch.stack([quantity.to(device, torch.float32) for quantity in measured])
-    if trainer.world_size == 1:
+    if trainer.world_size == 1 or not shards:
         return _combined(values.unsqueeze(0))
     alike: defaultdict[tuple[ProcessGroup | None, ...], list[int]] = defaultdict(list)
     for index, shard in enumerate(shards):

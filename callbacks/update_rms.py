@@ -16,10 +16,11 @@ from typing_extensions import override
 from lightning_muon.callbacks.arguments import check_whole, is_number
 from lightning_muon.callbacks.group_labels import LabelledGroup, labelled_groups
 from lightning_muon.callbacks.limits import Limit
+from lightning_muon.callbacks.measures.applied_factors import ROUNDINGS
 from lightning_muon.callbacks.monitor import StepMonitor, log_scalars
 from lightning_muon.callbacks.muon_matrices import HALF, entry_norms, is_muon, own_names
 from lightning_muon.callbacks.sampled_matrices import spread_evenly
-from lightning_muon.callbacks.shards import Shard, find_shards, names_with_gradient, over_ranks, sizes
+from lightning_muon.callbacks.shards import Shard, find_shards, local_gradients, names_with_gradient, over_ranks, sizes
 from lightning_muon.callbacks.step_options import StepOptions, is_decoupled
 
 
@@ -35,8 +36,9 @@ class UpdateRMSMonitor(StepMonitor):
     so.
 
     Weights that are kept in half precision move by the rounded update. Left out are parameters that do not move: those
-    without gradient, a learning rate of zero, a skipped step. Where the optimizer adds the decay to the gradient, as
-    SGD does, it is part of :math:`U`.
+    without gradient, a learning rate of zero, a skipped step; and those that only decay, such as what lies below a head
+    of zeros in the first step. Where the optimizer adds the decay to the gradient, as SGD does, it is part of
+    :math:`U`.
 
     Args:
         every_n_steps: How often to measure. Default: the trainer's ``log_every_n_steps``.
@@ -57,6 +59,8 @@ class UpdateRMSMonitor(StepMonitor):
         >>> from lightning_muon.callbacks import UpdateRMSMonitor
         >>> trainer = Trainer(callbacks=[UpdateRMSMonitor(every_n_steps=100)])
     """
+
+    nothing_to_watch = "no optimizer has parameters, so there is nothing to measure."
 
     def __init__(
         self,
@@ -107,25 +111,29 @@ class UpdateRMSMonitor(StepMonitor):
                 spread_evenly([name for name in group if name in has_gradient], self.sample, self._chosen)
                 for group in parameters
             ]
+            sampled = [[group[name] for name in chosen] for group, chosen in zip(parameters, names, strict=True)]
             shards = [
                 [replace(shard, local=some_rows(shard.local, self.max_elements)) for shard in group]
-                for group in (
-                    find_shards(trainer, [group[name] for name in chosen])
-                    for group, chosen in zip(parameters, names, strict=True)
-                )
+                for group in (find_shards(trainer, weights) for weights in sampled)
             ]
             before = [[wide_copy(shard.local) for shard in group] for group in shards]
+            gradients = [
+                entry_norms(some_rows(gradient, self.max_elements) for gradient in local_gradients(weights))
+                for weights in sampled
+            ]
             yield
         finally:
             options.close()
-        for group, chosen, held, old in zip(groups, names, shards, before, strict=True):
+        for group, chosen, held, old, gradient in zip(groups, names, shards, before, gradients, strict=True):
             lr, decay = float(options.lr(group.place)), float(options.weight_decay(group.place))
             if chosen and lr != 0:
                 new = [shard.local for shard in held]
                 steps = weight_steps(old, new)
                 moved = entry_norms(steps)
                 remove_decay(steps, old, lr * decay if is_decoupled(optimizer, group.group) else 0.0, group.group)
-                self._measured.append(Measured(group, lr, chosen, held, [entry_norms(steps), moved]))
+                self._measured.append(
+                    Measured(group, lr, chosen, held, [entry_norms(steps), moved, gradient, entry_norms(old)])
+                )
 
     @override
     def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -135,14 +143,17 @@ class UpdateRMSMonitor(StepMonitor):
         shards = [shard for of_group in measured for shard in of_group.shards]
         quantities = [torch.cat(norms) for norms in zip(*(of_group.norms for of_group in measured), strict=True)]
         found = over_ranks(trainer, shards, [*quantities, sizes(shards)])
-        values = zip(found.norm[0].tolist(), found.norm[1].tolist(), found.sum[2].tolist(), strict=True)
+        values = zip(*found.norm[:4].tolist(), found.sum[4].tolist(), shards, strict=True)
         of_groups: dict[str, float] = {}
         of_parameters: dict[str, float] = {}
         moves: defaultdict[bool, dict[str, float]] = defaultdict(dict)
         for group, lr, names, *_ in measured:
             squares, entries = 0.0, 0.0
-            for name, (norm, moved, size) in zip(names, values, strict=False):  # the next group goes on behind these
-                if moved != 0:
+            # The next group goes on behind these.
+            for name, (norm, moved, gradient, weight, size, shard) in zip(names, values, strict=False):
+                rounding = ROUNDINGS * torch.finfo(shard.local.dtype).eps * weight
+                only_decayed = gradient == 0 and norm <= rounding
+                if moved != 0 and not only_decayed:
                     of_parameters[name] = norm / lr / math.sqrt(size)
                     squares, entries = squares + (norm / lr) ** 2, entries + size
             if entries:
@@ -181,7 +192,8 @@ class Measured(NamedTuple):
         lr: Its learning rate in the step.
         names: Of the n parameters that were looked at.
         shards: What this rank holds of them.
-        norms: Of the updates times the learning rate, and of the whole steps, each of shape (n,).
+        norms: Of the updates times the learning rate, of the whole steps, of the gradients and of the weights, each of
+            shape (n,).
     """
 
     group: LabelledGroup

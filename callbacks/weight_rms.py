@@ -13,10 +13,10 @@ from lightning_muon.callbacks.limits import Limit
 from lightning_muon.callbacks.measures.bf16_headroom import bf16_spacing, count_lost, doublings_to_overflow
 from lightning_muon.callbacks.measures.output_rms import OutputListener, compiled_names, named_layers
 from lightning_muon.callbacks.monitor import StepMonitor, warn
-from lightning_muon.callbacks.muon_matrices import entry_norms, largest_entries, muon_matrices
+from lightning_muon.callbacks.muon_matrices import entry_norms, largest_entries, muon_groups, muon_matrices
 from lightning_muon.callbacks.name_choice import NameChoice, some
 from lightning_muon.callbacks.sampled_matrices import spread_evenly
-from lightning_muon.callbacks.shards import Shard, find_shards, names_with_gradient, over_ranks, sizes
+from lightning_muon.callbacks.shards import Shard, find_shards, local_gradients, names_with_gradient, over_ranks, sizes
 
 
 class WeightRMSMonitor(StepMonitor):
@@ -34,11 +34,13 @@ class WeightRMSMonitor(StepMonitor):
       be lost if the weights were kept in bfloat16.
     - ``lost_updates/…``: fraction of the entries that would stay what they are if they were bfloat16 numbers, whose
       update is rounded to nearest; where they are such, those that stayed.
+    - ``weight_bits``: bits in which the weights are kept, the fewest: where there are 16, updates are lost in earnest.
     - ``output_rms/…``: root mean square of what the modules chosen by ``outputs`` return in the last forward pass
       before the step, over all ranks. Modules inside one that ``torch.compile`` made a whole cannot be heard.
 
-    ``bf16_headroom`` and ``lost_updates`` are measured on a sample of the matrices that have a gradient and are not
-    zero. Where a limit is passed, one warning names the layer and says what to do.
+    ``bf16_headroom`` and ``lost_updates`` are measured on a sample of the matrices that are not zero, and whose
+    gradient and learning rate are not. Where a limit is passed, one warning names the layer and says what to do.
+    Without Muon's matrices only outputs are measured.
 
     Args:
         every_n_steps: How often to measure. Default: the trainer's ``log_every_n_steps``.
@@ -85,6 +87,7 @@ class WeightRMSMonitor(StepMonitor):
         self._limits = self._make_limits()
         self._listener = OutputListener({})
         self._wants_outputs = False
+        self._only_outputs = False
         self._sampled: list[tuple[list[str], list[Shard], list[Tensor]]] = []
 
     @override
@@ -95,7 +98,14 @@ class WeightRMSMonitor(StepMonitor):
         self._limits = self._make_limits()
 
     @override
+    def watches(self, optimizer: Optimizer) -> bool:
+        return self._only_outputs or super().watches(optimizer)
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._only_outputs = bool(self.outputs) and not any(map(super().watches, trainer.optimizers))
+        if self._only_outputs:
+            warn(trainer, f"WeightRMSMonitor: only outputs are measured: {self.nothing_to_watch}")
         super().on_train_start(trainer, pl_module)
         layers = dict(named_layers(pl_module))
         self._chosen_outputs.check(layers)
@@ -120,15 +130,24 @@ class WeightRMSMonitor(StepMonitor):
         """Keep the size of sampled matrices before the step, and of their updates."""
         trainer = pl_module.trainer
         matrices = muon_matrices([optimizer], self._names)
-        names = spread_evenly(names_with_gradient(trainer, matrices), self.sample, self._chosen)
-        shards = find_shards(trainer, [matrices[name] for name in names])
+        resting = {
+            id(p) for _, group in muon_groups(optimizer) if float(group.get("lr", 1.0)) == 0 for p in group["params"]
+        }
+        moving = {name: matrix for name, matrix in matrices.items() if id(matrix) not in resting}
+        if not moving:
+            yield
+            return
+        names = spread_evenly(names_with_gradient(trainer, moving), self.sample, self._chosen)
+        sampled = [moving[name] for name in names]
+        shards = find_shards(trainer, sampled)
         before = [shard.local.clone() for shard in shards]
+        gradients = entry_norms(local_gradients(sampled))
         yield
         if not names:
             return
         updates = list(torch._foreach_sub([shard.local for shard in shards], before))
         lost = torch.stack([count_lost(old, update) for old, update in zip(before, updates, strict=True)])
-        self._sampled.append((names, shards, [entry_norms(before), entry_norms(updates), lost]))
+        self._sampled.append((names, shards, [entry_norms(before), entry_norms(updates), gradients, lost]))
 
     @override
     def _stop_watching(self) -> None:
@@ -154,7 +173,8 @@ class WeightRMSMonitor(StepMonitor):
             **self._headroom(trainer),
             "output_rms": self._listener.rms(trainer) if self._listener.modules else {},
         }
-        self.log_summary(trainer, quantities)
+        bits = [8 * matrices[name].itemsize for name, _ in present]
+        self.log_summary(trainer, quantities, {"weight_bits": min(bits)} if bits else None)
         in_bf16 = {name for name, matrix in matrices.items() if matrix.dtype == torch.bfloat16}
         happened = {name: lost for name, lost in quantities["lost_updates"].items() if name in in_bf16}
         for quantity, limit in self._limits.items():
@@ -165,10 +185,11 @@ class WeightRMSMonitor(StepMonitor):
         quantities: dict[str, dict[str, float]] = {"bf16_headroom": {}, "lost_updates": {}}
         for names, shards, measured in sampled:
             found = over_ranks(trainer, shards, [*measured, sizes(shards)])
-            _, _, lost, size = found.sum.tolist()
-            old, update, _, _ = (found.norm / found.sum[3].sqrt()).tolist()
+            *_, lost, size = found.sum.tolist()
+            old, update, gradient, *_ = (found.norm / found.sum[-1].sqrt()).tolist()
             for index, name in enumerate(names):
-                if old[index] != 0:  # a matrix of zeros has no spacing to compare with
+                # A matrix of zeros has no spacing to compare with; without gradient there is no update to be lost.
+                if old[index] != 0 and gradient[index] != 0:
                     quantities["bf16_headroom"][name] = update[index] / bf16_spacing(old[index])
                     quantities["lost_updates"][name] = lost[index] / size[index]
         return quantities

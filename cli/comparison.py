@@ -2,10 +2,17 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
-from lightning_muon.cli.health import not_finite, quantities
-from lightning_muon.cli.quantity import Figure, Quantity, Verdict
+from lightning_muon.cli.health import HEALTH, WARNINGS, not_finite, quantities
+from lightning_muon.cli.quantity import UNKNOWN, Figure, Quantity, Verdict
 from lightning_muon.cli.run_log import RunLog
+
+RunVerdict = Verdict | Literal["not measured"]
+_UNWATCHED = (
+    "not measured: no monitor has logged this run's health; add WeightRMSMonitor, OrthogonalityMonitor and the like to"
+    " its callbacks"
+)
 
 
 @dataclass(frozen=True)
@@ -26,22 +33,37 @@ class Comparison:
         runs = list(runs)
         return cls(runs, [(line, [line.figure(run) for run in runs]) for line in quantities(runs)])
 
-    def verdicts(self) -> list[Verdict]:
-        """Return the verdict on each run: the worst of its figures."""
+    def verdicts(self) -> list[RunVerdict]:
+        """Return the verdict on each run: the worst of its figures; none is ``ok`` whose health was not measured."""
         return [self._verdict(column) for column in range(len(self.runs))]
+
+    def remarks(self, column: int) -> list[str]:
+        """Return what there is to say of a run: files that are damaged, what to do, and what the run itself said."""
+        run = self.runs[column]
+        return [*run.damage, *self.advice(column), *run.said()]
 
     def advice(self, column: int) -> list[str]:
         """Return what to do about each figure of a run that is not healthy."""
         found: list[str] = []
         for line, figures in self.lines:
             figure = figures[column]
-            if figure is not None and figure.verdict in {"watch", "bad"}:
+            if line is not WARNINGS and figure is not None and figure.verdict in {"watch", "bad"}:
                 advice = f"; {line.advice}" if line.advice else ""
                 found.append(f"{figure.verdict}: {line.label} is {figure.value}{advice}")
         if tags := not_finite(self.runs[column]):
             found.append(f"not finite: {', '.join(tags)}")
+        if not self._is_monitored(column):
+            found.append(_UNWATCHED)
         return found
 
-    def _verdict(self, column: int) -> Verdict:
+    def _is_monitored(self, column: int) -> bool:
+        judged = [figures[column] for line, figures in self.lines if line in HEALTH and line.healthy is not UNKNOWN]
+        return any(figure is not None for figure in judged)
+
+    def _verdict(self, column: int) -> RunVerdict:
         found = {figure.verdict for _, figures in self.lines if (figure := figures[column]) is not None}
-        return "bad" if "bad" in found else "watch" if "watch" in found else "ok"
+        if "bad" in found:
+            return "bad"
+        if "watch" in found:
+            return "watch"
+        return "ok" if self._is_monitored(column) else "not measured"

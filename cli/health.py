@@ -1,13 +1,13 @@
 """The health of a run in figures: what is measured, what is healthy, and what to do where it is not."""
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 
 from lightning_muon.cli.quantity import (
+    UNKNOWN,
     Quantity,
     above,
-    below,
     best,
     final,
     growth,
@@ -15,23 +15,27 @@ from lightning_muon.cli.quantity import (
     lowest,
     measured,
     median,
+    none,
     peak,
     percent,
     risen,
     signed_percent,
+    under,
+    under_percent,
+    up_to,
     values,
 )
 from lightning_muon.cli.run_log import RunLog
-
-_LOSS = re.compile(r"^(?!.*unigram).*loss")
+from lightning_muon.cli.tags import OWN_LOSS, UPDATE_RMS, VALIDATION_LOSS, WEIGHT_DECAY, matching
 
 
 def quantities(runs: Iterable[RunLog]) -> list[Quantity]:
     """Return the lines that have a value in at least one run."""
     runs = list(runs)
-    losses = dict.fromkeys(tag for run in runs for tag in run.scalars if _LOSS.match(tag))
-    groups = dict.fromkeys(tag for run in runs for tag in run.scalars if tag.startswith("update_rms/"))
-    lines = [STEPS, *(line for tag in losses for line in _loss(tag)), *HEALTH, *map(_update_rms, groups), *COST]
+    tags = list(chain.from_iterable(run.scalars for run in runs))
+    losses = chain.from_iterable(map(_loss, matching(tags, OWN_LOSS)))
+    updates = map(_update_rms, matching(tags, UPDATE_RMS))
+    lines = [STEPS, *losses, NOT_FINITE, *HEALTH, WARNINGS, *updates, *COST]
     return [line for line in lines if any(line.measure(run) is not None for run in runs)]
 
 
@@ -42,19 +46,18 @@ def not_finite(run: RunLog) -> list[str]:
 
 def _loss(tag: str) -> list[Quantity]:
     lines = [
-        Quantity(f"{tag}, final", "", measured(tag, final)),
-        Quantity(f"{tag}, best", "", measured(tag, best)),
+        Quantity(f"{tag}, final", UNKNOWN, measured(tag, final)),
+        Quantity(f"{tag}, best", UNKNOWN, measured(tag, best)),
     ]
-    if tag.startswith("val"):
+    if matching([tag], VALIDATION_LOSS):
         advice = "the validation loss rose from its best: the model overfits, or diverges; take the best checkpoint"
-        lines.append(
-            Quantity(f"{tag}, above its best", "under 2 %", measured(tag, risen), above(0.02, 0.2), advice, percent)
-        )
+        healthy = under_percent(0.02, 0.2)
+        lines.append(Quantity(f"{tag}, above its best", healthy, measured(tag, risen), advice, percent))
     return lines
 
 
 def _update_rms(tag: str) -> Quantity:
-    return Quantity(f"update RMS of {tag.partition('/')[2]}, median", "", measured(tag, median))
+    return Quantity(f"update RMS of {tag.partition('/')[2]}, median", UNKNOWN, measured(tag, median))
 
 
 def _last_step(run: RunLog) -> float | None:
@@ -65,10 +68,16 @@ def _largest_decay(reduce: Callable[[Sequence[float]], float]) -> Callable[[RunL
     """Measure the weight decay by a reduction, of the group that has the largest."""
 
     def measure(run: RunLog) -> float | None:
-        curves = [values(run, tag) for tag in run.scalars if tag.startswith("weight_decay/")]
+        curves = [values(run, tag) for tag in matching(run.scalars, WEIGHT_DECAY)]
         return max(map(reduce, curves), default=None)
 
     return measure
+
+
+def _is_in_half_precision(run: RunLog) -> bool:
+    """Whether weights are, or were not seen to be in more; in float32 nothing is lost."""
+    bits = values(run, "weight_bits")
+    return not bits or min(bits) <= 16
 
 
 def _decisions(run: RunLog) -> float | None:
@@ -79,100 +88,102 @@ def _warnings(run: RunLog) -> float | None:
     return None if run.texts is None else len(run.texts.get("warnings", []))
 
 
-STEPS = Quantity("last step", "", _last_step, show="{:.0f}".format)
+STEPS = Quantity("last step", UNKNOWN, _last_step, show="{:.0f}".format)
+NOT_FINITE = Quantity(
+    "tags with NaN or infinity",
+    none(0),
+    lambda run: len(not_finite(run)),
+    "a value is not finite from some step on: go back to a checkpoint before it, lower the learning rate or clip",
+    "{:.0f}".format,
+)
+WARNINGS = Quantity("warnings", none(math.inf), _warnings, show="{:.0f}".format)  # a run says them itself
 
-# The ranges are those of docs/reading-the-monitors.md.
+# The ranges of docs/reading-the-monitors.md.
+WEIGHT_RMS = under(1.0, 4.0)
+BF16_HEADROOM = above(1.0, 0.5)  # under half a spacing the typical update is rounded away
+DOUBLINGS_TO_OVERFLOW = above(16, 4)
+OUTPUT_RMS = under(1e3, 65504.0)  # float16 ends there; bfloat16 adds nothing under 256 to what is larger than that
+ORTHOGONALITY_ERROR = up_to(0.7, 0.9)
+# Five steps of Newton-Schulz with Jordan's coefficients end at 1.2024 at most; the rest is room for rounding, and for
+# optimizers whose scale is not known.
+LARGEST_SINGULAR_VALUE = up_to(1.3, 2.0)
+OPTIMIZER_SHARE = under_percent(0.2, 0.5)
+_LATE_GROWTH = under_percent(0.1, 1.0)
+
 HEALTH = (
     Quantity(
-        "tags with NaN or infinity",
-        "0",
-        lambda run: len(not_finite(run)),
-        above(0, 0),
-        "a value is not finite from some step on: go back to a checkpoint before it, lower the learning rate or clip",
-        "{:.0f}".format,
-    ),
-    Quantity(
         "weight RMS, peak of the largest",
-        "under 1",
+        WEIGHT_RMS,
         measured("weight_rms/max", peak),
-        above(1.0, 4.0),
-        "the weights are large: raise weight_decay, or add AutoWeightDecay",
+        "the weights are large: let them decay more, by weight_decay or AutoWeightDecay",
     ),
-    Quantity("weight RMS, final of the largest", "", measured("weight_rms/max", final)),
-    Quantity("weight RMS, growth since the start", "", measured("weight_rms/max", growth), show="×{:.3g}".format),
+    Quantity("weight RMS, final of the largest", UNKNOWN, measured("weight_rms/max", final)),
+    Quantity("weight RMS, growth since the start", UNKNOWN, measured("weight_rms/max", growth), show="×{:.3g}".format),
     Quantity(
         "weight RMS, growth in the last quarter",
-        "under 10 %",
+        _LATE_GROWTH,
         measured("weight_rms/max", late_growth),
-        above(0.1, 1.0),
-        "the weights still grow: harmless in a short run; in a long one raise weight_decay, or add AutoWeightDecay",
+        "the weights still grow: harmless in a short run; in a long one let them decay more, by weight_decay or"
+        " AutoWeightDecay",
         signed_percent,
     ),
-    Quantity("largest weight", "", measured("weight_absmax/max", final)),
+    Quantity("largest weight", UNKNOWN, measured("weight_absmax/max", final)),
     Quantity(
         "bf16 headroom, median of the smallest",
-        "above 1",
+        BF16_HEADROOM,
         measured("bf16_headroom/min", median),
-        below(1.0, 0.5),
-        "bfloat16 weights would lose updates: keep weights in float32 (bf16-mixed, not bf16-true), or decay more",
+        "bfloat16 weights lose updates: keep weights in float32 (bf16-mixed, not bf16-true), or let them decay more",
+        concerns=_is_in_half_precision,
     ),
-    Quantity("updates that bf16 would lose", "", measured("lost_updates/mean", median), show=percent),
+    Quantity("updates that bf16 would lose", UNKNOWN, measured("lost_updates/mean", median), show=percent),
     Quantity(
         "doublings until bf16 overflows, fewest",
-        "above 16",
+        DOUBLINGS_TO_OVERFLOW,
         measured("doublings_to_overflow/min", lowest),
-        below(16, 4),
         "the largest weight nears the end of bfloat16's range: the run diverges; lower the learning rate",
         "{:.1f}".format,
     ),
     Quantity(
         "layer output RMS, peak of the largest",
-        "under 1000",
+        OUTPUT_RMS,
         measured("output_rms/max", peak),
-        # float16 ends at 65504; bfloat16 adds nothing under 256 to what is larger than that.
-        above(1e3, 65504.0),
         "the outputs are large: what later layers add is rounded away; lower the learning rate, or decay more",
     ),
     Quantity(
         "layer output RMS, growth in the last quarter",
-        "under 10 %",
+        _LATE_GROWTH,
         measured("output_rms/max", late_growth),
-        above(0.1, 1.0),
-        "the outputs still grow, as the weights do behind them: raise weight_decay, or add AutoWeightDecay",
+        "the outputs still grow, with the weights behind them: let those decay, by weight_decay or AutoWeightDecay",
         signed_percent,
     ),
     Quantity(
         "orthogonality error, median of the mean",
-        "up to 0.7",
+        ORTHOGONALITY_ERROR,
         measured("orthogonality_error/mean", median),
-        above(0.7, 0.9),
         "updates have lost rank: look at the gradients of the worst layer, by per_parameter",
     ),
-    Quantity("orthogonality error, largest", "", measured("orthogonality_error/max", peak)),
-    Quantity("singular value of the update, smallest", "", measured("singular_value_min/min", median)),
+    Quantity("orthogonality error, largest", UNKNOWN, measured("orthogonality_error/max", peak)),
+    Quantity("singular value of the update, smallest", UNKNOWN, measured("singular_value_min/min", median)),
     Quantity(
         "singular value of the update, largest",
-        "up to 1.3",
+        LARGEST_SINGULAR_VALUE,
         measured("singular_value_max/max", median),
-        above(1.3, 2.0),
         "the iteration for the polar factor diverges: take another orthogonalizer, or its default options",
     ),
-    Quantity("condition number of the gradient, median", "", measured("gradient_condition/mean", median)),
-    Quantity("condition number of the momentum, median", "", measured("momentum_condition/mean", median)),
-    Quantity("stable rank of the gradient, median", "", measured("gradient_stable_rank/mean", median)),
-    Quantity("stable rank of the momentum, median", "", measured("momentum_stable_rank/mean", median)),
-    Quantity("weight decay, largest", "", _largest_decay(peak)),
-    Quantity("weight decay, final", "", _largest_decay(final)),
-    Quantity("decisions about the weight decay", "", _decisions, show="{:.0f}".format),
-    Quantity("warnings", "0", _warnings, above(0, math.inf), "the monitors warned: see the list", show="{:.0f}".format),
+    Quantity("condition number of the gradient, median", UNKNOWN, measured("gradient_condition/mean", median)),
+    Quantity("condition number of the momentum, median", UNKNOWN, measured("momentum_condition/mean", median)),
+    Quantity("stable rank of the gradient, median", UNKNOWN, measured("gradient_stable_rank/mean", median)),
+    Quantity("stable rank of the momentum, median", UNKNOWN, measured("momentum_stable_rank/mean", median)),
+    Quantity("weight decay, largest", UNKNOWN, _largest_decay(peak)),
+    Quantity("weight decay, final", UNKNOWN, _largest_decay(final)),
+    Quantity("decisions about the weight decay", UNKNOWN, _decisions, show="{:.0f}".format),
 )
 
 COST = (
     Quantity(
         "optimizer's share of the step",
-        "under 20 %",
+        OPTIMIZER_SHARE,
         measured("optimizer_share", median),
-        above(0.2, 0.5),
         "the optimizer takes much of the step: larger batches, the preset optimizer/fast, or more devices",
         percent,
     ),

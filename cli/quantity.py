@@ -25,24 +25,42 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Range:
+    """A healthy range.
+
+    Args:
+        words: What is healthy; empty where nothing is known of it.
+        bound: Where it ends.
+        judge: The verdict on a finite value.
+    """
+
+    words: str = ""
+    bound: float | None = None
+    judge: Callable[[float], Verdict] | None = None
+
+
+UNKNOWN = Range()
+
+
+@dataclass(frozen=True)
 class Quantity:
     """One line of the report.
 
     Args:
         label: What it is.
-        healthy: The healthy range in words; empty where none is known.
+        healthy: The healthy range.
         measure: Its value in a run, or ``None`` where the run did not log it.
-        judge: The verdict on a finite value.
         advice: What to do about a verdict other than ``ok``.
         show: How a value is written.
+        concerns: Whether a value is judged in a run; by default in all.
     """
 
     label: str
-    healthy: str
+    healthy: Range
     measure: Callable[[RunLog], float | None]
-    judge: Callable[[float], Verdict] | None = None
     advice: str = ""
     show: Callable[[float], str] = "{:.4g}".format
+    concerns: Callable[[RunLog], bool] | None = None
 
     def figure(self, run: RunLog) -> Figure | None:
         """Return the value in a run, with its verdict; what is not finite is always bad."""
@@ -51,7 +69,8 @@ class Quantity:
             return None
         if not math.isfinite(value):
             return Figure(f"{value:g}", "bad")
-        return Figure(self.show(value), self.judge(value) if self.judge else None)
+        judge = self.healthy.judge if self.concerns is None or self.concerns(run) else None
+        return Figure(self.show(value), judge(value) if judge else None)
 
 
 def values(run: RunLog, tag: str) -> list[float]:
@@ -111,14 +130,29 @@ def risen(logged: Sequence[float]) -> float:
     return (logged[-1] - least) / abs(least) if least else math.nan
 
 
-def above(watch: float, bad: float) -> Callable[[float], Verdict]:
-    """Judge a value whose healthy range ends above."""
-    return lambda value: "bad" if value > bad else "watch" if value > watch else "ok"
+def up_to(bound: float, bad: float, write: Callable[[float], str] = "up to {:g}".format) -> Range:
+    """Return the range up to a bound, and behind ``bad`` what is bad and no longer only to be watched."""
+    return Range(write(bound), bound, lambda value: "bad" if value > bad else "watch" if value > bound else "ok")
 
 
-def below(watch: float, bad: float) -> Callable[[float], Verdict]:
-    """Judge a value whose healthy range ends below."""
-    return lambda value: "bad" if value < bad else "watch" if value < watch else "ok"
+def under(bound: float, bad: float) -> Range:
+    """Return the range under a bound."""
+    return up_to(bound, bad, "under {:g}".format)
+
+
+def under_percent(bound: float, bad: float) -> Range:
+    """Return the range under a bound, which is a fraction."""
+    return up_to(bound, bad, lambda fraction: f"under {100 * fraction:g} %")
+
+
+def none(bad: float) -> Range:
+    """Return the range of a count that is to be zero."""
+    return up_to(0, bad, "{:g}".format)
+
+
+def above(bound: float, bad: float) -> Range:
+    """Return the range above a bound, and under ``bad`` what is bad and no longer only to be watched."""
+    return Range(f"above {bound:g}", bound, lambda value: "bad" if value < bad else "watch" if value < bound else "ok")
 
 
 def percent(value: float) -> str:

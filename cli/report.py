@@ -4,23 +4,22 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from lightning_muon.cli.comparison import Comparison
 from lightning_muon.cli.exit import debugging, exit_with
 from lightning_muon.cli.program import OTHER_COMMANDS
 from lightning_muon.cli.program_name import program_name
-from lightning_muon.cli.quantity import Figure
 from lightning_muon.cli.report_files import ReportFileError, write_report
-from lightning_muon.cli.run_log import RunLogError, find_runs, read_run, run_names
+from lightning_muon.cli.report_tables import tables
+from lightning_muon.cli.run_log import RunLog, RunLogError, find_runs, read_run, run_names
 
 SIDE_BY_SIDE = 5
-COLOURS = {"ok": "green", "watch": "yellow", "bad": "red", None: ""}
 
 
 def run_report(arguments: Sequence[str]) -> None:
@@ -52,37 +51,37 @@ def compare(folders: Sequence[str | Path], limit: int) -> Comparison:
             line on stderr.
     """
     found = find_runs(folders)
-    taken = sorted(found[:limit], key=_naturally)
-    if len(found) > limit:
-        _say(f"the {limit} latest of {len(found)} runs are shown; --limit {len(found)} shows all", sys.stderr)
-    runs = []
-    for path, name in zip(taken, run_names(taken), strict=True):
+    runs: list[RunLog] = []
+    empty: list[str] = []
+    for path in found:
+        if len(runs) == limit:
+            _say(f"the {limit} latest of {len(found)} runs are shown; --limit {len(found)} shows all", sys.stderr)
+            break
         try:
-            runs.append(read_run(path, name))
+            run = read_run(path, str(path))
         except RunLogError as error:
-            if len(taken) == 1:
+            if len(found) == 1:
                 raise
             _say(f"left out: {error}", sys.stderr)
-    if not any(run.scalars for run in runs):
+        else:
+            runs += [run] if run.scalars else []
+            empty += [] if run.scalars else [run.name]
+    if not runs:
         raise RunLogError(f"no run in {', '.join(repr(str(folder)) for folder in folders)} has logged a value yet")
-    return Comparison.of(runs)
+    if empty:
+        _say(f"left out, since nothing was logged there: {', '.join(empty)}", sys.stderr)
+    runs.sort(key=lambda run: _naturally(run.path))
+    names = run_names([run.path for run in runs])
+    return Comparison.of(replace(run, name=name) for run, name in zip(runs, names, strict=True))
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Print a table, and below it what to do, and what the run itself said."""
+    """Print the runs as tables, as many beside each other as the terminal is wide for, and what there is to say."""
     console = Console()
-    table = Table(title="Health", title_justify="left")
-    table.add_column("quantity")
-    table.add_column("healthy")
-    for run in comparison.runs:
-        table.add_column(Text(run.name), justify="right", overflow="fold")
-    for line, figures in comparison.lines:
-        table.add_row(line.label, line.healthy, *map(_cell, figures))
-    table.add_section()
-    table.add_row("verdict", "ok", *(Text(verdict, COLOURS[verdict]) for verdict in comparison.verdicts()))
-    console.print(table)
+    for table in tables(comparison, console.width):
+        console.print(table)
     for column, run in enumerate(comparison.runs):
-        remarks = [*comparison.advice(column), *run.said()]
+        remarks = comparison.remarks(column)
         if remarks:
             console.print(Text(run.name, "bold"))
         for remark in remarks:
@@ -123,12 +122,6 @@ def _positive(text: str) -> int:
 def _naturally(path: Path) -> list[tuple[int, str]]:
     """Sort ``version_2`` before ``version_10``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
-
-
-def _cell(figure: Figure | None) -> Text:
-    if figure is None:
-        return Text("–")
-    return Text(f"{figure.value} {figure.verdict or ''}".rstrip(), COLOURS[figure.verdict])
 
 
 def _say(line: str, where: TextIO | None = None) -> None:

@@ -56,14 +56,14 @@ def markdown(comparison: Comparison, plot: str | None) -> str:
         "",
         _row("quantity", "healthy", *names),
         _row("---", "---", *["---:"] * len(names)),
-        *(_row(_escaped(line.label), line.healthy, *map(_cell, figures)) for line, figures in comparison.lines),
+        *(_row(_escaped(line.label), line.healthy.words, *map(_cell, figures)) for line, figures in comparison.lines),
         _row("**verdict**", "ok", *(f"**{verdict}**" for verdict in comparison.verdicts())),
     ]
     if plot:
         lines += ["", f"![Curves of the quantities above]({plot})"]
     for column, (run, name) in enumerate(zip(comparison.runs, names, strict=True)):
         lines += ["", f"## {name}", "", f"`{run.path}`"]
-        remarks = [*comparison.advice(column), *run.said()]
+        remarks = comparison.remarks(column)
         lines += ["", *(f"- {_escaped(remark)}" for remark in remarks)] if remarks else []
     return "\n".join(lines) + "\n"
 

@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.event_pb2 import SessionLog
+
+from lightning_muon.cli.event_file import events
+from lightning_muon.cli.tags import logger_prefix
 
 EVENTS = "events.out.tfevents*"
 METRICS = "metrics.csv"
 
-# All scalars and texts; of what a report does not show, one, because zero would be all.
-_HOW_MANY = {"scalars": 0, "tensors": 0, "histograms": 1, "compressedHistograms": 1, "images": 1, "audio": 1}
+Scalars = dict[str, list[tuple[int, float]]]
+Texts = dict[str, list[tuple[int, str]]]
+
+_TEXT = "/text_summary"  # what TensorBoard's writer puts behind the tag of a text
 
 
 class RunLogError(ValueError):
@@ -27,14 +31,16 @@ class RunLog:
     Attributes:
         name: What to call it: its path below what it has in common with the others.
         path: Its folder.
-        scalars: For each tag, the steps and values in the order of the steps.
+        scalars: For each tag, without a logger's prefix, the steps and values in the order of the steps.
         texts: For each tag, the steps and texts; ``None`` where only CSV was written, which has no texts.
+        damage: What could not be read, a line for each file.
     """
 
     name: str
     path: Path
-    scalars: dict[str, list[tuple[int, float]]]
-    texts: dict[str, list[tuple[int, str]]] | None
+    scalars: Scalars
+    texts: Texts | None
+    damage: tuple[str, ...] = ()
 
     def said(self) -> list[str]:
         """Return what the monitors said during the run: their warnings, and the decisions about the weight decay."""
@@ -70,57 +76,84 @@ def run_names(runs: Sequence[Path]) -> list[str]:
 
 
 def read_run(path: Path, name: str) -> RunLog:
-    """Read all that a run has logged; where two files have a tag, TensorBoard's is taken.
+    """Read all that a run has logged, as far as its files are sound.
+
+    Where two kinds of files have a tag, TensorBoard's is taken.
 
     Raises:
-        RunLogError: If a file is not what its name says, or may not be read.
+        RunLogError: If no file has a value, and one is not what its name says, or may not be read.
     """
-    scalars: dict[str, list[tuple[int, float]]] = {}
-    texts: dict[str, list[tuple[int, str]]] | None = None
-    try:
-        if (path / METRICS).is_file():
-            scalars |= _read_metrics(path / METRICS)
-        events = sorted(path.glob(EVENTS))
-        if events:
-            _check_events(events)
-            written, texts = _read_events(path)
-            scalars |= written
-    except OSError as error:
-        raise RunLogError(f"'{error.filename or path}' cannot be read: {error.strerror}") from error
-    return RunLog(name, path, scalars, texts)
+    metrics: Scalars = {}
+    written: Scalars = {}
+    texts: Texts = {}
+    damage: list[str] = []
+    refused: list[RunLogError] = []
+    written_by_tensorboard = sorted(path.glob(EVENTS))
+    for file in [*filter(Path.is_file, [path / METRICS]), *written_by_tensorboard]:
+        try:
+            if file.name == METRICS:
+                metrics = _read_metrics(file)
+            else:
+                damage += _read_events(file, written, texts)
+        except OSError as error:
+            refused.append(RunLogError(f"'{error.filename or file}' cannot be read: {error.strerror}"))
+        except RunLogError as error:
+            refused.append(error)
+    scalars = _without_prefix(metrics) | _without_prefix(written)
+    if refused and not scalars:
+        raise refused[0]
+    damage += [f"left out: {error}" for error in refused]
+    return RunLog(name, path, scalars, texts if written_by_tensorboard else None, tuple(damage))
 
 
-def _check_events(files: Sequence[Path]) -> None:
-    """Refuse files without a single event in them, over which TensorBoard passes in silence."""
-    for file in files:
-        with file.open("rb"):
-            pass  # TensorBoard would not say why it cannot
-        if file.stat().st_size > 0 and next(iter(EventFileLoader(str(file)).Load()), None) is None:
+def _without_prefix(scalars: Scalars) -> Scalars:
+    """Take what a logger's ``prefix`` put before them off the tags."""
+    prefix = logger_prefix(scalars)
+    stripped = {tag: tag.removeprefix(prefix) for tag in scalars}
+    return {tag if stripped[tag] in scalars else stripped[tag]: logged for tag, logged in scalars.items()}
+
+
+def _read_events(file: Path, scalars: Scalars, texts: Texts) -> list[str]:
+    """Add what an event file has to scalars and texts.
+
+    Returns:
+        A line that says where it is damaged, if it is.
+    """
+    last: int | None = None
+    with file.open("rb"):
+        pass  # TensorBoard would not say why it cannot
+    for event in events(file):
+        if event is None and last is None:
             raise RunLogError(f"'{file}' is not a TensorBoard event file, or is damaged from its beginning")
+        if event is None:
+            return [f"'{file}' is damaged after step {last}: what follows could not be read"]
+        last = max(last or 0, event.step)
+        if event.session_log.status == SessionLog.START:
+            _forget(event.step, scalars)
+        for value in event.summary.value:
+            if value.HasField("simple_value"):
+                scalars.setdefault(value.tag, []).append((event.step, value.simple_value))
+            elif value.tag.endswith(_TEXT) and value.tensor.string_val:
+                text = value.tensor.string_val[0].decode(errors="replace")
+                texts.setdefault(value.tag.removesuffix(_TEXT), []).append((event.step, text))
+    return []
 
 
-def _read_events(path: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, list[tuple[int, str]]]]:
-    events = EventAccumulator(str(path), size_guidance=_HOW_MANY)
-    events.Reload()
-    tags = events.Tags()
-    scalars = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags["scalars"]}
-    texts = {
-        tag.removesuffix("/text_summary"): [
-            (event.step, event.tensor_proto.string_val[0].decode(errors="replace")) for event in events.Tensors(tag)
-        ]
-        for tag in tags["tensors"]
-        if tag.endswith("/text_summary")
-    }
-    return scalars, texts
+def _forget(step: int, scalars: Scalars) -> None:
+    """Forget what was logged from a step on: the run was started there again, with a logger's ``purge_step``."""
+    for tag, logged in list(scalars.items()):
+        scalars[tag] = [(at, value) for at, value in logged if at < step]
+        if not scalars[tag]:
+            del scalars[tag]
 
 
-def _read_metrics(file: Path) -> dict[str, list[tuple[int, float]]]:
+def _read_metrics(file: Path) -> Scalars:
     """Read a file of Lightning's ``CSVLogger``: a column a metric, most cells of a row empty."""
     with file.open(newline="", errors="replace") as lines:
         rows = csv.DictReader(lines)
         if "step" not in (rows.fieldnames or ()):
             raise RunLogError(f"'{file}' has no column 'step': it is not a file of Lightning's CSVLogger")
-        scalars: dict[str, list[tuple[int, float]]] = {}
+        scalars: Scalars = {}
         for row in rows:
             try:
                 step = int(row["step"])

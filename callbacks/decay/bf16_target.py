@@ -20,12 +20,16 @@ from lightning_muon.callbacks.shards import find_shards, over_ranks, sizes
 SAMPLE = 8
 
 # What a group has beside its current learning rate: set by every scheduler, and by those that cycle.
-REFERENCE_LRS = ("lr", "initial_lr", "max_lr")
+PLANNED_LRS = ("initial_lr", "max_lr")
+
+# A schedule that does not rise although it is below this fraction of what the group says, has another plan: LambdaLR
+# over lr=1, for instance, whose function returns the learning rate itself.
+NEAR_THE_PLAN = 0.5
 
 
-def reference_lr(group: Mapping[str, Any]) -> float:
-    """Return the learning rate of a group's full updates, whatever the schedule makes of it now."""
-    return max(float(group.get(key) or 0.0) for key in REFERENCE_LRS)
+def planned_lr(group: Mapping[str, Any]) -> float:
+    """Return the learning rate that a group's schedule starts from, or rises to; 0 without a schedule."""
+    return max(float(group.get(key) or 0.0) for key in PLANNED_LRS)
 
 
 @dataclass
@@ -34,11 +38,22 @@ class Bf16Target:
 
     Args:
         update_rms: Moving average of rms(U); 0 before the first update.
-        lr: The largest learning rate that there was: at the end of a schedule updates vanish, whatever one does.
+        lr: The learning rate of full updates: at the end of a schedule they vanish, whatever one does.
+        largest_lr: The largest that there was.
+        last_lr: The one of the last measurement.
     """
 
     update_rms: float = 0.0
     lr: float = 0.0
+    largest_lr: float = 0.0
+    last_lr: float = 0.0
+
+    def saw_lr(self, lr: float, planned: float) -> None:
+        """Take in the learning rate at a measurement, and the one that the group's schedule starts from or rises to."""
+        rising = lr > self.last_lr
+        self.largest_lr, self.last_lr = max(self.largest_lr, lr), lr
+        follows_the_plan = rising or self.largest_lr >= NEAR_THE_PLAN * planned
+        self.lr = max(self.largest_lr, planned if follows_the_plan else 0.0)
 
     def saw(self, update_rms: float, smoothing: float) -> None:
         """Take an update into the average."""

@@ -31,12 +31,14 @@ class WeightSet(NamedTuple):
 
     Args:
         group: The group that they are in, as it is logged.
-        reference_lr: The learning rate of the group's full updates.
+        lr: The group's learning rate.
+        planned_lr: The one that its schedule starts from, or rises to; 0 without a schedule.
         matrices: Their names.
     """
 
     group: str
-    reference_lr: float
+    lr: float
+    planned_lr: float
     matrices: Sequence[str]
 
 

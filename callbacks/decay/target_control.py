@@ -58,9 +58,10 @@ class TargetControl(DecayControl):
     @override
     def judge(self, step: int, sizes: Mapping[str, Size], sets: Mapping[str, WeightSet]) -> str | None:
         news: dict[str, Reasoning] = {}
+        for weights in {weights.group: weights for weights in sets.values()}.values():
+            self._of_bf16[weights.group].saw_lr(weights.lr, weights.planned_lr)
         for name, weights in sets.items():
             of_bf16 = self._of_bf16[weights.group]
-            of_bf16.lr = max(of_bf16.lr, weights.reference_lr)
             target = of_bf16.rms if self.target_rms is None else self.target_rms
             decay = self._sets[name]
             left_out = [matrix for matrix in weights.matrices if matrix not in sizes]

@@ -44,25 +44,31 @@ class Reasoning(NamedTuple):
         rms: What was measured.
         target: What it should be.
         growth: By which fraction the updates alone let the RMS grow, per step.
-        holding: The decay that holds the RMS; below the target, that will hold it there.
-        steering: What is added to get to the target.
-        decay: Their sum, kept within the bounds.
+        holding: The decay that holds the RMS where it is.
+        at_target: The one that will hold it at the target; below it, the same updates will count for less there.
+        steering: What is added to it to get there.
+        bounded: Their sum, kept within the bounds.
+        decay: That, kept to steps that leave something of the weights.
     """
 
     rms: float
     target: float
     growth: float
     holding: float
+    at_target: float
     steering: float
+    bounded: float
     decay: float
 
     def __str__(self) -> str:
-        wanted = self.holding + self.steering
-        bounded = f", which the bounds make {self.decay:.3g}" if self.decay != wanted else ""
+        wanted = self.at_target + self.steering
+        there = f", at the target {self.at_target:.3g}" if self.at_target != self.holding else ""
+        bounded = f", which the bounds make {self.bounded:.3g}" if self.bounded != wanted else ""
+        kept = f"; as a step takes half of the weights at most, {self.decay:.3g}" if self.decay < self.bounded else ""
         return (
             f"its weight RMS is {self.rms:.3g}, the target {self.target:.3g}; updates alone change it by"
-            f" {100 * self.growth:+.2g} % a step, to hold it takes a decay of {self.holding:.3g}, to get to the target"
-            f" {self.steering:+.2g}: {wanted:.3g}{bounded}"
+            f" {100 * self.growth:+.2g} % a step, to hold it takes a decay of {self.holding:.3g}{there}, to get to the"
+            f" target {self.steering:+.2g}: {wanted:.3g}{bounded}{kept}"
         )
 
 
@@ -139,12 +145,13 @@ class TargetDecay:
         per_lr = self.growth / self.growth_lr
         # Below the target, what counts is how the weights will grow there. Relative to the weights an update shrinks at
         # least as 1/RMS: otherwise young weights, which double in a few steps, would be held before they are grown.
-        holding = per_lr * min(1.0, self.rms / target)
+        at_target = per_lr * min(1.0, self.rms / target)
         # The logarithm of the distance is to fall by 1/horizon a step, and not by more than is there until the next
         # measurement.
         steering = math.log(self.rms / target) / (horizon * lr)
-        self.decay = min(max(holding + steering, bounds[0]), bounds[1], LARGEST_STEP / lr)
-        return Reasoning(self.rms, target, per_lr * lr, holding, steering, self.decay)
+        bounded = min(max(at_target + steering, bounds[0]), bounds[1])
+        self.decay = min(bounded, LARGEST_STEP / lr)
+        return Reasoning(self.rms, target, per_lr * lr, per_lr, at_target, steering, bounded, self.decay)
 
 
 def _log_kept(lr: float | Tensor, decay: float) -> float | Tensor:

@@ -103,14 +103,14 @@ class ThresholdDecay(DecayControl):
             f"the weight RMS of {largest} is {now:.3g}, smoothed {course.smoothed:.3g},"
             f" and changes by {course.growth:+.2g} a step"
         )
-        goal = f"Weight decay goes to {{}} in {self.ramp_steps} steps."
+        ramp = f"in {self.ramp_steps} steps."
         if not course.active and expected > self.limit:
             course.active = True
             limit = f"the limit of {self.limit:g}"
             passed = course.smoothed > self.limit
             reason = f"is over {limit}" if passed else f"will pass {limit} within {self.horizon} steps"
-            return f"on: {state}; it {reason}. {goal.format(f'{self.weight_decay:g}')}"
+            return f"on: {state}; it {reason}. Weight decay goes to {self.weight_decay:g}, where it is less, {ramp}"
         if course.active and course.smoothed < self.release * self.limit and expected <= self.limit:
             course.active = False
-            return f"off: {state}, safely under the limit of {self.limit:g}. {goal.format('what it was')}"
+            return f"off: {state}, safely under the limit of {self.limit:g}. Weight decay goes to what it was {ramp}"
         return None

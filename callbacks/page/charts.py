@@ -6,6 +6,16 @@ from dataclasses import dataclass
 
 SUMMARY = "(max|mean|min)"
 
+# What the monitors log, under names of parameters and modules too, in which any word may stand.
+QUANTITIES = (
+    "weight_rms|weight_absmax|doublings_to_overflow|bf16_headroom|lost_updates|output_rms|orthogonality_error"
+    "|singular_value_min|singular_value_max|update_rms|parameter_update_rms|weight_decay"
+    "|gradient_condition|momentum_condition|gradient_stable_rank|momentum_stable_rank"
+)
+# A loss is what its owner calls one: `train/loss`, `val_loss`, `Loss/train`, `training_loss`.
+# The first sign keeps what looks like a prefix, as the beginning of `lr-loss_head` does, from being passed over.
+LOSS = rf"^(?!(.+-)?(lr-|({QUANTITIES})/)).*[Ll]oss.*"
+
 # What `torch.utils.tensorboard.SummaryWriter.add_custom_scalars` takes: category → title → [kind, regexes].
 Layout = dict[str, dict[str, list[str | list[str]]]]
 
@@ -37,21 +47,23 @@ class Chart:
 # Health first, then training, then cost. An expression for a whole quantity would draw a line for every parameter.
 CHARTS = (
     Chart("Health", "Weight RMS: grows, then levels off", f"weight_rms/{SUMMARY}"),
-    Chart("Health", "bf16 headroom: below 0.5 updates vanish", f"bf16_headroom/{SUMMARY}"),
+    Chart("Health", "bf16 headroom: above 1 where weights are bfloat16", f"bf16_headroom/{SUMMARY}"),
     Chart("Health", "Orthogonality error: about 0.4, near 1 rank is lost", f"orthogonality_error/{SUMMARY}"),
     Chart("Health", "Weight decay: a ramp is AutoWeightDecay at work", r"weight_decay/.+"),
     Chart("Health", "Largest weight: a small multiple of the RMS", f"weight_absmax/{SUMMARY}"),
     Chart("Health", "Layer output RMS: levels off", f"output_rms/{SUMMARY}"),
-    Chart("Health", "Singular values of the update: 0.7 to 1.2", f"singular_value_(min|max)/{SUMMARY}"),
+    Chart("Health", "Singular values of the update: largest up to 1.3", f"singular_value_(min|max)/{SUMMARY}"),
     Chart("Health", "Update RMS: Muon's as large as AdamW's", r"update_rms/.+"),
-    Chart("Health", "Fraction of updates that bf16 would lose", f"lost_updates/{SUMMARY}"),
+    Chart("Health", "Fraction of updates that bfloat16 weights would lose", f"lost_updates/{SUMMARY}"),
     Chart("Health", "Room to bf16's overflow: doublings of the largest weight", f"doublings_to_overflow/{SUMMARY}"),
     Chart(
-        "Health", "Condition number of gradient and momentum: in log scale", f"(gradient|momentum)_condition/{SUMMARY}"
+        "Health",
+        "Condition number of gradient and momentum: switch to log scale",
+        f"(gradient|momentum)_condition/{SUMMARY}",
     ),
     Chart("Health", "Stable rank of gradient and momentum", f"(gradient|momentum)_stable_rank/{SUMMARY}"),
-    Chart("Training", "Loss", r"(train|val|valid|validation)[/_].*loss.*"),
-    Chart("Training", "Other validation metrics", r"(val|valid|validation)[/_](?!.*loss).+"),
+    Chart("Training", "Loss", LOSS),
+    Chart("Training", "Other validation metrics", r"(val|valid|validation|eval)[/_](?!.*[Ll]oss).+"),
     Chart("Training", "Learning rate", r"lr-.+(?<!-momentum)(?<!-weight_decay)"),
     Chart("Cost", "Optimizer's share of the step", r"optimizer_share(/.+)?"),
     Chart("Cost", "Batches per second", r"(train|device)[|/]batches_per_sec(ond)?"),

@@ -331,35 +331,6 @@ def test_the_decay_is_ramped_in_from_the_groups_own(regression: Module, fit: Fit
     assert [decay for (decay,) in watch.decays] == pytest.approx(expected)
 
 
-def test_decisions_are_told_with_their_reason(
-    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The numbers of the line are those of the run; nothing is said while little changes."""
-    watch, options = Watch(), {"max_epochs": 60, "log_every_n_steps": 5, "logger": tensorboard}
-    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
-        trainer = fit(regression(growing), callbacks=[steer(target_rms=1.5), watch], **options)
-    texts = events(trainer).texts("weight_decay/decisions")
-    assert texts == [r.getMessage() for r in caplog.records if r.getMessage().startswith("AutoWeightDecay")]
-    rms = watch.group_rms()[9]
-    growth = 100 * math.log(rms / watch.group_rms()[4]) / 5  # without decay yet, and smoothing has nothing to smooth
-    assert texts[0].startswith("AutoWeightDecay, step 9: weight decay of muon goes to 0: ")
-    assert f"its weight RMS is {rms:.3g}, the target 1.5; updates alone change it by {growth:+.2g} % a step" in texts[0]
-    assert "which the bounds make 0. All change over from their own decay in 20 steps." in texts[0]
-    assert 2 <= len(texts) <= 8
-    assert "step" in texts[1]
-    assert "bounds" not in texts[1]
-
-
-def test_of_many_matrices_one_line_tells(
-    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any
-) -> None:
-    trainer = fit(regression(growing), callbacks=[steer(target_rms=0.1, per="matrix")], logger=tensorboard)
-    first = events(trainer).texts("weight_decay/decisions")[0]
-    assert first.count("the target 0.1") == 1
-    assert all(name in first for name in ("net.0.weight", "net.2.weight"))
-    assert "Likewise" in first
-
-
 def test_half_precision_cannot_decay_each_matrix_by_itself(regression: Module, fit: Fit) -> None:
     with pytest.raises(MisconfigurationException, match=r"per='matrix' needs weights in float32.*bfloat16.*net\.0"):
         fit(regression(growing), callbacks=[steer(target_rms=0.4, per="matrix")], precision="bf16-true")
@@ -380,10 +351,15 @@ def test_half_precision_is_steered_by_group(regression: Module, fit: Fit) -> Non
         ({"target_rms": math.nan}, "target_rms must be a positive number"),
         ({"target_rms": "fp8"}, "target_rms must be a positive number, 'bf16', or null for the limit, got 'fp8'"),
         ({"target_rms": 1.0, "per": "layer"}, "per must be 'group' or 'matrix', got 'layer'"),
-        ({"target_rms": 1.0, "bounds": (0.5, 0.5)}, "bounds must be two numbers, the first at least 0 and below"),
-        ({"target_rms": 1.0, "bounds": (-0.1, 0.5)}, "bounds must be two numbers"),
-        ({"target_rms": 1.0, "bounds": (0.1,)}, "bounds must be two numbers"),
-        ({"target_rms": 1.0, "bounds": 0.5}, "bounds must be two numbers"),
+        (
+            {"target_rms": 1.0, "bounds": (0.5, 0.5)},
+            "bounds must be two finite numbers, the first at least 0 and below",
+        ),
+        ({"target_rms": 1.0, "bounds": (-0.1, 0.5)}, "bounds must be two finite numbers"),
+        ({"target_rms": 1.0, "bounds": (0.1,)}, "bounds must be two finite numbers"),
+        ({"target_rms": 1.0, "bounds": 0.5}, "bounds must be two finite numbers"),
+        ({"target_rms": 1.0, "bounds": (0.0, math.inf)}, "bounds must be two finite numbers"),
+        ({"target_rms": 1.0, "per": ["group"]}, "per must be 'group' or 'matrix', got ['group']"),
         ({"target_rms": 1.0, "limit": 2.0}, "limit has no effect with target_rms=1.0: limit, weight_decay, release"),
         ({"target_rms": "bf16", "weight_decay": 0.1}, "weight_decay has no effect with target_rms='bf16'"),
         ({"target_rms": "bf16", "release": 0.1}, "release has no effect with target_rms='bf16'"),
@@ -397,9 +373,14 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> Non
     assert str(caught.value).startswith(f"AutoWeightDecay: {message}")
 
 
-def test_two_are_refused(regression: Module, fit: Fit) -> None:
+class Own(AutoWeightDecay):
+    """What a user may derive."""
+
+
+@pytest.mark.parametrize("second", [AutoWeightDecay, Own])
+def test_two_are_refused(regression: Module, fit: Fit, second: Any) -> None:
     with pytest.raises(MisconfigurationException, match="AutoWeightDecay is in the trainer's callbacks more than once"):
-        fit(regression(growing), callbacks=[AutoWeightDecay(), AutoWeightDecay(target_rms=0.5)])
+        fit(regression(growing), callbacks=[AutoWeightDecay(), second(target_rms=0.5)])
 
 
 def test_a_target_without_muon_groups_is_refused(regression: Module, fit: Fit) -> None:

@@ -64,11 +64,15 @@ def test_charts_are_those_that_the_run_has_tags_for(
     assert list(shown) == ["Health", "Training"]
     assert [title.split(":")[0] for title in shown["Health"]] == [
         *("Weight RMS", "bf16 headroom", "Orthogonality error", "Weight decay", "Largest weight"),
-        *("Singular values of the update", "Fraction of updates that bf16 would lose", "Room to bf16's overflow"),
+        *(
+            "Singular values of the update",
+            "Fraction of updates that bfloat16 weights would lose",
+            "Room to bf16's overflow",
+        ),
     ]
     assert shown["Training"] == ["Loss", "Learning rate"]
-    # Each tag is on at most one chart, and those of the monitors are all on one.
-    tags = [tag for tag in read(trainer).Tags()["scalars"] if tag not in {"epoch", "hp_metric"}]
+    # Each tag is on at most one chart, and those of the monitors that change are all on one.
+    tags = [tag for tag in read(trainer).Tags()["scalars"] if tag not in {"epoch", "hp_metric", "weight_bits"}]
     for tag in tags:
         assert sum(chart.draws([tag]) for chart in CHARTS) == 1, tag
 
@@ -92,7 +96,17 @@ def test_without_monitors_there_are_no_empty_charts(
         ("val/accuracy", "Other validation metrics"),
         ("lr-AdamW", "Learning rate"),
         ("lr-AdamW/pg1-momentum", None),
-        ("trainable/loss", None),
+        ("loss", "Loss"),
+        ("training_loss", "Loss"),
+        ("loss/train", "Loss"),
+        ("Loss/val", "Loss"),
+        ("eval_loss", "Loss"),
+        ("eval_accuracy", "Other validation metrics"),
+        ("prefix-training_loss", "Loss"),
+        ("weight_rms/loss_head.weight", None),
+        ("prefix-weight_rms/loss_head.weight", None),
+        ("lr-loss_head", "Learning rate"),
+        ("trainable/accuracy", None),
     ],
 )
 def test_which_chart_draws_a_tag(tag: str, title: str | None) -> None:

@@ -67,6 +67,38 @@ def test_values(
     assert expected.hooks == [3] * 10
 
 
+@pytest.mark.parametrize("turns", [1, 2])
+def test_outputs_are_measured_without_muon(regression: Module, fit: Fit, turns: int) -> None:
+    """They have nothing to do with it; that nothing else is measured is told."""
+    whole = regression(lambda groups: torch.optim.AdamW([p for group in groups for p in group["params"]]))
+    expected = Outputs()
+    with pytest.warns(UserWarning, match=r"only outputs are measured: no parameter group has algorithm='muon'"):
+        trainer = fit(whole, callbacks=[WeightRMSMonitor(outputs=["net.2"]), expected], accumulate_grad_batches=turns)
+    assert {tag for tag in trainer.callback_metrics if tag.startswith(("weight_", "output_"))} == {
+        f"output_rms/{kind}" for kind in ("max", "mean", "min")
+    }
+    assert float(trainer.callback_metrics["output_rms/max"]) == pytest.approx(expected.rms["net.2"][-1], rel=1e-5)
+
+
+def test_a_module_called_mean_is_not_the_mean(regression: Module, fit: Fit) -> None:
+    """As autoencoders call theirs."""
+
+    class Named(regression):  # type: ignore[valid-type,misc]
+        def __init__(self) -> None:
+            super().__init__(MuonAdamW)
+            self.mean = nn.Linear(4, 4)
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            loss: Tensor = self.mean(self.net(batch[0])).square().mean()
+            return loss
+
+    monitor = WeightRMSMonitor(outputs=["mean", "net.2"], per_parameter=True)
+    found = fit(Named(), callbacks=[monitor]).callback_metrics
+    one, other = (float(found[f"output_rms/{name}"]) for name in (".mean", "net.2"))
+    assert float(found["output_rms/mean"]) == pytest.approx((one + other) / 2)
+    assert one != pytest.approx(other)
+
+
 def test_modules_are_measured_only_when_asked_for(regression: Module, fit: Fit) -> None:
     trainer = fit(regression(MuonAdamW), callbacks=[WeightRMSMonitor()])
     assert not [tag for tag in trainer.callback_metrics if tag.startswith("output_rms")]

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_muon.callbacks import (
+    AutoWeightDecay,
     GradientMonitor,
     OrthogonalityMonitor,
     UpdateRMSMonitor,
@@ -274,7 +275,7 @@ def test_a_skipped_step_is_not_measured(
 
 
 def test_headroom_is_for_matrices_that_can_move(regression: Module, fit: Fit) -> None:
-    """A matrix of zeros has no spacing, one without gradient has no update."""
+    """A matrix of zeros has no spacing, one without gradient has no update, and one that sees none of it neither."""
 
     class Odd(regression):  # type: ignore[valid-type,misc]
         def __init__(self) -> None:
@@ -283,8 +284,16 @@ def test_headroom_is_for_matrices_that_can_move(regression: Module, fit: Fit) ->
             nn.init.zeros_(self.net[2].weight)
 
     trainer = fit(Odd(), callbacks=[WeightRMSMonitor(per_parameter=True)], limit_train_batches=1)
-    assert measured_in(trainer, "bf16_headroom") == {"net.0.weight", "net.4.weight"}
+    assert measured_in(trainer, "bf16_headroom") == measured_in(trainer, "lost_updates") == {"net.4.weight"}
     assert measured_in(trainer, "weight_rms") == {*MATRICES, "net.4.weight", "unused.weight"}
+
+
+@pytest.mark.parametrize(
+    ("precision", "bits"), [("32-true", 32), ("bf16-mixed", 32), ("bf16-true", 16), ("64-true", 64)]
+)
+def test_how_the_weights_are_kept_is_logged(regression: Module, fit: Fit, precision: Any, bits: int) -> None:
+    trainer = fit(regression(MuonAdamW), callbacks=[WeightRMSMonitor()], precision=precision, limit_train_batches=1)
+    assert float(trainer.callback_metrics["weight_bits"]) == bits
 
 
 @pytest.mark.parametrize("broken", MATRICES)
@@ -390,7 +399,7 @@ def test_what_a_pattern_names_is_in_the_sample(regression: Module, fit: Fit) -> 
         assert len(by_name) == expected, monitor
 
 
-@pytest.mark.parametrize("monitor", [WeightRMSMonitor, OrthogonalityMonitor, GradientMonitor])
+@pytest.mark.parametrize("monitor", [WeightRMSMonitor, OrthogonalityMonitor, GradientMonitor, AutoWeightDecay])
 def test_a_run_in_which_there_is_nothing_to_measure_is_told(regression: Module, fit: Fit, monitor: Any) -> None:
     plain = regression(lambda groups: torch.optim.AdamW([p for group in groups for p in group["params"]]))
     with pytest.warns(UserWarning, match=f"{monitor.__name__}: no parameter group has algorithm='muon', so there is"):

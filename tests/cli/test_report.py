@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_muon.cli import main
 from lightning_muon.cli.comparison import Comparison
 from lightning_muon.cli.quantity import Figure
-from lightning_muon.cli.report import compare
+from lightning_muon.cli.report import compare, print_comparison
 from lightning_muon.cli.run_log import find_runs
 
 Curves = Mapping[str, Sequence[float]]
@@ -119,8 +120,33 @@ def test_what_is_sick_is_called_so_and_has_advice(tmp_path: Path) -> None:
     assert figures["optimizer's share of the step"] == Figure("30.0 %", "watch")
     assert comparison.verdicts() == ["bad"]
     advice = "\n".join(comparison.advice(0))
-    assert "weight RMS, peak of the largest is 8; the weights are large: raise weight_decay" in advice
+    assert "weight RMS, peak of the largest is 8; the weights are large: let them decay more" in advice
     assert len(comparison.advice(0)) == sum(f is not None and f.verdict in {"watch", "bad"} for f in figures.values())
+
+
+@pytest.mark.parametrize(
+    ("bits", "verdict", "of_run"), [([32.0], None, "ok"), ([32.0, 16.0], "bad", "bad"), ([64.0], None, "ok")]
+)
+def test_headroom_concerns_weights_in_half_precision(
+    tmp_path: Path, bits: list[float], verdict: str | None, of_run: str
+) -> None:
+    """In float32 it says what bfloat16 would cost, which nobody has to pay."""
+    curves = {"weight_bits": bits, "bf16_headroom/min": [0.1, 0.2, 0.3], "weight_rms/max": [0.1, 0.1, 0.1]}
+    comparison = compare([write_events(tmp_path / "run", curves)], 1)
+    assert column(comparison)["bf16 headroom, median of the smallest"] == Figure("0.2", verdict)
+    assert comparison.verdicts() == [of_run]
+
+
+def test_runs_that_logged_nothing_hide_none_that_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(7):
+        folder = write_events(tmp_path / f"version_{number}", HEALTHY if number in {1, 4} else {})
+        for file in folder.iterdir():
+            os.utime(file, (number, number))
+    comparison = compare([tmp_path], 2)
+    assert [run.name for run in comparison.runs] == ["version_1", "version_4"]
+    assert "left out, since nothing was logged there: " in capsys.readouterr().err
+    comparison = compare([tmp_path], 1)
+    assert [run.name for run in comparison.runs] == ["version_4"]
 
 
 def test_a_peak_is_not_forgotten(tmp_path: Path) -> None:
@@ -152,8 +178,64 @@ def test_runs_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [run.name for run in comparison.runs] == names
     assert [column(comparison, place)["val/loss, final"].value for place in range(3)] == ["0.5", "1.4", "1.5"]
     assert column(comparison, 0)["weight RMS, peak of the largest"] is None
-    assert comparison.verdicts() == ["ok", "ok", "bad"]
+    assert comparison.verdicts() == ["not measured", "ok", "bad"]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("curves", "verdict"),
+    [
+        ({"val/loss": [1.0]}, "not measured"),
+        ({"val/loss": [1.0], "optimizer_share": [0.1], "update_rms/muon": [0.2]}, "not measured"),
+        ({"val/loss": [1.0], "momentum_condition/mean": [3.0]}, "not measured"),  # for which no range is known
+        ({"val/loss": [math.nan]}, "bad"),
+        ({"val/loss": [1.0], "orthogonality_error/mean": [0.4]}, "ok"),
+    ],
+)
+def test_a_run_without_monitors_is_not_called_healthy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], curves: Curves, verdict: str
+) -> None:
+    run = write_events(tmp_path / "run", curves)
+    comparison = compare([run], limit=1)
+    assert comparison.verdicts() == [verdict]
+    told = any(line.startswith("not measured: no monitor has logged") for line in comparison.advice(0))
+    assert told == ("orthogonality_error/mean" not in curves)
+    with pytest.raises(SystemExit) as stop:
+        main(args=["report", str(run)])
+    assert stop.value.code == 0
+    assert f"| **verdict** | ok | **{verdict}** |" in (run / "report" / "report.md").read_text()
+    assert re.search(rf"verdict +│ ok +│ +{verdict} │", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("width", [80, 60, 160])
+def test_many_runs_are_readable_in_a_narrow_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """In each of several tables stand all labels, and in one of them each figure, whole."""
+    names = [f"version_{place}" for place in range(6)] + ["an_experiment_with_a_rather_long_name"]
+    for place, name in enumerate(names):
+        write_events(tmp_path / name, SICK if place % 2 else HEALTHY)
+    comparison = compare([tmp_path], limit=9)
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_comparison(comparison)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines()[: printed.splitlines().index("version_1")])) <= width  # then advice
+    tables = re.split("^Health.*$", printed, flags=re.MULTILINE)[1:]
+    assert len(tables) == {60: 7, 80: 4, 160: 1}[width]
+    shown: dict[str, list[str]] = {}
+    for table in tables:
+        rows: list[list[str]] = []
+        for line in re.findall("^│(.*)│$", table, re.MULTILINE):
+            label, *cells = (cell.strip() for cell in line.split("│"))
+            if any(cells):
+                rows.append([label, *cells])
+            else:  # the label goes on
+                rows[-1][0] += f" {label}"
+        for label, _, *cells in rows:
+            shown.setdefault(label, []).extend(cells)
+    for line, figures in comparison.lines:
+        assert shown[line.label] == [f"{f.value} {f.verdict or ''}".rstrip() if f else "–" for f in figures]
+    assert shown["verdict"] == comparison.verdicts()
 
 
 def test_of_many_runs_the_latest_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,7 +288,8 @@ def test_without_matplotlib_the_rest_is_written(tmp_path: Path) -> None:
         [sys.executable, "-c", blocked, "report", str(run)], capture_output=True, text=True, timeout=60, check=False
     )
     assert finished.returncode == 0, finished.stderr
-    assert "no plots without matplotlib: pip install matplotlib" in finished.stdout
+    assert "no plots without matplotlib: " in finished.stdout
+    assert "-m pip install matplotlib" in finished.stdout
     assert [path.name for path in (run / "report").iterdir()] == ["report.md"]
     assert "![" not in (run / "report" / "report.md").read_text()
 

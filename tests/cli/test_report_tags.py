@@ -1,0 +1,232 @@
+"""Under which tags the report finds what it shows, and that it agrees with TensorBoard's page and with the docs."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
+
+from lightning_muon import callbacks
+from lightning_muon.callbacks import AutoWeightDecay, UpdateRMSMonitor
+from lightning_muon.callbacks.page import charts
+from lightning_muon.cli import health, tags
+from lightning_muon.cli.comparison import Comparison
+from lightning_muon.cli.curves import draw_curves
+from lightning_muon.cli.quantity import Range
+from lightning_muon.cli.report import compare
+from lightning_muon.cli.run_log import RunLog
+from lightning_muon.optim import MuonAdamW
+
+Fit = Callable[..., Trainer]
+Module = Callable[..., LightningModule]
+
+DOCS = Path(__file__).parents[2] / "docs" / "reading-the-monitors.md"
+
+
+def run_of(*logged: str) -> RunLog:
+    return RunLog("run", Path("run"), {tag: [(0, 2.0), (9, 1.0)] for tag in logged}, {})
+
+
+def figures(comparison: Comparison) -> dict[str, Any]:
+    return {line.label: figure for line, (figure,) in comparison.lines if line not in health.COST}  # which time
+
+
+def monitors() -> list[Any]:
+    names = [name for name in callbacks.__all__ if name != "MuonDashboard"]
+    options = {"WeightRMSMonitor": {"outputs": ["net.*"], "per_parameter": True}}
+    return [getattr(callbacks, name)(every_n_steps=1, **options.get(name, {})) for name in names]
+
+
+@pytest.mark.parametrize("make_logger", [TensorBoardLogger, CSVLogger])
+@pytest.mark.parametrize("prefix", ["x", "a-b"])
+def test_a_loggers_prefix_changes_nothing(
+    regression: Module, fit: Fit, tmp_path: Path, make_logger: Any, prefix: str
+) -> None:
+    reports = {}
+    for given in ("", prefix):
+        logger = make_logger(tmp_path / f"logs{given}", prefix=given)
+        fit(regression(MuonAdamW), callbacks=monitors(), logger=logger, limit_val_batches=1)
+        logger.save()
+        logger.finalize("success")
+        reports[given] = compare([logger.log_dir], limit=1)
+    assert figures(reports[prefix]) == figures(reports[""])
+    (plain,), (prefixed,) = reports[""].runs, reports[prefix].runs
+    assert set(prefixed.scalars) == set(plain.scalars)
+    assert reports[prefix].verdicts() == reports[""].verdicts() != ["not measured"]
+    # Whatever a monitor logs is known as such, so that its prefix is found.
+    users = {"train/loss", "val/loss", "epoch", "hp_metric", "optimizer_share", "weight_bits"}
+    assert tags.matching(plain.scalars, rf"({tags.QUANTITIES})/.+") == [
+        tag for tag in plain.scalars if tag not in users
+    ]
+
+
+@pytest.mark.parametrize(
+    ("logged", "prefix"),
+    [
+        (["a-b-weight_rms/max", "a-b-val_loss"], "a-b-"),
+        (["x-optimizer_share"], "x-"),
+        (["weight_rms/max", "update_rms/group_0-1", "lr-AdamW"], ""),
+        (["weight_rms/max", "weight_rms/mean", "my-weight_rms/max"], ""),  # a tag that looks like it
+        (["x-val_loss", "lr-AdamW"], ""),  # without monitors, nothing tells
+    ],
+)
+def test_what_a_prefix_is(logged: list[str], prefix: str) -> None:
+    assert tags.logger_prefix(logged) == prefix
+
+
+@pytest.mark.parametrize(
+    ("tag", "kind"),
+    [
+        ("loss", "other"),
+        ("train/loss", "other"),
+        ("train_loss_step", "other"),
+        ("training_loss", "other"),
+        ("Loss/train", "other"),
+        ("loss/train", "other"),
+        ("val/loss", "validation"),
+        ("val_loss", "validation"),
+        ("eval_loss", "validation"),
+        ("loss/val", "validation"),
+        ("validation_loss/dataloader_idx_0", "validation"),
+        ("Loss/validation", "validation"),
+        ("interval_loss", "other"),
+        ("val/accuracy", None),
+        ("weight_rms/loss_head.weight", None),
+        ("x-weight_rms/loss_head.weight", None),
+        ("lost_updates/max", None),
+        ("lr-loss_head", None),
+    ],
+)
+def test_page_table_and_curves_agree_on_what_a_loss_is(tag: str, kind: str | None) -> None:
+    assert ("Loss" in charts.layout([tag]).get("Training", {})) == (kind is not None)
+    labels = {line.label for line in health.quantities([run_of(tag)])}
+    assert (f"{tag}, final" in labels) == (kind is not None)
+    assert (f"{tag}, above its best" in labels) == (kind == "validation")
+    drawn = {"validation": tags.VALIDATION_LOSS, "other": tags.OTHER_LOSS}
+    assert [name for name, pattern in drawn.items() if tags.matching([tag], pattern)] == ([kind] if kind else [])
+
+
+def test_the_patterns_of_the_page_are_those_of_the_report() -> None:
+    """A report does not wait for torch, and so cannot import them."""
+    assert (tags.LOSS, tags.QUANTITIES) == (charts.LOSS, charts.QUANTITIES)
+
+
+def axes_of(runs: list[RunLog], folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The panels that are drawn, by their titles."""
+    from matplotlib import pyplot
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    assert draw_curves(runs, folder / "curves.png") is None
+    monkeypatch.undo()
+    (figure,) = drawn
+    pyplot.close(figure)
+    return {axis.get_title(): axis for axis in figure.axes if axis.get_visible()}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is optional")
+def test_curves_are_drawn_whatever_losses_and_groups_are_called(
+    regression: Module, fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Plain(regression):  # type: ignore[valid-type,misc]
+        automatic_optimization = False
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            inputs, targets = batch
+            loss = (self.net(inputs) - targets).square().mean()
+            self.log("train_loss", loss)
+            self.manual_backward(loss)
+            for optimizer in self.optimizers():
+                optimizer.step()
+                optimizer.zero_grad()
+
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            inputs, targets = batch
+            self.log("val_loss", (self.net(inputs) - targets).square().mean())
+
+        def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+            matrices = [self.net[2].weight]
+            rest = [parameter for parameter in self.net.parameters() if parameter is not matrices[0]]
+            return [torch.optim.Muon(matrices, lr=0.02), torch.optim.AdamW(rest)]
+
+    logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
+    watch = [UpdateRMSMonitor(every_n_steps=1), AutoWeightDecay(every_n_steps=1)]
+    fit(Plain(None), callbacks=watch, logger=logger, limit_val_batches=1, max_epochs=2)
+    logger.finalize("success")
+    (run,) = compare([tmp_path], limit=1).runs
+    expected = {
+        "loss: validation solid, others dashed": {"val_loss": "-", "train_loss": "--"},
+        "weight decay: group_0 solid": {"weight_decay/group_0": "-"},
+        "update RMS: group_0 solid, group_0-1 dashed": {"update_rms/group_0": "-", "update_rms/group_0-1": "--"},
+    }
+    axes = axes_of([run], tmp_path, monkeypatch)
+    assert set(axes) == set(expected)
+    for title, styles in expected.items():
+        lines = {line.get_linestyle(): list(map(tuple, line.get_xydata())) for line in axes[title].get_lines()}
+        assert lines == {style: run.scalars[tag] for tag, style in styles.items()}, title
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is optional")
+def test_the_lines_of_the_curves_are_at_the_ends_of_the_healthy_ranges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes = axes_of([run_of("weight_rms/max", "bf16_headroom/min", "orthogonality_error/mean")], tmp_path, monkeypatch)
+    limits = {title.split(":")[0]: axis.get_lines()[-1].get_ydata()[0] for title, axis in axes.items()}
+    assert limits == {"weight RMS": 1.0, "bf16 headroom": 1.0, "orthogonality error": 0.7}
+
+
+def healthy_in_the_docs() -> dict[str, str]:
+    """What the column `healthy` of the docs' tables says of each quantity."""
+    found: dict[str, str] = {}
+    place = None
+    for line in DOCS.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if cells[0] == "| tag" or cells[0] == "tag":
+            place = cells.index("healthy")
+        elif not line.startswith("|"):
+            place = None
+        elif place is not None:
+            for tag in cells[0].split(", "):
+                found[tag.strip("`").split("/")[0]] = cells[place]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("quantity", "healthy"),
+    [
+        ("weight_rms", health.WEIGHT_RMS),
+        ("bf16_headroom", health.BF16_HEADROOM),
+        ("doublings_to_overflow", health.DOUBLINGS_TO_OVERFLOW),
+        ("output_rms", health.OUTPUT_RMS),
+        ("orthogonality_error", health.ORTHOGONALITY_ERROR),
+        ("singular_value_max", health.LARGEST_SINGULAR_VALUE),
+        ("optimizer_share", health.OPTIMIZER_SHARE),
+    ],
+)
+def test_the_docs_call_healthy_what_the_report_does(quantity: str, healthy: Range) -> None:
+    assert healthy.words in healthy_in_the_docs()[quantity]
+
+
+@pytest.mark.parametrize(
+    ("quantity", "healthy"),
+    [("bf16_headroom", health.BF16_HEADROOM), ("singular_value_", health.LARGEST_SINGULAR_VALUE)],
+)
+def test_titles_of_the_page_call_healthy_what_the_report_does(quantity: str, healthy: Range) -> None:
+    (chart,) = [chart for chart in charts.CHARTS if chart.tags.startswith(quantity)]
+    assert healthy.words in chart.title
+
+
+def test_a_healthy_iteration_is_not_called_sick() -> None:
+    """Jordan's coefficients bring singular values up to 1.2024 by design; bf16 rounds that up a little."""
+    sigma = torch.linspace(0, 1, 100_001, dtype=torch.float64)
+    for _ in range(5):
+        sigma = 3.4445 * sigma - 4.7750 * sigma**3 + 2.0315 * sigma**5
+    assert sigma.max() > 1.2
+    judge = health.LARGEST_SINGULAR_VALUE.judge
+    assert judge is not None
+    assert judge(1.02 * float(sigma.max())) == "ok"
