@@ -258,7 +258,11 @@ def test_a_run_without_a_limit_goes_on(run: Run, saved: str) -> None:
 
 
 @pytest.fixture
-def _without_a_process_group_afterwards() -> Iterator[None]:
+def _without_a_process_group_afterwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The port in the environment is taken back as well: processes that later tests start would take it over."""
+    for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "NODE_RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")  # so that what is there now is restored
+        monkeypatch.delenv(name)
     yield
     if dist.is_initialized():
         dist.destroy_process_group()
