@@ -55,10 +55,10 @@ CHARTS = (
     Chart("Health", "Singular values of the update: largest up to 1.3", f"singular_value_(min|max)/{SUMMARY}"),
     Chart("Health", "Update RMS: Muon's as large as AdamW's", r"update_rms/.+"),
     Chart("Health", "Fraction of updates that bfloat16 weights would lose", f"lost_updates/{SUMMARY}"),
-    Chart("Health", "Room to bf16's overflow: doublings of the largest weight", f"doublings_to_overflow/{SUMMARY}"),
+    Chart("Health", "Room to bf16's overflow, in doublings", f"doublings_to_overflow/{SUMMARY}"),
     Chart(
         "Health",
-        "Condition number of gradient and momentum: switch to log scale",
+        "Condition of gradient and momentum: use log scale",
         f"(gradient|momentum)_condition/{SUMMARY}",
     ),
     Chart("Health", "Stable rank of gradient and momentum", f"(gradient|momentum)_stable_rank/{SUMMARY}"),

@@ -67,7 +67,7 @@ def test_charts_are_those_that_the_run_has_tags_for(
         *(
             "Singular values of the update",
             "Fraction of updates that bfloat16 weights would lose",
-            "Room to bf16's overflow",
+            "Room to bf16's overflow, in doublings",
         ),
     ]
     assert shown["Training"] == ["Loss", "Learning rate"]
