@@ -1,4 +1,4 @@
-"""Errors as one line: what is wrong, where it stands, and the nearest thing that would be right."""
+"""Errors of the parser as one line: what is wrong, where it stands, and the nearest thing that would be right."""
 
 import ast
 import inspect
@@ -7,11 +7,12 @@ import typing
 from argparse import Action, ArgumentParser
 from collections.abc import Iterable, Sequence
 from importlib import import_module
-from types import TracebackType
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import StrategyRegistry
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_muon.cli.nearest import nearest
+from lightning_muon.cli.nearest import nearest, nearest_key
 from lightning_muon.cli.sources import Given, plain_key
 
 _UNKNOWN_OPTION = re.compile(r"(?:does not accept option|Option) '([^']+)'")
@@ -26,32 +27,6 @@ _READABLE_TYPES = {
     "dict": "keys and values",
     "NoneType": "null",
 }
-
-
-def message_for_the_user(error: BaseException, packages: Iterable[str]) -> str | None:
-    """The message of an error that tells the user what to change; ``None`` for one that reveals a bug.
-
-    Args:
-        error: Any exception.
-        packages: Top-level packages whose own ``ValueError``, ``TypeError`` and ``FileNotFoundError`` count as told to
-            the user when they are raised there, not further down in a library.
-    """
-    if isinstance(error, MisconfigurationException):
-        return str(error)
-    if not isinstance(error, (ValueError, TypeError, FileNotFoundError)):
-        return None
-    place = _raised_in(error.__traceback__)
-    if place == "jsonargparse" and error.__cause__:
-        # It wraps what the constructor of a chosen class raises.
-        return message_for_the_user(error.__cause__, packages)
-    return str(error) if place in set(packages) else None
-
-
-def _raised_in(traceback: TracebackType | None) -> str:
-    """The top-level package of the innermost frame, or nothing."""
-    while traceback and traceback.tb_next:
-        traceback = traceback.tb_next
-    return str(traceback.tb_frame.f_globals.get("__name__", "")).split(".")[0] if traceback else ""
 
 
 def explain(message: str, parser: ArgumentParser, given: Sequence[Given]) -> str:
@@ -69,8 +44,8 @@ def explain(message: str, parser: ArgumentParser, given: Sequence[Given]) -> str
     if match := re.search(r"unrecognized arguments: (\S+)", message):
         if not match[1].startswith("-"):
             return f"unexpected argument '{match[1]}'; options are written --key value, and patterns of files in quotes"
-        return _explain_unknown_key(match[1].lstrip("-").split("=")[0], message, parser, given)
-    if match := _UNKNOWN_OPTION.search(message):
+        return _explain_unknown_key(_key_path(message, match[1].lstrip("-").split("=")[0]), message, parser, given)
+    if (match := _UNKNOWN_OPTION.search(message)) and f'Parser key "{match[1]}"' not in message:
         return _explain_unknown_key(_key_path(message, match[1]), message, parser, given)
     if match := re.search(r"arguments are required: ([\w., ]+)", message):
         return _explain_missing(match[1], message, given)
@@ -79,6 +54,22 @@ def explain(message: str, parser: ArgumentParser, given: Sequence[Given]) -> str
     if _key_path(message):
         return _explain_value(message, parser, given)
     return message.splitlines()[0]
+
+
+def check_strategy(strategy: object, given: Sequence[Given]) -> None:
+    """Refuse a name that is no strategy's, which the parser takes for any text.
+
+    Raises:
+        ValueError: With the names that there are; of one with variants, such as ``ddp_spawn``, the name itself.
+    """
+    names = ["auto", *StrategyRegistry.available_strategies()]
+    if not isinstance(strategy, str) or strategy.lower() in names:
+        return
+    stems = [name for name in names if not any(name.startswith(f"{other}_") for other in names)]
+    # Low enough for the name of a strategy's class.
+    suggestion = nearest(strategy.rpartition(".")[2], names, similarity=0.55)
+    where = _where("trainer.strategy", given)
+    raise ValueError(f"trainer.strategy: expected one of {', '.join(stems)}, got {strategy!r}{where}{suggestion}")
 
 
 def _key_path(message: str, *further: str) -> str:
@@ -116,18 +107,21 @@ def _explain_interpolation(message: str, parser: ArgumentParser, given: Sequence
     target = re.search(r"\$\{([^}]*)\}", written or "")
     if not target:
         return f"{key}: {message.splitlines()[0]}{_where(key, given)}"
-    known = [*_known_keys(parser), *(entry.key for entry in given if entry.key != plain_key(key))]
-    return f"{key}: {written} leads to no key{_where(key, given)}{nearest(target[1], known)}"
+    known = [*_known_keys(parser), *_other_keys(plain_key(key), given)]
+    return f"{key}: {written} leads to no key{_where(key, given)}{nearest_key(target[1], known, known)}"
 
 
 def _explain_unknown_key(key: str, message: str, parser: ArgumentParser, given: Sequence[Given]) -> str:
-    outer, _, name = key.rpartition(".")
+    outer = key.rpartition(".")[0]
+    while outer and _find_action(parser, outer) is None:
+        outer = outer.rpartition(".")[0]
+    everywhere = [*_known_keys(parser), *_other_keys(key, given)]
     classes = _CLASS_IN_MESSAGE.findall(message)
-    if classes and _find_action(parser, outer) is not None:
+    if classes and outer:
         valid = [f"{outer}.{argument}" for argument in _arguments_of(_import_class(classes[0]))]
-        return f"unknown key '{outer}.{name}' for {classes[0]}{_where(key, given)}{nearest(key, valid)}"
-    suggestion = nearest(key, _known_keys(parser)) or "; --help lists all keys"
-    return f"unknown key '{key}'{_where(key, given)}{suggestion}"
+        suggestion = nearest_key(key, valid, everywhere, classes[0].rpartition(".")[2])
+        return f"unknown key '{key}' for {classes[0]}{_where(key, given)}{suggestion}"
+    return f"unknown key '{key}'{_where(key, given)}{nearest_key(key, everywhere, everywhere)}"
 
 
 def _explain_missing(missing: str, message: str, given: Sequence[Given]) -> str:
@@ -149,19 +143,36 @@ def _explain_value(message: str, parser: ArgumentParser, given: Sequence[Given])
         return f"{key}: module {match[1]} has no {match[2]}{where}{nearest(match[2], dir(import_module(match[1])))}"
     if match := re.search(r"Multiple subclasses with name (\w+).*?ambiguity: ([\w., ]+)\.", message):
         return f"{key}: several classes are called {match[1]}, give the path of one{where}: {match[2]}"
-    expected, choices = _expectations(message)
-    if "import path" in message and not {"a number", "a whole number", "a text"} & set(expected):
+    reason = _innermost_reason(message)
+    expected, choices = _expectations(reason)
+    similarity = 0.6
+    if "import path" in reason and not {"a number", "a whole number", "a text"} & set(expected):
         choices += _class_names(_annotation(parser, key, message))
+        similarity = 0.75  # many are called Something-Monitor or Something-LR
         expected = ["a class by its name or import path", *(phrase for phrase in expected if phrase == "true or false")]
     wanted = f": expected {' or '.join(dict.fromkeys(expected))}" if expected else " is not valid here"
-    return f"{key}{wanted}, got {value!r}{where}{nearest(str(value), choices)}"
+    return f"{key}{wanted}, got {value!r}{where}{nearest(str(value), choices, similarity)}"
+
+
+def _innermost_reason(message: str) -> str:
+    """The lines about the innermost key: around them is why the classes that were not chosen do not do either."""
+    start = message.rfind('Parser key "')
+    lines = message[start:].splitlines()
+    line_start = message[:start].rpartition("\n")[2]
+    indent = len(line_start) - len(line_start.lstrip())
+    after = next(
+        (at for at, line in enumerate(lines) if at and line and len(line) - len(line.lstrip()) <= indent), len(lines)
+    )
+    return "\n".join(lines[:after])
 
 
 def _given_value(key: str, message: str, given: Sequence[Given]) -> object:
     written = [entry.value for entry in given if entry.key in {plain_key(key), f"{plain_key(key)}.class_path"}]
-    if written:
-        return written[-1]
     match = re.search(r"(?:Got|Given) value: (.*?)(?:\. Got value|$)", message, re.MULTILINE)
+    # Of several, such as callbacks, the parser names the one that it does not take.
+    named = {*re.findall(r"Expected a dot import path string: (.*)", message), match[1] if match else ""}
+    if written:
+        return next((value for value in reversed(written) if str(value) in named), written[-1])
     return match[1] if match else "this value"
 
 
@@ -189,7 +200,13 @@ def _find_action(parser: ArgumentParser, key: str) -> Action | None:
 
 def _known_keys(parser: ArgumentParser) -> list[str]:
     """All keys of a subcommand, with those of the classes that are chosen by default left to their own messages."""
-    return [action.dest for action in parser._actions if action.option_strings and action.dest != "help"]
+    keys = [action.dest for action in parser._actions if action.option_strings]
+    return [key for key in keys if key.rpartition(".")[2] not in {"help", "print_config"}]
+
+
+def _other_keys(key: str, given: Sequence[Given]) -> list[str]:
+    """The keys that were given besides this one, such as those of the classes that the default config chooses."""
+    return [entry.key for entry in given if entry.key != key and not entry.key.endswith("class_path")]
 
 
 def _annotation(parser: ArgumentParser, key: str, message: str) -> object:
@@ -197,7 +214,7 @@ def _annotation(parser: ArgumentParser, key: str, message: str) -> object:
     action = _find_action(parser, key)
     if action is not None:
         return getattr(action, "_typehint", None)
-    classes = _CLASS_IN_MESSAGE.findall(message)
+    classes = _CLASS_IN_MESSAGE.findall(message[: message.rfind('Parser key "')])
     if not classes:
         return None
     hints = typing.get_type_hints(vars(_import_class(classes[-1])).get("__init__"))
@@ -230,7 +247,7 @@ def _import_class(path: str) -> type:
 
 
 def _arguments_of(cls: type) -> list[str]:
-    """Names of what a class takes, those that it passes on to its parents included."""
+    """Names of what a class takes from the user, those that it passes on to its parents included."""
     names: list[str] = []
     for parent in cls.__mro__:
         if "__init__" not in vars(parent):
@@ -239,4 +256,5 @@ def _arguments_of(cls: type) -> list[str]:
         names += [p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}][1:]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    return names
+    # The module gives these their first argument: the parameters, or the optimizer.
+    return names[1:] if issubclass(cls, (Optimizer, LRScheduler)) else names

@@ -16,17 +16,21 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
-# Imported for its effect: afterwards `--model.optimizer MuonAdamW` is found by its short name.
+# Imported for their effect: afterwards `--model.optimizer MuonAdamW` and `--trainer.callbacks+=WeightRMSMonitor` are
+# found by their short names.
+import lightning_muon.callbacks
 import lightning_muon.optim  # noqa: F401
+from lightning_muon.cli.checkpoint_fit import check_goes_on, explain_other_weights
 from lightning_muon.cli.closing import print_closing
-from lightning_muon.cli.errors import explain, message_for_the_user
+from lightning_muon.cli.errors import check_strategy, explain
 from lightning_muon.cli.exit import debugging, exit_with
 from lightning_muon.cli.gloo_threads import await_gloo_threads_at_exit
 from lightning_muon.cli.optimizer_resume import KeepCommandLineOnResume
 from lightning_muon.cli.program import OTHER_COMMANDS
 from lightning_muon.cli.program_name import program_name
 from lightning_muon.cli.quiet import hush_lightning
-from lightning_muon.cli.resume import CheckpointHyperparameters, ModuleArguments, say
+from lightning_muon.cli.raised import message_for_the_user
+from lightning_muon.cli.resume import CheckpointHyperparameters, ModuleArguments, read_plain_values, say
 from lightning_muon.cli.saved_config import SaveRunConfig
 from lightning_muon.cli.sources import INTERPOLATION, Given, flatten, plain_key, read_given
 from lightning_muon.strategies import check_resumable, clip_by_norm, is_checkpoint_folder
@@ -204,6 +208,7 @@ class MuonCLI(LightningCLI):
             # Lightning's monitor refuses to run without a logger, where it has nothing to do.
             kept = [entry for entry in config["callbacks"] or [] if not isinstance(entry, LearningRateMonitor)]
             config["callbacks"] = kept
+        check_strategy(config["strategy"], self.given)
         trainer = super()._instantiate_trainer(config, callbacks)
         if isinstance(trainer.strategy, FSDPStrategy):
             clip_by_norm(trainer.strategy)
@@ -216,6 +221,10 @@ class MuonCLI(LightningCLI):
         path = Path(str(ckpt_path))
         if ckpt_path is None or not path.exists():  # which one it is, `last` for instance, only the trainer will know
             return
+        saved = read_plain_values(path) if self.subcommand == "fit" else None
+        if saved is not None:
+            # The trainer would only find out once the folder of the run is made.
+            check_goes_on(saved, trainer)
         fsdp = isinstance(trainer.strategy, FSDPStrategy)
         if fsdp and self.subcommand == "fit":
             check_resumable(path)
@@ -233,6 +242,17 @@ class MuonCLI(LightningCLI):
     def after_fit(self) -> None:
         """Prints the final metrics, and what to do with the run."""
         print_closing(self.trainer, self.model, program_name())
+
+    def explain_checkpoint(self, error: Exception) -> str | None:
+        """One line for an error that says that the checkpoint is of a module with other weights."""
+        module = getattr(self, "model", None)
+        if (
+            module is None
+            or self._given_value("ckpt_path") is None
+            or not isinstance(error, (RuntimeError, ValueError))
+        ):
+            return None
+        return explain_other_weights(str(error), type(module).__name__, self.checkpoint, self._module_arguments())
 
     def user_packages(self) -> set[str]:
         """The top-level packages in which errors of the user are raised: ours, and those of the module and the data."""
@@ -254,7 +274,7 @@ def _errors_in_one_line(cli: MuonCLI) -> Iterator[None]:
             raise
         exit_with(explain(str(error), cli.parser_in_use(), cli.given))
     except Exception as error:
-        message = message_for_the_user(error, cli.user_packages())
+        message = cli.explain_checkpoint(error) or message_for_the_user(error, cli.user_packages())
         if debugging() or message is None:
             raise
         exit_with(message)

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from typing_extensions import override
 
+from lightning_muon.cli.checkpoint_fit import check_goes_on
 from lightning_muon.cli.resume import CheckpointHyperparameters, ModuleArguments, differences, plain, say
 
 _LEARNING_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
@@ -50,6 +51,7 @@ class KeepCommandLineOnResume(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
+        check_goes_on(checkpoint, trainer)
         seed = checkpoint.get("seed_everything", self.seed)
         if seed != self.seed:
             say(

@@ -15,7 +15,7 @@ import torch
 import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from lightning_muon.cli.nearest import nearest
+from lightning_muon.cli.nearest import nearest_path
 from lightning_muon.cli.sources import INTERPOLATION, Given, plain_key
 
 _TRAINER_FINDS = {"last", "best", "hpc"}
@@ -55,15 +55,9 @@ class CheckpointHyperparameters(ModuleArguments):
             return None
         path = Path(ckpt_path)
         if not path.exists():
-            siblings = [str(sibling) for sibling in path.parent.glob("*.ckpt")] if path.parent.is_dir() else []
-            raise FileNotFoundError(f"--ckpt_path: '{ckpt_path}' does not exist{nearest(str(path), siblings)}")
-        file = path / "meta.pt" if path.is_dir() else path
-        if not zipfile.is_zipfile(file):
-            raise ValueError(f"--ckpt_path: '{ckpt_path}' is not a checkpoint")
-        try:
-            # Memory-mapped, because only the hyperparameters are read here, not the weights.
-            checkpoint = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
-        except UnpicklingError:
+            raise FileNotFoundError(f"--ckpt_path: '{ckpt_path}' does not exist{nearest_path(path, '*.ckpt')}")
+        checkpoint = read_plain_values(path)
+        if checkpoint is None:
             say(f"'{ckpt_path}' holds more than plain values: its hyperparameters are not compared")
             return None
         saved = checkpoint.get("hyper_parameters")
@@ -115,6 +109,26 @@ class CheckpointHyperparameters(ModuleArguments):
         taken = [f"model.{key}={new}" for key, _, new in differences(without.arguments, used.arguments)]
         if taken:
             say(f"from the checkpoint: {', '.join(taken)}")
+
+
+def read_plain_values(path: Path) -> dict[str, Any] | None:
+    """Reads what a checkpoint file, or a sharded checkpoint's directory, holds besides weights.
+
+    Returns:
+        ``None`` if that is more than plain values.
+
+    Raises:
+        ValueError: If what is there is no checkpoint.
+    """
+    file = path / "meta.pt" if path.is_dir() else path
+    if not zipfile.is_zipfile(file):
+        raise ValueError(f"--ckpt_path: '{path}' is not a checkpoint")
+    try:
+        # Memory-mapped, because the weights are not read here.
+        checkpoint: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
+    except UnpicklingError:
+        return None
+    return checkpoint
 
 
 def differences(old: object, new: object, key: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -5,13 +5,14 @@ whether a value was asked for or is only a default.
 """
 
 import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from lightning_muon.cli.nearest import nearest
+from lightning_muon.cli.nearest import nearest_path
 
 INTERPOLATION = re.compile(r"\$\{([a-zA-Z][\w.\[\]]*)\}")
 
@@ -52,10 +53,12 @@ def read_config_file(path: str) -> dict[str, object]:
     """
     file = Path(path)
     if not file.is_file():
-        siblings = [str(sibling) for sibling in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
-        raise ConfigFileError(f"config file '{path}' does not exist{nearest(str(file), siblings, similarity=0.8)}")
+        raise ConfigFileError(f"config file '{path}' does not exist{nearest_path(file, '*.y*ml')}")
     try:
         content = yaml.safe_load(file.read_text())
+    except UnicodeDecodeError as error:
+        hint = ": a checkpoint goes to --ckpt_path" if zipfile.is_zipfile(file) else ""
+        raise ConfigFileError(f"config file '{path}' is not a text file{hint}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""

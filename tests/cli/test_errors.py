@@ -1,5 +1,8 @@
 """What the user did wrong is one line on stderr that names it and the nearest valid thing, and exit code 2."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,7 +37,36 @@ def line_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
             "model.lr_scheduler.T_max follows trainer.max_steps, which is -1, for no limit: "
             "give --model.lr_scheduler.T_max, or --trainer.max_steps",
         ),
-        ("fit --chekpoint 3", "unknown key 'chekpoint'; --help lists all keys"),
+        ("fit --trainr.max_steps 3", "unknown key 'trainr.max_steps'; did you mean 'trainer.max_steps'?"),
+        ("fit --trainr.max_step 3", "unknown key 'trainr.max_step'; did you mean 'trainer.max_steps'?"),
+        ("fit --max_steps 3", "unknown key 'max_steps'; did you mean 'trainer.max_steps'?"),
+        ("fit --epochs 3", "unknown key 'epochs'; did you mean 'trainer.max_epochs'?"),
+        ("fit --dim 3", "unknown key 'dim'; did you mean 'model.dim' or 'data.dim'?"),
+        ("fit --model.lr 3", "unknown key 'model.lr'; did you mean 'model.optimizer.lr'?"),
+        (
+            "fit --chekpoint 3",
+            "unknown key 'chekpoint'; "
+            "the keys are config, seed_everything, trainer, model, data, ckpt_path, weights_only",
+        ),
+        ("fit --data.nope 3", "unknown key 'data.nope'; data takes dim, batch_size"),
+        (
+            "fit --model.optimizer.learning_rate 1",
+            "unknown key 'model.optimizer.learning_rate' for torch.optim.SGD; did you mean 'model.optimizer.lr'?",
+        ),
+        (
+            "fit --model.optimizer.lr_scheduler StepLR",
+            "unknown key 'model.optimizer.lr_scheduler' for torch.optim.SGD; did you mean 'model.lr_scheduler'?",
+        ),
+        (
+            "fit --trainer.callbacks+=LearningRateMonitor --trainer.callbacks.outputs x",
+            "unknown key 'trainer.callbacks.outputs' for lightning.pytorch.callbacks.LearningRateMonitor; "
+            "LearningRateMonitor takes logging_interval, log_momentum, log_weight_decay",
+        ),
+        (
+            "fit --trainer.callbacks+=WeightRMSMonitor --trainer.callbacks.every_n_step.x 3",
+            "unknown key 'trainer.callbacks.every_n_step.x' for lightning_muon.callbacks.WeightRMSMonitor; "
+            "did you mean 'trainer.callbacks.every_n_steps'?",
+        ),
         (
             "fit --model.lr_scheduler ReduceLROnPlateau",
             "model.lr_scheduler: several classes are called ReduceLROnPlateau, give the path of one: "
@@ -88,6 +120,31 @@ def line_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
             "did you mean 'EarlyStopping'?",
         ),
         (
+            "fit --trainer.callbacks+=WeightMonitor",
+            "trainer.callbacks: expected a class by its name or import path, got 'WeightMonitor'; "
+            "did you mean 'WeightRMSMonitor'?",
+        ),
+        (
+            "fit --trainer.callbacks+=MyOwnMonitor",
+            "trainer.callbacks: expected a class by its name or import path, got 'MyOwnMonitor'",
+        ),
+        (
+            "fit --trainer.callbacks+=Nope --trainer.callbacks+=lightning_muon.callbacks.AutoWeightDecay",
+            "trainer.callbacks: expected a class by its name or import path, got 'Nope'",
+        ),
+        (
+            "fit --trainer.callbacks+=lost.Nope --trainer.callbacks+=lightning_muon.callbacks.AutoWeightDecay",
+            "trainer.callbacks: cannot import lost.Nope, there is no module 'lost'",
+        ),
+        (
+            "fit --trainer.callbacks+=EarlyStopping --trainer.callbacks.patience abc",
+            "trainer.callbacks.patience: expected a whole number, got 'abc'",
+        ),
+        (
+            "fit --trainer.callbacks+=AutoWeightDecay --trainer.callbacks.target_rms abc",
+            "trainer.callbacks.target_rms: expected one of bf16 or a number, got 'abc'",
+        ),
+        (
             "fit --model.optimizer torch.optim.AdamV",
             "model.optimizer: module torch.optim has no AdamV; did you mean 'AdamW'?",
         ),
@@ -113,6 +170,11 @@ def line_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
             "fit --config checkpoint.yaml",
             "config file 'checkpoint.yaml' does not exist; did you mean 'checkpoints.yaml'?",
         ),
+        (
+            "fit --config nope.yaml",
+            "config file 'nope.yaml' does not exist; in '.' there are checkpoints.yaml, default.yaml",
+        ),
+        ("fit --config lost/nope.yaml", "config file 'lost/nope.yaml' does not exist"),
         ("fit --ckpt_path lost.ckpt", "--ckpt_path: 'lost.ckpt' does not exist"),
         ("fit --ckpt_path default.yaml", "--ckpt_path: 'default.yaml' is not a checkpoint"),
         ("fit --model.scale -1", "scale is -1.0, but must not be negative"),
@@ -141,6 +203,10 @@ def test_command_line(run: Run, capsys: pytest.CaptureFixture[str], args: str, l
             "model.optimizer: expected a class by its name or import path, got 'AdamV' (in my.yaml); "
             "did you mean 'AdamW'?",
         ),
+        (
+            "trainer: {callbacks+: [{class_path: EarlyStopping, init_args: {monitor: x, patience: abc}}]}",
+            "trainer.callbacks.patience: expected a whole number, got 'abc' (in my.yaml)",
+        ),
         ("trainer: {max_steps: ten}", "trainer.max_steps: expected a whole number, got 'ten' (in my.yaml)"),
         (
             "model:\n  hidden: ${modle.dim}",
@@ -159,12 +225,73 @@ def test_the_default_config_is_named_too(run: Run, capsys: pytest.CaptureFixture
     Path("default.yaml").write_text("model: {dimm: 3}")
     assert line_of(run, capsys, "fit") == "unknown key 'model.dimm' (in default.yaml); did you mean 'model.dim'?"
     Path("default.yaml").unlink()
-    assert line_of(run, capsys, "fit") == "config file 'default.yaml' does not exist"
+    assert line_of(run, capsys, "fit") == (
+        "config file 'default.yaml' does not exist; in '.' there are checkpoints.yaml"
+    )
 
 
 def test_misconfiguration_found_by_lightning(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     line = line_of(run, capsys, "fit", "--trainer.callbacks+=DeviceStatsMonitor")
     assert line == "Cannot use `DeviceStatsMonitor` callback with `Trainer(logger=False)`."
+
+
+def test_the_folder_of_a_config_file_is_corrected(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("presets").mkdir()
+    line = line_of(run, capsys, "fit", "--config", "preset/fast.yaml")
+    assert line == "config file 'preset/fast.yaml' does not exist; did you mean 'presets/fast.yaml'?"
+
+
+def test_a_checkpoint_is_no_config_file(run: Run, saved: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = line_of(run, capsys, "fit", "--config", saved)
+    assert line == f"config file '{saved}' is not a text file: a checkpoint goes to --ckpt_path"
+
+
+@pytest.mark.parametrize("name", ["AutoWeightDecay", "WeightRMSMonitor", "MuonDashboard"])
+def test_monitors_have_short_names(name: str) -> None:
+    """In a process of its own: in this one another test may have imported them."""
+    program = (
+        "from tests.cli.conftest import TinyModule, TinyData; from lightning_muon.cli import main; "
+        f"main(TinyModule, TinyData, args=['fit', '--trainer.callbacks+={name}', '--print_config'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    call = [sys.executable, "-c", program]
+    done = subprocess.run(call, capture_output=True, text=True, env=environment, check=False)
+    assert f"class_path: lightning_muon.callbacks.{name}" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["fsdp3", "FSDP2Stratgy"])
+def test_a_strategy_that_there_is_not(run: Run, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    line = line_of(run, capsys, "fit", "--trainer.strategy", name)
+    assert line.startswith("trainer.strategy: expected one of auto, ddp, ")
+    assert line.endswith(f", got '{name}'; did you mean 'fsdp2'?")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "precision", "part"),
+    [
+        ("lightning.pytorch.strategies.FSDPStrategy", "32-true", "`fsdp` requires a GPU accelerator"),
+        ("lightning_muon.strategies.FSDP2Strategy", "16-mixed", "does not support `Fabric(..., precision='16-mixed')`"),
+    ],
+)
+def test_settings_that_do_not_go_together(
+    run: Run, capsys: pytest.CaptureFixture[str], strategy: str, precision: str, part: str
+) -> None:
+    Path("strategy.yaml").write_text(f"trainer: {{strategy: {{class_path: {strategy}}}, precision: {precision}}}")
+    assert part in line_of(run, capsys, "fit", "--config", "strategy.yaml")
+
+
+@pytest.mark.parametrize(
+    ("metric", "alternative"),
+    [("val/los", "did you mean 'val/loss'?"), ("nope", "there are train/loss, val/loss")],
+)
+def test_early_stopping_by_no_metric(
+    run: Run, capsys: pytest.CaptureFixture[str], metric: str, alternative: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run("fit", "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", metric)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == f"error: EarlyStopping: no metric '{metric}' was logged; {alternative}"
 
 
 def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

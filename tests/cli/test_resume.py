@@ -1,12 +1,13 @@
 """With a checkpoint: what was asked for wins, the checkpoint fills in the rest, and differences are said."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from lightning_muon.cli import MuonCLI
 
@@ -32,7 +33,7 @@ def test_plain_resume_is_exact_and_says_nothing(run: Run, capsys: pytest.Capture
 
 
 def test_the_command_line_wins_over_the_checkpoint(run: Run, saved: str, capsys: pytest.CaptureFixture[str]) -> None:
-    cli = run("fit", "--ckpt_path", saved, "--trainer.max_steps", "4", "--model.scale", "0.5")
+    cli = run("fit", "--ckpt_path", saved, "--trainer.max_steps", "5", "--model.scale", "0.5")
     assert cli.model.scale == 0.5
     assert "model.scale: 1.0 in the checkpoint, 0.5 used\n" in capsys.readouterr().err
 
@@ -54,7 +55,7 @@ def test_the_architecture_follows_the_checkpoint(run: Run, capsys: pytest.Captur
     run("fit", "--config", "checkpoints.yaml", "--model.hidden", "6", "--model.optimizer", "AdamW")
     checkpoint = str(next(Path().rglob("last.ckpt")))
     capsys.readouterr()
-    cli = run(subcommand, "--ckpt_path", checkpoint)
+    cli = run(subcommand, "--ckpt_path", checkpoint, "--trainer.max_steps", "5")
     assert cli.model.hidden_layer.out_features == 6
     line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("from the checkpoint: "))
     assert "model.hidden=6" in line
@@ -186,7 +187,7 @@ def test_a_plateau_keeps_what_it_has_seen(run: Run, capsys: pytest.CaptureFixtur
 
 
 def test_a_new_seed_is_said(run: Run, saved: str, capsys: pytest.CaptureFixture[str]) -> None:
-    run("fit", "--ckpt_path", saved, "--seed_everything", "2")
+    run("fit", "--ckpt_path", saved, "--trainer.max_steps", "5", "--seed_everything", "2")
     assert "seed_everything: 1 in the checkpoint, 2 used from here on" in capsys.readouterr().err
 
 
@@ -207,3 +208,84 @@ def test_a_checkpoint_without_hyperparameters_is_told(run: Run, saved: str, caps
     cli = run("fit", "--ckpt_path", "bare.ckpt", "--model.optimizer.momentum", "0.75", "--trainer.max_steps", "5")
     assert cli.trainer.optimizers[0].param_groups[0]["momentum"] == 0.5
     assert "the checkpoint holds no hyperparameters" in capsys.readouterr().err
+
+
+ENDLESS = ["--trainer.max_steps", "-1", "--model.lr_scheduler.T_max", "100", "--trainer.val_check_interval", "8"]
+
+
+def error_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        run(*args)
+    assert stop.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("steps", ["3", "4"])
+def test_a_finished_run_does_not_go_on(run: Run, saved: str, capsys: pytest.CaptureFixture[str], steps: str) -> None:
+    arguments = ["--trainer.logger", "true", "--trainer.default_root_dir", "again", "--trainer.max_steps", steps]
+    error = error_of(run, capsys, "fit", "--ckpt_path", saved, *arguments)
+    assert error == "error: --ckpt_path: the checkpoint is already at step 4: raise --trainer.max_steps"
+    assert not Path("again").exists()
+    assert run("validate", "--ckpt_path", saved).trainer.state.finished
+
+
+def test_a_finished_run_that_the_trainer_finds_does_not_go_on(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config", "checkpoints.yaml", "--trainer.default_root_dir", "here"]
+    run("fit", *arguments)
+    error = error_of(run, capsys, "fit", *arguments, "--ckpt_path", "last")
+    assert error == "error: --ckpt_path: the checkpoint is already at step 4: raise --trainer.max_steps"
+
+
+@pytest.mark.parametrize("when", ["every_n_train_steps: 1", "every_n_epochs: 1"])
+def test_epochs_that_are_over_do_not_go_on(run: Run, capsys: pytest.CaptureFixture[str], when: str) -> None:
+    """Also where the checkpoint was saved after the last step of the last epoch, before the epoch was over."""
+    config = Path("checkpoints.yaml")
+    config.write_text(config.read_text().replace("every_n_train_steps: 1", when))
+    run("fit", "--config", "checkpoints.yaml", *ENDLESS, "--trainer.max_epochs", "2")
+    checkpoint = str(next(Path().rglob("last.ckpt")))
+    again = ["fit", "--ckpt_path", checkpoint, *ENDLESS, "--trainer.max_epochs"]
+    for epochs in ("1", "2"):
+        error = error_of(run, capsys, *again, epochs)
+        assert error == "error: --ckpt_path: the checkpoint is already through 2 epochs: raise --trainer.max_epochs"
+    assert run(*again, "3").trainer.global_step == 24
+
+
+def test_a_run_without_a_limit_goes_on(run: Run, saved: str) -> None:
+    """Steps after which no epoch is over, and then a limit by time."""
+    time = ["--trainer.max_time", "00:00:00:01", "--trainer.limit_val_batches", "0"]
+    cli = run("fit", "--ckpt_path", saved, *ENDLESS, "--trainer.max_epochs", "-1", *time)
+    assert cli.trainer.global_step > 4
+
+
+@pytest.fixture
+def _without_a_process_group_afterwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The port in the environment is taken back as well: processes that later tests start would take it over."""
+    for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "NODE_RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")  # so that what is there now is restored
+        monkeypatch.delenv(name)
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_without_a_process_group_afterwards")
+@pytest.mark.parametrize("subcommand", ["fit", "validate"])
+@pytest.mark.parametrize("strategy", ["auto", "fsdp2"])
+def test_a_module_of_other_sizes(
+    run: Run, saved: str, capsys: pytest.CaptureFixture[str], subcommand: str, strategy: str
+) -> None:
+    arguments = ["--trainer.max_steps", "5", "--model.hidden", "6", "--trainer.strategy", strategy]
+    assert error_of(run, capsys, subcommand, "--ckpt_path", saved, *arguments) == (
+        "error: --ckpt_path: it is of another module: hidden_layer.weight is 4×4 there and 6×4 here, "
+        "hidden_layer.bias is 4 there and 6 here, and 1 more; of its arguments differ: model.hidden (4 there, 6 here)"
+    )
+
+
+def test_a_module_of_other_parameters(run: Run, saved: str, capsys: pytest.CaptureFixture[str]) -> None:
+    content = torch.load(saved, weights_only=True)
+    content["state_dict"]["tail.weight"] = content["state_dict"].pop("head.weight")
+    torch.save(content, "renamed.ckpt")
+    assert error_of(run, capsys, "validate", "--ckpt_path", "renamed.ckpt") == (
+        "error: --ckpt_path: it is of another module: head.weight is only in the model, "
+        "tail.weight is only in the checkpoint"
+    )
