@@ -1,5 +1,6 @@
 """Which parameters the monitors watch: the matrices that Muon updates."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -73,14 +74,15 @@ def entry_norms(tensors: Iterable[Tensor]) -> Tensor:
     batches: defaultdict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
     for index, tensor in enumerate(tensors):
         batches[tensor.device, tensor.dtype].append(index)
-    norms: list[Tensor] = tensors.copy()
+    norms = torch.empty(len(tensors), device=tensors[0].device if tensors else None)
     for (_, dtype), members in batches.items():
         # A norm is never computed in less than its tensor has, nor rounded to half precision.
         widened = torch.float32 if dtype in HALF else None
-        found = torch._foreach_norm([tensors[i] for i in members], dtype=widened)
-        for index, norm in zip(members, found, strict=True):
-            norms[index] = norm.to(tensors[0].device, torch.float32)
-    return torch.stack(norms) if norms else torch.empty(0)
+        found = torch.stack(torch._foreach_norm([tensors[i] for i in members], dtype=widened))
+        if len(batches) == 1:
+            return found.float()
+        norms[members] = found.to(norms.device, torch.float32)
+    return norms
 
 
 def largest_entries(tensors: Iterable[Tensor]) -> Tensor:
@@ -103,10 +105,10 @@ def summarize(quantity: str, values: Mapping[str, float], chosen: NameChoice) ->
     ``max``, ``mean`` or ``min`` has a dot before its name.
     """
     if values:
-        numbers = torch.tensor(list(values.values()), dtype=torch.float64)
-        yield f"{quantity}/max", numbers.max().item()
-        yield f"{quantity}/mean", numbers.mean().item()
-        yield f"{quantity}/min", numbers.min().item()
+        numbers = [math.nan] if any(map(math.isnan, values.values())) else list(values.values())
+        yield f"{quantity}/max", max(numbers)
+        yield f"{quantity}/mean", sum(numbers) / len(numbers)
+        yield f"{quantity}/min", min(numbers)
         for name, value in values.items():
             if chosen.takes(name):
                 yield f"{quantity}/{'.' if name in SUMMARIES else ''}{name}", value

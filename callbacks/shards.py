@@ -91,6 +91,8 @@ def over_ranks(trainer: Trainer, shards: Sequence[Shard], measured: Sequence[Ten
 
 def names_with_gradient(trainer: Trainer, parameters: Mapping[str, Tensor]) -> list[str]:
     """Return those that have a gradient on any rank: where a rank holds nothing it has none. A collective of all."""
+    if trainer.world_size == 1:
+        return [name for name, parameter in parameters.items() if parameter.grad is not None]
     here = torch.tensor([float(parameter.grad is not None) for parameter in parameters.values()])
     anywhere = largest_over_ranks(trainer, here).tolist()
     return [name for name, has in zip(parameters, anywhere, strict=True) if has]

@@ -19,7 +19,8 @@ from lightning_muon.optim import MuonAdamW
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]
 
-WEIGHTS = {"weight_rms", "weight_absmax", "doublings_to_overflow", "bf16_headroom", "lost_updates", "output_rms"}
+WEIGHTS = {"weight_rms", "weight_absmax", "doublings_to_overflow", "bf16_headroom", "lost_updates"}
+WEIGHTS |= {"output_rms", "weight_bits"}
 UPDATES = {"orthogonality_error", "singular_value_min", "singular_value_max", "update_rms"}
 GRADIENTS = {f"{what}_{how}" for what in ("gradient", "momentum") for how in ("condition", "stable_rank")}
 ALL = WEIGHTS | UPDATES | GRADIENTS | {"weight_decay", "optimizer_share"}
