@@ -183,7 +183,7 @@ class AutoWeightDecay(StepMonitor):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.target_rms is not None and not any(map(muon_groups, trainer.optimizers)):
+        if self.target_rms is not None and not any(map(self.watches, trainer.optimizers)):
             raise MisconfigurationException(
                 "AutoWeightDecay: no parameter group has algorithm='muon', so target_rms has nothing to steer."
                 " Make the groups with route_parameters(module), or remove the callback."

@@ -34,8 +34,17 @@ class Comparison:
         return cls(runs, [(line, [line.figure(run) for run in runs]) for line in quantities(runs)])
 
     def verdicts(self) -> list[RunVerdict]:
-        """Return the verdict on each run: the worst of its figures; none is ``ok`` whose health was not measured."""
-        return [self._verdict(column) for column in range(len(self.runs))]
+        """Return the verdict on each run."""
+        return [self.verdict(column) for column in range(len(self.runs))]
+
+    def verdict(self, column: int) -> RunVerdict:
+        """Return the worst of a run's figures; it is not ``ok`` if the run's health was not measured."""
+        found = {figure.verdict for _, figures in self.lines if (figure := figures[column]) is not None}
+        if "bad" in found:
+            return "bad"
+        if "watch" in found:
+            return "watch"
+        return "ok" if self._is_monitored(column) else "not measured"
 
     def remarks(self, column: int) -> list[str]:
         """Return what there is to say of a run: files that are damaged, what to do, and what the run itself said."""
@@ -59,11 +68,3 @@ class Comparison:
     def _is_monitored(self, column: int) -> bool:
         judged = [figures[column] for line, figures in self.lines if line in HEALTH and line.healthy is not UNKNOWN]
         return any(figure is not None for figure in judged)
-
-    def _verdict(self, column: int) -> RunVerdict:
-        found = {figure.verdict for _, figures in self.lines if (figure := figures[column]) is not None}
-        if "bad" in found:
-            return "bad"
-        if "watch" in found:
-            return "watch"
-        return "ok" if self._is_monitored(column) else "not measured"

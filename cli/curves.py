@@ -53,9 +53,7 @@ PANELS = (
     Panel("loss: validation solid, others dashed", (VALIDATION_LOSS, OTHER_LOSS)),
     Panel("weight RMS: largest solid, mean dashed", ("weight_rms/max", "weight_rms/mean"), WEIGHT_RMS.bound),
     Panel(
-        "bf16 headroom: smallest solid, mean dashed",
-        ("bf16_headroom/min", "bf16_headroom/mean"),
-        BF16_HEADROOM.bound,
+        "bf16 headroom: smallest solid, mean dashed", ("bf16_headroom/min", "bf16_headroom/mean"), BF16_HEADROOM.bound
     ),
     Panel(
         "orthogonality error: mean solid, largest dashed",

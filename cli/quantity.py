@@ -23,6 +23,9 @@ class Figure:
     value: str
     verdict: Verdict | None = None
 
+    def __str__(self) -> str:
+        return f"{self.value} {self.verdict or ''}".rstrip()
+
 
 @dataclass(frozen=True)
 class Range:

@@ -52,7 +52,7 @@ def compare(folders: Sequence[str | Path], limit: int) -> Comparison:
     """
     found = find_runs(folders)
     runs: list[RunLog] = []
-    empty: list[str] = []
+    empty: list[RunLog] = []
     for path in found:
         if len(runs) == limit:
             _say(f"the {limit} latest of {len(found)} runs are shown; --limit {len(found)} shows all", sys.stderr)
@@ -64,12 +64,11 @@ def compare(folders: Sequence[str | Path], limit: int) -> Comparison:
                 raise
             _say(f"left out: {error}", sys.stderr)
         else:
-            runs += [run] if run.scalars else []
-            empty += [] if run.scalars else [run.name]
+            (runs if run.scalars else empty).append(run)
     if not runs:
         raise RunLogError(f"no run in {', '.join(repr(str(folder)) for folder in folders)} has logged a value yet")
     if empty:
-        _say(f"left out, since nothing was logged there: {', '.join(empty)}", sys.stderr)
+        _say(f"left out, since nothing was logged there: {', '.join(run.name for run in empty)}", sys.stderr)
     runs.sort(key=lambda run: _naturally(run.path))
     names = run_names([run.path for run in runs])
     return Comparison.of(replace(run, name=name) for run, name in zip(runs, names, strict=True))

@@ -81,7 +81,7 @@ def _whole(path: Path) -> Iterator[Path]:
 
 
 def _cell(figure: Figure | None) -> str:
-    return "–" if figure is None else f"{figure.value} {figure.verdict or ''}".rstrip()
+    return "–" if figure is None else str(figure)
 
 
 def _row(*cells: str) -> str:

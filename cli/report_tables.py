@@ -45,7 +45,7 @@ def _width(comparison: Comparison, column: int) -> int:
     """Return how many characters the column of a run needs."""
     figures = [_cell(figures[column]).cell_len for _, figures in comparison.lines]
     name = min(cell_len(comparison.runs[column].name), NAME_WIDTH)
-    return max(name, cell_len(comparison.verdicts()[column]), *figures)
+    return max(name, cell_len(comparison.verdict(column)), *figures)
 
 
 def _table(comparison: Comparison, columns: range, label_width: int) -> Table:
@@ -61,13 +61,10 @@ def _table(comparison: Comparison, columns: range, label_width: int) -> Table:
         cells = [_cell(figures[column]) for column in columns]
         table.add_row(Text(line.label), line.healthy.words, *cells)
     table.add_section()
-    verdicts = comparison.verdicts()
-    shown = [Text(verdicts[column], COLOURS[verdicts[column]]) for column in columns]
-    table.add_row("verdict", "ok", *shown)
+    verdicts = map(comparison.verdict, columns)
+    table.add_row("verdict", "ok", *(Text(verdict, COLOURS[verdict]) for verdict in verdicts))
     return table
 
 
 def _cell(figure: Figure | None) -> Text:
-    if figure is None:
-        return Text("–")
-    return Text(f"{figure.value} {figure.verdict or ''}".rstrip(), COLOURS[figure.verdict])
+    return Text("–") if figure is None else Text(str(figure), COLOURS[figure.verdict])

@@ -56,11 +56,7 @@ CHARTS = (
     Chart("Health", "Update RMS: Muon's as large as AdamW's", r"update_rms/.+"),
     Chart("Health", "Fraction of updates that bfloat16 weights would lose", f"lost_updates/{SUMMARY}"),
     Chart("Health", "Room to bf16's overflow, in doublings", f"doublings_to_overflow/{SUMMARY}"),
-    Chart(
-        "Health",
-        "Condition of gradient and momentum: use log scale",
-        f"(gradient|momentum)_condition/{SUMMARY}",
-    ),
+    Chart("Health", "Condition of gradient and momentum: use log scale", f"(gradient|momentum)_condition/{SUMMARY}"),
     Chart("Health", "Stable rank of gradient and momentum", f"(gradient|momentum)_stable_rank/{SUMMARY}"),
     Chart("Training", "Loss", LOSS),
     Chart("Training", "Other validation metrics", r"(val|valid|validation|eval)[/_](?!.*[Ll]oss).+"),

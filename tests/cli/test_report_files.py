@@ -38,6 +38,12 @@ def flip(file: Path, place: int) -> None:
     file.write_bytes(data)
 
 
+def assert_read_up_to_step_9(file: Path) -> None:
+    run = read_run(file.parent, "run")
+    assert run.scalars == {"val/loss": [(step, 2.0**-step) for step in range(10)]}
+    assert run.damage == (f"'{file}' is damaged after step 9: what follows could not be read",)
+
+
 def test_what_is_sound_is_read_as_tensorboard_reads_it(tmp_path: Path) -> None:
     written(tmp_path, range(8))
     written(tmp_path, range(5, 12), purge_step=5, filename_suffix=".later")  # started again from step 5
@@ -63,9 +69,7 @@ def test_damage_is_told_and_what_is_before_it_is_read(tmp_path: Path, part: str)
     file = written(tmp_path)
     start, end = extent(file, 10)
     flip(file, {"length": start, "checksum of the length": start + 8, "data": start + 20}.get(part, end - 1))
-    run = read_run(tmp_path, "run")
-    assert run.scalars == {"val/loss": [(step, 2.0**-step) for step in range(10)]}
-    assert run.damage == (f"'{file}' is damaged after step 9: what follows could not be read",)
+    assert_read_up_to_step_9(file)
 
 
 def test_a_damaged_end_is_told(tmp_path: Path) -> None:
@@ -73,9 +77,7 @@ def test_a_damaged_end_is_told(tmp_path: Path) -> None:
     start, _ = extent(file, 10)
     data = file.read_bytes()
     file.write_bytes(data[:start] + bytes(len(data) - start))  # as a crash of the machine leaves it
-    run = read_run(tmp_path, "run")
-    assert run.scalars == {"val/loss": [(step, 2.0**-step) for step in range(10)]}
-    assert run.damage == (f"'{file}' is damaged after step 9: what follows could not be read",)
+    assert_read_up_to_step_9(file)
 
 
 def test_a_run_in_progress_is_not_damaged(tmp_path: Path) -> None:
