@@ -125,7 +125,7 @@ def consolidate_checkpoint(folder: str | Path, file: str | Path) -> None:
 
 def _split(tree: Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
     """Split nested dicts into the tensors, without empty dicts, and the rest."""
-    tensors, rest = {}, {}
+    tensors, rest = dict[Any, Any](), dict[Any, Any]()
     for key, value in tree.items():
         if isinstance(value, Tensor):
             tensors[key] = value

@@ -109,14 +109,12 @@ def import_statements(node: ast.AST, for_typing: bool = False) -> Iterator[tuple
     """Yield each import below a node, and whether it is under ``if TYPE_CHECKING``."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         yield node, for_typing
-    elif isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
-        for child in node.body:
-            yield from import_statements(child, True)
-        for child in node.orelse:
-            yield from import_statements(child, for_typing)
     else:
-        for child in ast.iter_child_nodes(node):
-            yield from import_statements(child, for_typing)
+        guards = isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+        for field, value in ast.iter_fields(node):
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    yield from import_statements(child, for_typing or (guards and field == "body"))
 
 
 def targets(node: ast.Import | ast.ImportFrom, module: Module, modules: Mapping[str, Module]) -> list[str]:
