@@ -37,7 +37,7 @@ class StoppedPolarGrad(torch.optim.Optimizer):
 
 
 def two_qdwh_steps(matrix: Tensor) -> Tensor:
-    """Apply two QDWH steps to the singular values of a matrix, with the first and last operations of the paper's code."""
+    """Apply two QDWH steps to the singular values of a matrix, scaled and corrected as in the paper's code."""
     u, values, vh = torch.linalg.svd(matrix, full_matrices=False)
     # The initial bounds of JAX's QDWH, of which the paper's code is a translation: at most one, at least epsilon.
     values = values / torch.sqrt(torch.linalg.norm(matrix, 1) * torch.linalg.norm(matrix, torch.inf))
