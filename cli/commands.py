@@ -1,6 +1,5 @@
 """The subcommands that need neither module nor data: ``report`` and ``consolidate``."""
 
-import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +17,7 @@ OTHER_COMMANDS = {
 def run_report(arguments: Sequence[str]) -> None:
     """Print the health of runs, and write it as Markdown and plots; an error of the user ends the program."""
     # Only here: --help and the commands that train need none of this.
-    from lightning_muon.report import (  # noqa: PLC0415
-        ReportFileError,
-        RunLogError,
-        compare,
-        print_comparison,
-        write_report,
-    )
+    from lightning_muon import report  # noqa: PLC0415
 
     parser = ArgumentParser(
         prog=f"{program_name()} report",
@@ -39,16 +32,16 @@ def run_report(arguments: Sequence[str]) -> None:
     parser.add_argument("--limit", type=_positive, default=5, metavar="n", help=limit_help)
     given = parser.parse_args(arguments)
     try:
-        comparison = compare(given.log_dir, given.limit)
-        print_comparison(comparison)
-        written, no_plot = write_report(comparison, given.output or given.log_dir[0] / "report")
-    except (RunLogError, ReportFileError) as error:
+        comparison = report.compare(given.log_dir, given.limit)
+        report.print_comparison(comparison)
+        written, no_plot = report.write_report(comparison, given.output or given.log_dir[0] / "report")
+    except (report.RunLogError, report.ReportFileError) as error:
         if debugging():
             raise
         exit_with(str(error))
-    sys.stdout.write(f"written: {', '.join(map(str, written))}\n")
+    print(f"written: {', '.join(map(str, written))}")
     if no_plot:
-        sys.stdout.write(f"{no_plot}\n")
+        print(no_plot)
 
 
 def consolidate(arguments: Sequence[str]) -> None:
@@ -68,7 +61,7 @@ def consolidate(arguments: Sequence[str]) -> None:
         if debugging():
             raise
         exit_with(str(error))
-    sys.stdout.write(f"checkpoint: {given.file}\n")
+    print(f"checkpoint: {given.file}")
 
 
 def _positive(text: str) -> int:

@@ -83,20 +83,20 @@ def compare(folders: Sequence[str | Path], limit: int) -> Comparison:
     empty: list[RunLog] = []
     for path in found:
         if len(runs) == limit:
-            _note(f"the {limit} latest of {len(found)} runs are shown; --limit {len(found)} shows all")
+            print(f"the {limit} latest of {len(found)} runs are shown; --limit {len(found)} shows all", file=sys.stderr)
             break
         try:
             run = read_run(path, str(path))
         except RunLogError as error:
             if len(found) == 1:
                 raise
-            _note(f"left out: {error}")
+            print(f"left out: {error}", file=sys.stderr)
         else:
             (runs if run.scalars else empty).append(run)
     if not runs:
         raise RunLogError(f"no run in {', '.join(repr(str(folder)) for folder in folders)} has logged a value yet")
     if empty:
-        _note(f"left out, since nothing was logged there: {', '.join(run.name for run in empty)}")
+        print(f"left out, since nothing was logged there: {', '.join(run.name for run in empty)}", file=sys.stderr)
     runs.sort(key=lambda run: _naturally(run.path))
     names = run_names([run.path for run in runs])
     return Comparison.of(replace(run, name=name) for run, name in zip(runs, names, strict=True))
@@ -105,7 +105,3 @@ def compare(folders: Sequence[str | Path], limit: int) -> Comparison:
 def _naturally(path: Path) -> list[tuple[int, str]]:
     """Return a key that sorts ``version_2`` before ``version_10``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
-
-
-def _note(line: str) -> None:
-    sys.stderr.write(f"{line}\n")

@@ -99,10 +99,6 @@ def _last_step(run: RunLog) -> float | None:
     return max((logged[-1][0] for logged in run.scalars.values() if logged), default=None)
 
 
-def _count_not_finite(run: RunLog) -> float:
-    return len(not_finite(run))
-
-
 def _count_texts(tag: str, run: RunLog) -> float | None:
     return None if run.texts is None else len(run.texts.get(tag, []))
 
@@ -118,7 +114,7 @@ COUNTS: dict[Line, Callable[[RunLog], float | None]] = {
         "tags with NaN or infinity",
         Range("0", 0, bad=0),
         "a value is not finite from some step on: go back to a checkpoint before it, lower the learning rate or clip",
-    ): _count_not_finite,
+    ): lambda run: len(not_finite(run)),
     _count("warnings", Range("0", 0)): partial(_count_texts, "warnings"),  # their texts are advice enough
     _count("decisions about the weight decay"): partial(_count_texts, "weight_decay/decisions"),
 }

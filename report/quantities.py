@@ -22,7 +22,7 @@ from lightning_muon.report.quantity import (
 )
 
 SUMMARY = "(max|mean|min)"
-MORE_DECAY = "raise weight_decay, or add AutoWeightDecay"
+MORE_DECAY = "raise weight_decay or add AutoWeightDecay"
 LEVELLED_OFF = Range("under 10 %", 0.1, bad=1.0)
 LOST = "bfloat16 weights lose updates"
 LOSE_LESS = (
@@ -207,9 +207,8 @@ QUANTITIES = (
     Quantity(
         tag="update_rms/<group>",
         monitor="UpdateRMSMonitor",
-        meaning="root mean square of a group's update per unit of the learning rate, √mean(U²) with"
-        " U = ((1 − ηλ)W − W′) / η",
-        unit="that of the weights",
+        meaning="root mean square of a group's update, √mean(U²) with U = ((1 − ηλ)W − W′) / η",
+        unit="that of the weights, per unit of the learning rate",
         usual="AdamW: 1 in its first step, then 0.1 to 0.3; Muon: 0.2 with Moonlight's scale, 1/√max(out, in) without",
         advice="take update_scale: moonlight, with which Muon and AdamW share a learning rate, or set lr and adamw_lr"
         " so that both move alike",
@@ -221,8 +220,8 @@ QUANTITIES = (
     Quantity(
         tag="parameter_update_rms/<name>",
         monitor="UpdateRMSMonitor",
-        meaning="the same of one parameter, by per_parameter",
-        unit="that of the weights",
+        meaning="the same of one parameter, by `per_parameter`",
+        unit="that of the weights, per unit of the learning rate",
         usual="as its group",
         advice="look at the parameter's row in the text routing",
     ),
@@ -248,7 +247,7 @@ QUANTITIES = (
             meaning=f"condition number of the {source}, κ = σ_max / σ_min, from 1 to 10⁷",
             unit="none, a ratio",
             usual="no fixed range: it is what the polar factor removes",
-            problem="10⁷ throughout, where it ends: rank is lost",
+            problem="rank is lost if it stays at 10⁷, where it ends",
             advice="look for dead units, or for a batch that is smaller than the matrix",
             chart=CONDITION,
             panel=CONDITION_PANEL,
@@ -273,8 +272,7 @@ QUANTITIES = (
     Quantity(
         tag="optimizer_share",
         monitor="OptimizerTimeMonitor",
-        meaning="time from the gradients being there to the weights being updated, clipping included, as a fraction of"
-        " the step's time",
+        meaning="time from the last gradient to the updated weights, clipping included, over the time of the step",
         unit="0 … 1",
         healthy=Range("under 20 %", 0.2, bad=0.5),
         problem="the optimizer takes much of the step",

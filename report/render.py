@@ -1,5 +1,6 @@
 """A comparison of runs as tables for a terminal, and as files: Markdown, and curves where matplotlib is installed."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,9 +141,7 @@ def _row(*cells: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    for letter in "\\|*_<`[":
-        text = text.replace(letter, f"\\{letter}")
-    return text
+    return re.sub(r"[\\|*_<`[]", r"\\\g<0>", text)
 
 
 @contextmanager
