@@ -82,7 +82,7 @@ def test_each_group_goes_its_own_way() -> None:
 
 
 def test_matrices_of_one_shape_go_as_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_muon.optim import muon_update as muon_adamw
+    from lightning_muon.optim.update import muon as muon_adamw
 
     shapes = []
 
