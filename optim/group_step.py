@@ -1,11 +1,10 @@
 """A step of a parameter group: each parameter in the way that its plan says."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor
 
-from lightning_muon.optim.sharding.buckets import Bucket
 from lightning_muon.optim.sharding.dtensor import local_gradient, local_tensor
 from lightning_muon.optim.sharding.everywhere import Everywhere
 from lightning_muon.optim.sharding.exchange import overlap
@@ -13,7 +12,7 @@ from lightning_muon.optim.sharding.owners import Owners
 from lightning_muon.optim.sharding.plan import GroupPlan
 from lightning_muon.optim.sharding.zero1 import AdamWShare, OwnedState, adamw_shares_step
 from lightning_muon.optim.update.adamw import AdamWParameter, adamw_update
-from lightning_muon.optim.update.muon import Here, MuonParameter, OrthogonalizeHook, muon_step, same_shape_batches
+from lightning_muon.optim.update.muon import Here, MuonParameter, OrthogonalizeHook, muon_step, run, same_shape_batches
 from lightning_muon.optim.update.options import AdamWOptions, MuonOptions
 from lightning_muon.optim.update.state import States, state_tensor
 
@@ -45,11 +44,13 @@ def muon_group_step(
 
     moving = [p for p in map(parameter, plan.here) if p.gradient is not None]
     for batch in same_shape_batches(moving, options["batch_elements"]):
-        overlap([muon_step(Here([batch], options, hooks))])
+        run(muon_step(Here([batch], options, hooks)))
     for index in plan.everywhere:
-        overlap([muon_step(Everywhere(params[index], parameter(index), options, hooks))])
-    _through(plan.buckets, lambda bucket, batch: Owners(bucket, batch, options, hooks), parameter)
-    _through(plan.zero1_buckets, lambda bucket, batch: OwnedState(bucket, batch, options, hooks), parameter)
+        run(muon_step(Everywhere(params[index], parameter(index), options, hooks)))
+    for transport, buckets in ((Owners, plan.buckets), (OwnedState, plan.zero1_buckets)):
+        if buckets:
+            batches = ((bucket, [parameter(i) for i in bucket.members]) for bucket in buckets)
+            overlap(muon_step(transport(bucket, batch, options, hooks)) for bucket, batch in batches)
 
 
 def adamw_group_step(group: Mapping[str, Any], plan: GroupPlan, states: States) -> None:
@@ -82,15 +83,6 @@ def adamw_group_step(group: Mapping[str, Any], plan: GroupPlan, states: States) 
 
     if plan.zero1_packs:
         overlap(adamw_shares_step([share(index) for index in pack], options) for pack in plan.zero1_packs)
-
-
-def _through(
-    buckets: Iterable[Bucket],
-    transport: Callable[[Bucket, list[MuonParameter]], Owners | OwnedState],
-    parameter: Callable[[int], MuonParameter],
-) -> None:
-    """Take buckets through their steps, so that one travels while another is computed."""
-    overlap(muon_step(transport(bucket, [parameter(i) for i in bucket.members])) for bucket in buckets)
 
 
 def _local(name: str, param: Tensor, plan: GroupPlan) -> tuple[Tensor, Tensor | None]:

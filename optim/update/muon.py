@@ -146,6 +146,12 @@ def muon_step(transport: Transport) -> Stages[None]:
     apply_steps((yield from transport.deliver(steps)), options)
 
 
+def run(step: Stages[None]) -> None:
+    """Run a step that waits for no other rank."""
+    for _ in step:
+        pass
+
+
 def average(batch: Sequence[MuonParameter], new: Sequence[Tensor], options: MuonOptions) -> list[Tensor]:
     """Average: M ← μM + (1 − μ)X in place; return M, or with Nesterov's look-ahead (1 − μ)X + μM.
 
