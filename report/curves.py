@@ -11,15 +11,16 @@ from lightning_muon.report.run_log import RunLog
 STYLES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dash-dotted"}
 
 
-# Each panel with the value at which a horizontal line is drawn.
-PANELS: dict[Panel, float | None] = {
-    Panel("loss: validation solid, others dashed", (VALIDATION_LOSS, OTHER_LOSS)): None,
+# The value at which a horizontal line is drawn, for each panel.
+BOUNDS: dict[Panel, float | None] = {
+    Panel(1, "loss: validation solid, others dashed", (VALIDATION_LOSS, OTHER_LOSS)): None,
     **{
         entry.panel: (entry.healthy.bound or entry.limit) if entry.panel.shows_bound else None
         for entry in QUANTITIES
         if entry.panel is not None
     },
 }
+PANELS = sorted(BOUNDS, key=lambda panel: panel.place)
 
 
 def draw_curves(runs: Sequence[RunLog], path: Path) -> str | None:
@@ -47,7 +48,7 @@ def draw_curves(runs: Sequence[RunLog], path: Path) -> str | None:
             for tag in styles.keys() & run.scalars.keys():
                 steps, values = zip(*run.scalars[tag], strict=True)
                 axis.plot(steps, values, styles[tag], color=f"C{number}", linewidth=1.4)
-        if (bound := PANELS[panel]) is not None:
+        if (bound := BOUNDS[panel]) is not None:
             axis.axhline(bound, color="grey", linestyle=":", linewidth=1)
         axis.set_title(_title(panel, styles), fontsize=10)
         axis.set_yscale(panel.scale)

@@ -36,6 +36,7 @@ CONDITION = Chart(
     "Health", 11, "Condition of gradient and momentum: use log scale", f"(gradient|momentum)_condition/{SUMMARY}"
 )
 CONDITION_PANEL = Panel(
+    9,
     "condition number: gradient solid, momentum dashed",
     ("gradient_condition/mean", "momentum_condition/mean"),
     scale="log",
@@ -54,7 +55,9 @@ QUANTITIES = (
         problem="the weights are large",
         advice=MORE_DECAY,
         chart=Chart("Health", 1, "Weight RMS: grows, then levels off", f"weight_rms/{SUMMARY}"),
-        panel=Panel("weight RMS: largest solid, mean dashed", ("weight_rms/max", "weight_rms/mean"), shows_bound=True),
+        panel=Panel(
+            2, "weight RMS: largest solid, mean dashed", ("weight_rms/max", "weight_rms/mean"), shows_bound=True
+        ),
         report=(
             Line("weight RMS, peak of the largest", "weight_rms/max", peak),
             Line("weight RMS, final of the largest", "weight_rms/max", final),
@@ -103,7 +106,10 @@ QUANTITIES = (
         advice=LOSE_LESS,
         chart=Chart("Health", 2, "bf16 headroom: above 1 where weights are bfloat16", f"bf16_headroom/{SUMMARY}"),
         panel=Panel(
-            "bf16 headroom: smallest solid, mean dashed", ("bf16_headroom/min", "bf16_headroom/mean"), shows_bound=True
+            3,
+            "bf16 headroom: smallest solid, mean dashed",
+            ("bf16_headroom/min", "bf16_headroom/mean"),
+            shows_bound=True,
         ),
         report=(Line("bf16 headroom, median of the smallest", "bf16_headroom/min", median, only_half_precision=True),),
     ),
@@ -118,6 +124,7 @@ QUANTITIES = (
         limit=0.5,
         chart=Chart("Health", 9, "Fraction of updates that bfloat16 weights would lose", f"lost_updates/{SUMMARY}"),
         panel=Panel(
+            5,
             "updates that bf16 would lose: mean solid, largest dashed",
             ("lost_updates/mean", "lost_updates/max"),
             shows_bound=True,
@@ -144,7 +151,7 @@ QUANTITIES = (
         problem="the outputs are large, and what later layers add is rounded away",
         advice="normalize what goes in, lower the learning rate, or let the weights decay (AutoWeightDecay)",
         chart=Chart("Health", 6, "Layer output RMS: levels off", f"output_rms/{SUMMARY}"),
-        panel=Panel("layer output RMS: largest solid, mean dashed", ("output_rms/max", "output_rms/mean")),
+        panel=Panel(6, "layer output RMS: largest solid, mean dashed", ("output_rms/max", "output_rms/mean")),
         report=(
             Line("layer output RMS, peak of the largest", "output_rms/max", peak),
             Line(
@@ -171,6 +178,7 @@ QUANTITIES = (
             "Health", 3, "Orthogonality error: about 0.4, near 1 rank is lost", f"orthogonality_error/{SUMMARY}"
         ),
         panel=Panel(
+            4,
             "orthogonality error: mean solid, largest dashed",
             ("orthogonality_error/mean", "orthogonality_error/max"),
             shows_bound=True,
@@ -214,7 +222,7 @@ QUANTITIES = (
         " so that both move alike",
         limit=10.0,  # between groups
         chart=Chart("Health", 8, "Update RMS: Muon's as large as AdamW's", r"update_rms/.+"),
-        panel=Panel("update RMS", ("update_rms/.+",)),
+        panel=Panel(8, "update RMS", ("update_rms/.+",)),
         report=(Line("update RMS of {group}, median", "update_rms/.+", median),),
     ),
     Quantity(
@@ -234,7 +242,7 @@ QUANTITIES = (
         problem="at its upper bound while the RMS is over the target",
         advice="lower the learning rate, or raise bounds",
         chart=Chart("Health", 4, "Weight decay: a ramp is AutoWeightDecay at work", r"weight_decay/.+"),
-        panel=Panel("weight decay", ("weight_decay/.+",)),
+        panel=Panel(7, "weight decay", ("weight_decay/.+",)),
         report=(
             Line("weight decay, largest", "weight_decay/.+", peak),
             Line("weight decay, final", "weight_decay/.+", final),
@@ -278,7 +286,7 @@ QUANTITIES = (
         problem="the optimizer takes much of the step",
         advice="take larger batches, the preset optimizer/fast, or more devices",
         chart=Chart("Cost", 1, "Optimizer's share of the step", r"optimizer_share(/.+)?"),
-        panel=Panel("optimizer's share of the step", ("optimizer_share",)),
+        panel=Panel(10, "optimizer's share of the step", ("optimizer_share",)),
         report=(Line("optimizer's share of the step", "optimizer_share", median, "{:.1%}"),),
     ),
 )

@@ -113,6 +113,7 @@ class Chart:
 class Panel:
     """A panel of the report's curves."""
 
+    place: int  # from 1
     title: str  # the quantity, and which curve is which
     tags: tuple[str, ...]  # regular expressions, one for each line style; if there is only one, each tag has a style
     scale: Literal["linear", "log"] = "linear"
