@@ -1,6 +1,6 @@
-"""Fill the tables of the docs: ``python -m benchmarks.tables`` takes them from JSON records and ``QUANTITIES``.
+"""Fill the tables of the docs from the JSON records and from ``QUANTITIES``: ``python -m benchmarks.tables``.
 
-A table stands between two comments. The first says what is in it: a record, or what a monitor logs::
+A table is between two comments. The first comment selects its record, rows and columns, or a monitor::
 
     <!-- table: orthogonalization-cpu | where: precision=float32 shape=768×3072 | columns: method; ms -->
     <!-- end of table -->
@@ -30,10 +30,10 @@ QUANTITY_TABLE = re.compile(
 
 
 def filled(text: str, results: Path = RESULTS) -> str:
-    """Return the text with every table filled, those of measurements from the records in a folder.
+    """Return a text with all tables filled, those of measurements from the records of a folder.
 
     Raises:
-        ValueError: If a record is missing, or has no such rows or columns; if a monitor logs no quantities.
+        ValueError: If a record, or a row or column of it, is missing, or a monitor logs no quantities.
     """
     text = QUANTITY_TABLE.sub(lambda match: f"{match['head']}{_quantity_table(match['monitor'])}{match['end']}", text)
     return TABLE.sub(lambda match: f"{match['head']}{_table(match, results)}{match['end']}", text)
@@ -79,7 +79,7 @@ def _machine(machine: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Fill the tables of all pages."""
+    """Fill the tables of all pages in docs/."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args(arguments)
     for page in sorted(DOCS.glob("*.md")):

@@ -1,4 +1,4 @@
-"""The tables in the docs are those of the records and of the table of quantities."""
+"""The tables of the docs have the numbers of the records, and the entries of the table of quantities."""
 
 import json
 from pathlib import Path
