@@ -1,8 +1,11 @@
-"""Fill the tables of the docs from the JSON records: ``python -m benchmarks.tables``.
+"""Fill the tables of the docs from the JSON records and from ``QUANTITIES``: ``python -m benchmarks.tables``.
 
-A table is between two comments. The first comment selects its record, rows and columns::
+A table is between two comments. The first comment selects its record, rows and columns, or a monitor::
 
     <!-- table: orthogonalization-cpu | where: precision=float32 shape=768×3072 | columns: method; ms -->
+    <!-- end of table -->
+
+    <!-- quantities: WeightRMSMonitor -->
     <!-- end of table -->
 """
 
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import RESULTS, shown
+from lightning_muon.report import QUANTITIES
 
 DOCS = Path(__file__).parents[1] / "docs"
 TABLE = re.compile(
@@ -20,14 +24,18 @@ TABLE = re.compile(
     r".*?(?P<end><!-- end of table -->)",
     re.DOTALL,
 )
+QUANTITY_TABLE = re.compile(
+    r"(?P<head><!-- quantities: (?P<monitor>\w+) -->\n).*?(?P<end><!-- end of table -->)", re.DOTALL
+)
 
 
 def filled(text: str, results: Path = RESULTS) -> str:
-    """Return a text with all tables filled from the records of a folder.
+    """Return a text with all tables filled, those of measurements from the records of a folder.
 
     Raises:
-        ValueError: If a record, or a row or column of it, is missing.
+        ValueError: If a record, or a row or column of it, is missing, or a monitor logs no quantities.
     """
+    text = QUANTITY_TABLE.sub(lambda match: f"{match['head']}{_quantity_table(match['monitor'])}{match['end']}", text)
     return TABLE.sub(lambda match: f"{match['head']}{_table(match, results)}{match['end']}", text)
 
 
@@ -45,8 +53,24 @@ def _table(match: re.Match[str], results: Path) -> str:
             raise ValueError(f"{path}: no row{f' with {wanted}' if wanted else ''} has a column {column!r}")
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1)]
     lines += [[shown(row.get(column)) for column in columns] for row in rows]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    table = _markdown(lines)
     return f"{table}\n<sub>`python -m benchmarks.{module}`, {record['date']}, {_machine(record['machine'])}</sub>\n"
+
+
+def _quantity_table(monitor: str) -> str:
+    entries = [entry for entry in QUANTITIES if entry.monitor == monitor]
+    if not entries:
+        raise ValueError(f"no entry of lightning_muon.report.QUANTITIES is of {monitor}")
+    lines = [["tag", "what it is", "unit", "healthy", "if not"], ["---"] * 5]
+    for entry in entries:
+        healthy = "; ".join(filter(None, (entry.healthy.words, entry.usual)))
+        if_not = re.sub(r"\w+_\w+|AutoWeightDecay", r"`\g<0>`", entry.if_not)
+        lines.append([f"`{entry.tag}`", entry.meaning, entry.unit, healthy, if_not])
+    return _markdown(lines)
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _machine(machine: dict[str, Any]) -> str:

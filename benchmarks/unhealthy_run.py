@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.demo import generate, inside
 from benchmarks.record import RESULTS, report
 from lightning_muon.cli import MuonCLI
-from lightning_muon.cli.run_log import read_run
+from lightning_muon.report import read_run
 
 STEERED = {"target_rms": 0.2, "horizon": 20, "ramp_steps": 20, "bounds": "[0, 4]"}
 UNHEALTHY = ["--config=configs/experiment/unhealthy.yaml"]

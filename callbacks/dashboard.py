@@ -10,11 +10,14 @@ from typing_extensions import override
 from lightning_muon.callbacks.arguments import check_whole
 from lightning_muon.callbacks.monitor import log_text, logged_step, warn
 from lightning_muon.callbacks.muon_matrices import module_names, muon_groups
-from lightning_muon.callbacks.page.cards import config_card, routing_card
-from lightning_muon.callbacks.page.charts import Layout, layout
-from lightning_muon.callbacks.page.run_hyperparameters import Value, judging_metrics, page_entry, run_hyperparameters
-from lightning_muon.callbacks.page.spectra import singular_values
 from lightning_muon.callbacks.sampled_matrices import sampled_matrices, whole
+from lightning_muon.callbacks.tensorboard.pages import Layout, config_card, layout, routing_card, singular_values
+from lightning_muon.callbacks.tensorboard.run_hyperparameters import (
+    Value,
+    judging_metrics,
+    page_entry,
+    run_hyperparameters,
+)
 
 
 class MuonDashboard(Callback):

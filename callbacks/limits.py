@@ -1,4 +1,4 @@
-"""Limits of what is measured, and what one is told, once, when one is passed."""
+"""Limits of measured quantities: a monitor warns once when one is passed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,16 +8,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_muon.callbacks.arguments import is_number
 from lightning_muon.callbacks.monitor import logged_step, warn
+from lightning_muon.report.quantities import quantity
 
 
 @dataclass
 class Limit:
-    """A limit that one is told of once a run.
+    """A limit that is warned of once in a run.
 
     Args:
-        monitor: Who warns.
-        argument: The name of the argument that sets the limit.
-        bound: The limit; None is none.
+        monitor: The name of the monitor.
+        argument: The name of its argument that sets the limit.
+        bound: The limit; ``None`` is no limit.
         quantity: What is limited, in words.
         advice: What to do.
         is_least: The bound is the least healthy value, not the largest.
@@ -41,8 +42,8 @@ class Limit:
             )
 
     def watch(self, trainer: Trainer, values: Mapping[str, float]) -> None:
-        """Warn of the layer that is farthest beyond the limit, if it is the first time; NaN is another's business."""
-        if self.bound is None or self.told or not values:
+        """Warn of the value that is farthest beyond the limit, the first time that there is one; NaN is ignored."""
+        if self.bound is None or self.told:
             return
         sign = -1.0 if self.is_least else 1.0
         beyond = {name: value for name, value in values.items() if sign * value > sign * self.bound}
@@ -57,3 +58,9 @@ class Limit:
             f"{self.monitor}, step {logged_step(trainer)}: {self.quantity} is {beyond[name]:.3g} in {name}{others},"
             f" {relation} {self.argument}={self.bound:g}. {self.advice} This is said once.",
         )
+
+
+def advice(name: str) -> str:
+    """Return the advice of the table of quantities, as a sentence."""
+    text = quantity(name).advice
+    return f"{text[0].upper()}{text[1:]}."

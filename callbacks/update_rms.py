@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from lightning_muon.callbacks.arguments import check_whole, is_number
 from lightning_muon.callbacks.group_labels import LabelledGroup, labelled_groups
-from lightning_muon.callbacks.limits import Limit
+from lightning_muon.callbacks.limits import Limit, advice
 from lightning_muon.callbacks.measures.applied_factors import ROUNDINGS
 from lightning_muon.callbacks.monitor import StepMonitor, log_scalars
 from lightning_muon.callbacks.muon_matrices import HALF, entry_norms, is_muon, own_names
@@ -174,14 +174,8 @@ class UpdateRMSMonitor(StepMonitor):
         return {self._names.get(id(param), name): param for name, param in zip(own, params, strict=True)}
 
     def _make_limit(self) -> Limit:
-        return Limit(
-            "UpdateRMSMonitor",
-            "max_ratio",
-            self.max_ratio,
-            "learning rate · update RMS, as a ratio of groups,",
-            "Take update_scale: moonlight, with which Muon and AdamW share a learning rate, or set lr and adamw_lr so"
-            " that both move alike.",
-        )
+        what = "learning rate · update RMS, as a ratio of groups,"
+        return Limit("UpdateRMSMonitor", "max_ratio", self.max_ratio, what, advice("update_rms"))
 
 
 class Measured(NamedTuple):

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_muon.callbacks.arguments import check_whole
-from lightning_muon.callbacks.limits import Limit
+from lightning_muon.callbacks.limits import Limit, advice
 from lightning_muon.callbacks.measures.bf16_headroom import bf16_spacing, count_lost, doublings_to_overflow
 from lightning_muon.callbacks.measures.output_rms import OutputListener, compiled_names, named_layers
 from lightning_muon.callbacks.monitor import StepMonitor, warn
@@ -196,30 +196,14 @@ class WeightRMSMonitor(StepMonitor):
 
     def _make_limits(self) -> dict[str, Limit]:
         monitor = "WeightRMSMonitor"
-        smaller = "Raise weight_decay, or add AutoWeightDecay."
+        lost = "the fraction of the update that bfloat16 has rounded away"
+        room = "the room of the largest weight, in doublings until bfloat16 overflows,"
+        least = self.min_doublings_to_overflow
         return {
-            "weight_rms": Limit(monitor, "max_weight_rms", self.max_weight_rms, "the weight RMS", smaller),
-            "output_rms": Limit(
-                monitor,
-                "max_output_rms",
-                self.max_output_rms,
-                "the output RMS",
-                "Normalize what goes in, lower the learning rate, or let the weights decay (AutoWeightDecay).",
-            ),
-            "lost_updates": Limit(
-                monitor,
-                "max_lost_updates",
-                self.max_lost_updates,
-                "the fraction of the update that bfloat16 has rounded away",
-                "Keep the weights in float32 (precision bf16-mixed), raise the learning rate, or make the weights"
-                " smaller by weight decay (AutoWeightDecay).",
-            ),
+            "weight_rms": Limit(monitor, "max_weight_rms", self.max_weight_rms, "the weight RMS", advice("weight_rms")),
+            "output_rms": Limit(monitor, "max_output_rms", self.max_output_rms, "the output RMS", advice("output_rms")),
+            "lost_updates": Limit(monitor, "max_lost_updates", self.max_lost_updates, lost, advice("lost_updates")),
             "doublings_to_overflow": Limit(
-                monitor,
-                "min_doublings_to_overflow",
-                self.min_doublings_to_overflow,
-                "the room of the largest weight, in doublings until bfloat16 overflows,",
-                f"The run diverges: lower the learning rate. {smaller}",
-                True,
+                monitor, "min_doublings_to_overflow", least, room, advice("doublings_to_overflow"), is_least=True
             ),
         }

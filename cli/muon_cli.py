@@ -22,11 +22,11 @@ import lightning_muon.callbacks
 import lightning_muon.optim  # noqa: F401
 from lightning_muon.cli.checkpoint_fit import check_goes_on, explain_other_weights
 from lightning_muon.cli.closing import print_closing
+from lightning_muon.cli.commands import OTHER_COMMANDS
 from lightning_muon.cli.errors import check_strategy, explain
 from lightning_muon.cli.exit import debugging, exit_with
 from lightning_muon.cli.gloo_threads import await_gloo_threads_at_exit
 from lightning_muon.cli.optimizer_resume import KeepCommandLineOnResume
-from lightning_muon.cli.program import OTHER_COMMANDS
 from lightning_muon.cli.program_name import program_name
 from lightning_muon.cli.quiet import hush_lightning
 from lightning_muon.cli.raised import message_for_the_user

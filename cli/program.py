@@ -11,13 +11,6 @@ if TYPE_CHECKING:
     from lightning_muon.cli.muon_cli import MuonCLI
 
 
-# What needs neither module nor data, and is not MuonCLI's, with what --help says of it.
-OTHER_COMMANDS = {
-    "report": "Show the health of one run, or of several side by side.",
-    "consolidate": "Make one file of a sharded checkpoint, which is a folder.",
-}
-
-
 def main(
     model_class: "type[LightningModule] | Callable[..., LightningModule] | None" = None,
     datamodule_class: "type[LightningDataModule] | Callable[..., LightningDataModule] | None" = None,
@@ -49,12 +42,12 @@ def main(
     """
     arguments = list(sys.argv[1:] if args is None else args)
     if arguments[:1] == ["report"]:
-        from lightning_muon.cli.report import run_report  # noqa: PLC0415 - only what was asked for is imported
+        from lightning_muon.cli.commands import run_report  # noqa: PLC0415 - only what was asked for is imported
 
         run_report(arguments[1:])
         raise SystemExit(0)
     if arguments[:1] == ["consolidate"]:
-        from lightning_muon.cli.consolidate import consolidate  # noqa: PLC0415
+        from lightning_muon.cli.commands import consolidate  # noqa: PLC0415
 
         consolidate(arguments[1:])
         raise SystemExit(0)

@@ -1,4 +1,4 @@
-"""The tables of the docs have the numbers of the records."""
+"""The tables of the docs have the numbers of the records, and the entries of the table of quantities."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.tables import DOCS, filled
+from lightning_muon.report import QUANTITIES, Quantity
 
 PAGE = """Before.
 <!-- table: speed-cpu | where: precision=float32 | columns: method; ms -->
@@ -49,3 +50,9 @@ def test_what_is_missing_is_named(results: Path) -> None:
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
 def test_the_docs_hold_what_was_measured(page: Path) -> None:
     assert page.read_text() == filled(page.read_text()), "run: python -m benchmarks.tables"
+
+
+@pytest.mark.parametrize("entry", QUANTITIES, ids=lambda entry: entry.tag)
+def test_every_quantity_is_in_the_docs(entry: Quantity) -> None:
+    """With the test above: as its entry says it."""
+    assert (DOCS / "reading-the-monitors.md").read_text().count(f"\n| `{entry.tag}` |") == 1

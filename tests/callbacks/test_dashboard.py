@@ -27,10 +27,10 @@ from torch.multiprocessing.spawn import start_processes
 
 from lightning_muon.callbacks import AutoWeightDecay, MuonDashboard, OrthogonalityMonitor, WeightRMSMonitor
 from lightning_muon.callbacks.muon_matrices import module_names
-from lightning_muon.callbacks.page.charts import CHARTS, layout
-from lightning_muon.callbacks.page.spectra import singular_values
 from lightning_muon.callbacks.sampled_matrices import sampled_matrices, whole
+from lightning_muon.callbacks.tensorboard.pages import layout, singular_values
 from lightning_muon.optim import MatrixLayout, MuonAdamW
+from lightning_muon.report.quantities import CHARTS
 
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]

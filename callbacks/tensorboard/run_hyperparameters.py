@@ -1,4 +1,4 @@
-"""What TensorBoard's HPARAMS page shows of a run: its hyperparameters, and the metrics that they are judged by."""
+"""The entry of a run on TensorBoard's HParams page: its hyperparameters, and the metrics that judge them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,24 +13,24 @@ from typing_extensions import TypeIs
 
 from lightning_muon.callbacks.auto_weight_decay import AutoWeightDecay
 
-# Of each group, in this order; what an optimizer does not have is left out.
+# Of each parameter group, in this order, if the optimizer has them.
 OPTIONS = ("lr", "weight_decay", "momentum", "orthogonalizer", "update_scale")
 
-# The page shows five columns, those first whose values differ.
+# The page shows five columns by default, those that differ between runs first.
 FIRST_COLUMNS = {"lr", "optimizer", "precision", "target_rms", "weight_decay"}
 
 Value = str | float | int | bool
 
 
 def run_hyperparameters(trainer: Trainer, initial: Mapping[str, Any]) -> dict[str, Value]:
-    """Return one value a hyperparameter: of optimizers, trainer, ``AutoWeightDecay``, module and data, if it is plain.
+    """Return the plain hyperparameters of optimizers, trainer, ``AutoWeightDecay``, module and data.
 
-    The learning rate is that before any schedule. Where the groups of an optimizer differ, the first has the plain name
-    and another has its name added, as in ``lr (adamw)``.
+    The learning rate is the one before any schedule. If the groups of an optimizer differ, the value of the first has
+    the plain name, and those of the others have the group's name added, as in ``lr (adamw)``.
 
     Args:
         trainer: Before its first step.
-        initial: What module and data saved by ``save_hyperparameters``.
+        initial: The hyperparameters that module and data saved by ``save_hyperparameters``.
     """
     found: dict[str, Value] = {"optimizer": ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)}
     for number, optimizer in enumerate(trainer.optimizers):
@@ -46,17 +46,17 @@ def run_hyperparameters(trainer: Trainer, initial: Mapping[str, Any]) -> dict[st
     for callback in callbacks:
         if isinstance(callback, AutoWeightDecay) and callback.target_rms is not None:
             found["target_rms"] = callback.target_rms
-    private = {"_instantiator", "_class_path"}  # what LightningCLI adds
+    private = {"_instantiator", "_class_path"}  # LightningCLI adds these
     return found | {
         name: value for name, value in initial.items() if name not in {*found, *private} and _is_plain(value)
     }
 
 
 def judging_metrics(trainer: Trainer) -> list[str]:
-    """Return the names of the metrics that say how good a run is: what is monitored, or else its losses.
+    """Return the names of the metrics that say how good a run is.
 
-    Those come first that ``ModelCheckpoint`` and ``EarlyStopping`` look at; where they look at none that was logged,
-    validation losses; and where there are none, training losses.
+    These are the metrics that ``ModelCheckpoint`` and ``EarlyStopping`` monitor. If none of them was logged, the
+    validation losses; if there is none either, the training losses.
     """
     logged = list(trainer.callback_metrics)
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -67,11 +67,11 @@ def judging_metrics(trainer: Trainer) -> list[str]:
 
 
 def page_entry(hyperparameters: Mapping[str, Value], metrics: Iterable[str]) -> tuple[Summary, Summary, Summary]:
-    """Return what TensorBoard's page is made from: its columns, the values at a run's start, and the mark of its end.
+    """Return the summaries for TensorBoard's page: its columns, the values at a run's start, and the mark of its end.
 
     Args:
         hyperparameters: Of the run.
-        metrics: Names of the metrics. The page shows the last value that was logged of each.
+        metrics: Names of the metrics. The page shows the last logged value of each.
     """
     columns, start, end = hparams(dict(hyperparameters), dict.fromkeys(metrics, 0.0))
     plugin_data = columns.value[0].metadata.plugin_data

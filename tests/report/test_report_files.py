@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_muon.cli import main
-from lightning_muon.cli.run_log import RunLogError, read_run
+from lightning_muon.report import RunLogError, read_run
 
 STEPS = 21
 FRAME = 16  # bytes of a record around its data: length 8, its checksum 4, that of the data 4

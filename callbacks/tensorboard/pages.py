@@ -1,21 +1,41 @@
-"""Text cards for TensorBoard: who updates what, and the configuration of the run, in Markdown."""
+"""Charts for the page Custom Scalars, Markdown for Text, and singular values for Histograms."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import LightningModule
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_muon.callbacks.group_labels import labelled_groups
 from lightning_muon.callbacks.muon_matrices import module_names, own_names
+from lightning_muon.callbacks.sampled_matrices import matrices_in
+from lightning_muon.report.quantities import CHARTS
+
+# What `torch.utils.tensorboard.SummaryWriter.add_custom_scalars` takes: category → title → [kind, regexes].
+Layout = dict[str, dict[str, list[str | list[str]]]]
+
+
+def layout(tags: Iterable[str]) -> Layout:
+    """Return the layout of the charts for the tags that a run has logged; charts without tags are left out.
+
+    A chart does not depend on what else is on the page, so that TensorBoard can merge the pages of several runs.
+    """
+    tags = list(tags)
+    page: Layout = {}
+    for chart in CHARTS:
+        if chart.draws(tags):
+            page.setdefault(chart.category, {})[chart.title] = ["Multiline", [chart.pattern]]
+    return page
 
 
 def routing_card(optimizers: Iterable[Optimizer], module: LightningModule) -> str:
     """Return a table of all parameters that are updated: name, shape, algorithm, group, reason.
 
-    Algorithm and reason are those in the optimizer's groups; where these say nothing, the optimizer is the algorithm.
+    Algorithm and reason are taken from the optimizer's groups; without them, the optimizer's class is the algorithm.
     """
     names = module_names(module)
     lines = ["| parameter | shape | algorithm | group | reason |", "| --- | --- | --- | --- | --- |"]
@@ -33,8 +53,9 @@ def config_card(log_dir: str | Path | None, hyperparameters: Mapping[str, Any]) 
     """Return the configuration of a run as YAML.
 
     Args:
-        log_dir: Where LightningCLI saved it, as ``config.yaml``; the newest of several, ``config-1.yaml``, … is taken.
-        hyperparameters: Of module and data, which are shown where there is no such file.
+        log_dir: Where LightningCLI saved ``config.yaml``. If there are several (``config-1.yaml``, …), the newest is
+            taken.
+        hyperparameters: Of module and data; they are shown if there is no such file.
 
     Returns:
         ``None`` if there is neither.
@@ -49,8 +70,25 @@ def config_card(log_dir: str | Path | None, hyperparameters: Mapping[str, Any]) 
     return f"```yaml\n{text.rstrip()}\n```"
 
 
+@torch.no_grad()
+def singular_values(parameter: Tensor, **layout: Any) -> Tensor | None:
+    """Return the singular values of all matrices in a whole parameter, shape (values,), float32.
+
+    Args:
+        parameter: With one matrix or several.
+        layout: Where they are, see ``matrices_in``.
+
+    Returns:
+        ``None`` if an entry is not finite: there are no singular values then.
+    """
+    if not parameter.isfinite().all():
+        return None
+    values: Tensor = torch.linalg.svdvals(matrices_in(parameter.float(), **layout))
+    return values.flatten()
+
+
 def _plain(value: object) -> object:
-    """Return what YAML can hold; anything else as Python writes it."""
+    """Return a value as YAML can hold it; anything else as its ``repr``."""
     if isinstance(value, Mapping):
         return {str(key): _plain(child) for key, child in value.items()}
     if isinstance(value, (list, tuple)):

@@ -14,10 +14,8 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_muon.cli import main
-from lightning_muon.cli.comparison import Comparison
-from lightning_muon.cli.quantity import Figure
-from lightning_muon.cli.report import compare, print_comparison
-from lightning_muon.cli.run_log import find_runs
+from lightning_muon.report import Comparison, compare, find_runs, print_comparison
+from lightning_muon.report.health import Figure
 
 Curves = Mapping[str, Sequence[float]]
 Write = Callable[[Path, Curves], Path]
@@ -120,7 +118,7 @@ def test_what_is_sick_is_called_so_and_has_advice(tmp_path: Path) -> None:
     assert figures["optimizer's share of the step"] == Figure("30.0 %", "watch")
     assert comparison.verdicts() == ["bad"]
     advice = "\n".join(comparison.advice(0))
-    assert "weight RMS, peak of the largest is 8; the weights are large: let them decay more" in advice
+    assert "weight RMS, peak of the largest is 8; the weights are large: raise weight_decay" in advice
     assert len(comparison.advice(0)) == sum(f is not None and f.verdict in {"watch", "bad"} for f in figures.values())
 
 
@@ -281,15 +279,15 @@ def test_the_page_is_a_table_of_the_figures(tmp_path: Path) -> None:
     assert "- bad: orthogonality error, median of the mean is 0.95" in "\n".join(lines)
 
 
-def test_without_matplotlib_the_rest_is_written(tmp_path: Path) -> None:
+def test_without_matplotlib_the_rest_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = write_events(tmp_path / "run", HEALTHY)
-    blocked = "import sys; sys.modules['matplotlib'] = None; from lightning_muon.cli import main; main()"
-    finished = subprocess.run(
-        [sys.executable, "-c", blocked, "report", str(run)], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert "no plots without matplotlib: " in finished.stdout
-    assert "-m pip install matplotlib" in finished.stdout
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit) as stop:
+        main(args=["report", str(run)])
+    assert stop.value.code == 0
+    assert "no plots without matplotlib: pip install matplotlib\n" in capsys.readouterr().out
     assert [path.name for path in (run / "report").iterdir()] == ["report.md"]
     assert "![" not in (run / "report" / "report.md").read_text()
 
@@ -398,7 +396,7 @@ def test_an_older_report_stays_if_the_new_one_fails(tmp_path: Path, monkeypatch:
     assert (run / "report" / "report.md").read_text() == "the old one"
 
 
-def test_it_does_not_wait_for_torch(tmp_path: Path) -> None:
+def test_the_command_does_not_wait_for_torch(tmp_path: Path) -> None:
     run = write_events(tmp_path / "run", HEALTHY)
     code = "import sys, runpy; sys.argv = ['x', 'report', sys.argv[1]]\n" + (
         "try: runpy.run_module('lightning_muon.cli', run_name='__main__')\n"
@@ -408,6 +406,15 @@ def test_it_does_not_wait_for_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(run)], capture_output=True, text=True, timeout=60, check=False
     )
     assert finished.stdout.splitlines()[-1] == "[]", finished.stderr
+
+
+def test_the_room_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from lightning_muon.report import *\n"
+        "print([name for name in ('torch', 'lightning', 'matplotlib', 'lightning_muon.cli') if name in sys.modules])"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert finished.stdout == "[]\n", finished.stderr
 
 
 def test_help_lists_it(capsys: pytest.CaptureFixture[str]) -> None:

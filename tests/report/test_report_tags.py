@@ -13,19 +13,15 @@ from torch import Tensor
 
 from lightning_muon import callbacks
 from lightning_muon.callbacks import AutoWeightDecay, UpdateRMSMonitor
-from lightning_muon.callbacks.page import charts
-from lightning_muon.cli import health, tags
-from lightning_muon.cli.comparison import Comparison
-from lightning_muon.cli.curves import draw_curves
-from lightning_muon.cli.quantity import Range
-from lightning_muon.cli.report import compare
-from lightning_muon.cli.run_log import RunLog
+from lightning_muon.callbacks.tensorboard.pages import layout
 from lightning_muon.optim import MuonAdamW
+from lightning_muon.report import QUANTITIES, Comparison, Quantity, RunLog, compare, health, quantities
+from lightning_muon.report.curves import draw_curves
+from lightning_muon.report.quantities import quantity
+from lightning_muon.report.run_log import logger_prefix
 
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]
-
-DOCS = Path(__file__).parents[2] / "docs" / "reading-the-monitors.md"
 
 
 def run_of(*logged: str) -> RunLog:
@@ -33,7 +29,7 @@ def run_of(*logged: str) -> RunLog:
 
 
 def figures(comparison: Comparison) -> dict[str, Any]:
-    return {line.label: figure for line, (figure,) in comparison.lines if line not in health.COST}  # which time
+    return {line.label: figure for line, (figure,) in comparison.lines if line.tags != "optimizer_share"}  # a time
 
 
 def monitors() -> list[Any]:
@@ -60,7 +56,7 @@ def test_a_loggers_prefix_changes_nothing(
     assert reports[prefix].verdicts() == reports[""].verdicts() != ["not measured"]
     # Whatever a monitor logs is known as such, so that its prefix is found.
     users = {"train/loss", "val/loss", "epoch", "hp_metric", "optimizer_share", "weight_bits"}
-    assert tags.matching(plain.scalars, rf"({tags.QUANTITIES})/.+") == [
+    assert quantities.matching(plain.scalars, rf"({quantities.NAMES})/.+") == [
         tag for tag in plain.scalars if tag not in users
     ]
 
@@ -76,7 +72,7 @@ def test_a_loggers_prefix_changes_nothing(
     ],
 )
 def test_what_a_prefix_is(logged: list[str], prefix: str) -> None:
-    assert tags.logger_prefix(logged) == prefix
+    assert logger_prefix(logged) == prefix
 
 
 @pytest.mark.parametrize(
@@ -103,17 +99,12 @@ def test_what_a_prefix_is(logged: list[str], prefix: str) -> None:
     ],
 )
 def test_page_table_and_curves_agree_on_what_a_loss_is(tag: str, kind: str | None) -> None:
-    assert ("Loss" in charts.layout([tag]).get("Training", {})) == (kind is not None)
-    labels = {line.label for line in health.quantities([run_of(tag)])}
+    assert ("Loss" in layout([tag]).get("Training", {})) == (kind is not None)
+    labels = {line.label for line in health.lines([run_of(tag)])}
     assert (f"{tag}, final" in labels) == (kind is not None)
     assert (f"{tag}, above its best" in labels) == (kind == "validation")
-    drawn = {"validation": tags.VALIDATION_LOSS, "other": tags.OTHER_LOSS}
-    assert [name for name, pattern in drawn.items() if tags.matching([tag], pattern)] == ([kind] if kind else [])
-
-
-def test_the_patterns_of_the_page_are_those_of_the_report() -> None:
-    """A report does not wait for torch, and so cannot import them."""
-    assert (tags.LOSS, tags.QUANTITIES) == (charts.LOSS, charts.QUANTITIES)
+    drawn = {"validation": quantities.VALIDATION_LOSS, "other": quantities.OTHER_LOSS}
+    assert [name for name, pattern in drawn.items() if quantities.matching([tag], pattern)] == ([kind] if kind else [])
 
 
 def axes_of(runs: list[RunLog], folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -180,45 +171,17 @@ def test_the_lines_of_the_curves_are_at_the_ends_of_the_healthy_ranges(
     assert limits == {"weight RMS": 1.0, "bf16 headroom": 1.0, "orthogonality error": 0.7}
 
 
-def healthy_in_the_docs() -> dict[str, str]:
-    """What the column `healthy` of the docs' tables says of each quantity."""
-    found: dict[str, str] = {}
-    place = None
-    for line in DOCS.read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
-        if cells[0] == "| tag" or cells[0] == "tag":
-            place = cells.index("healthy")
-        elif not line.startswith("|"):
-            place = None
-        elif place is not None:
-            for tag in cells[0].split(", "):
-                found[tag.strip("`").split("/")[0]] = cells[place]
-    return found
+@pytest.mark.parametrize("name", ["bf16_headroom", "singular_value_max"])
+def test_titles_of_the_page_call_healthy_what_the_report_does(name: str) -> None:
+    entry = quantity(name)
+    assert entry.healthy.words in entry.chart.title
 
 
-@pytest.mark.parametrize(
-    ("quantity", "healthy"),
-    [
-        ("weight_rms", health.WEIGHT_RMS),
-        ("bf16_headroom", health.BF16_HEADROOM),
-        ("doublings_to_overflow", health.DOUBLINGS_TO_OVERFLOW),
-        ("output_rms", health.OUTPUT_RMS),
-        ("orthogonality_error", health.ORTHOGONALITY_ERROR),
-        ("singular_value_max", health.LARGEST_SINGULAR_VALUE),
-        ("optimizer_share", health.OPTIMIZER_SHARE),
-    ],
-)
-def test_the_docs_call_healthy_what_the_report_does(quantity: str, healthy: Range) -> None:
-    assert healthy.words in healthy_in_the_docs()[quantity]
-
-
-@pytest.mark.parametrize(
-    ("quantity", "healthy"),
-    [("bf16_headroom", health.BF16_HEADROOM), ("singular_value_", health.LARGEST_SINGULAR_VALUE)],
-)
-def test_titles_of_the_page_call_healthy_what_the_report_does(quantity: str, healthy: Range) -> None:
-    (chart,) = [chart for chart in charts.CHARTS if chart.tags.startswith(quantity)]
-    assert healthy.words in chart.title
+@pytest.mark.parametrize("entry", [entry for entry in QUANTITIES if entry.limit], ids=lambda entry: entry.name)
+def test_monitors_warn_at_the_limits_of_the_table(entry: Quantity) -> None:
+    monitor = getattr(callbacks, entry.monitor)()
+    limits = monitor._limits if hasattr(monitor, "_limits") else {entry.name: monitor._limit}
+    assert limits[entry.name].bound == entry.limit
 
 
 def test_a_healthy_iteration_is_not_called_sick() -> None:
@@ -227,6 +190,4 @@ def test_a_healthy_iteration_is_not_called_sick() -> None:
     for _ in range(5):
         sigma = 3.4445 * sigma - 4.7750 * sigma**3 + 2.0315 * sigma**5
     assert sigma.max() > 1.2
-    judge = health.LARGEST_SINGULAR_VALUE.judge
-    assert judge is not None
-    assert judge(1.02 * float(sigma.max())) == "ok"
+    assert quantity("singular_value_max").healthy.judge(1.02 * float(sigma.max())) == "ok"

@@ -1,15 +1,19 @@
-"""What a run has logged, as TensorBoard's event files and Lightning's CSV files hold it."""
+"""Find runs, and read what they logged: TensorBoard's event files and the files of Lightning's ``CSVLogger``."""
 
 import csv
 import os
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tensorboard.compat.proto.event_pb2 import SessionLog
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.tensorflow_stub.errors import DataLossError, OutOfRangeError
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 
-from lightning_muon.cli.event_file import events
-from lightning_muon.cli.tags import logger_prefix
+from lightning_muon.report.quantities import QUANTITIES
 
 EVENTS = "events.out.tfevents*"
 METRICS = "metrics.csv"
@@ -17,22 +21,25 @@ METRICS = "metrics.csv"
 Scalars = dict[str, list[tuple[int, float]]]
 Texts = dict[str, list[tuple[int, str]]]
 
-_TEXT = "/text_summary"  # what TensorBoard's writer puts behind the tag of a text
+_TEXT = "/text_summary"  # TensorBoard's writer appends it to the tag of a text
+_MONITOR_TAG = re.compile(
+    f"(?P<prefix>(.+?-)??)({'|'.join({f'{entry.name}/.+' if '/' in entry.tag else entry.tag for entry in QUANTITIES})})"
+)
 
 
 class RunLogError(ValueError):
-    """A folder or file that holds no run; the message is one line for the user."""
+    """A folder or file has no readable run; the message is one line for the user."""
 
 
 @dataclass(frozen=True)
 class RunLog:
-    """What one run has logged.
+    """What one run logged.
 
     Attributes:
-        name: What to call it: its path below what it has in common with the others.
+        name: A name that tells it apart from other runs.
         path: Its folder.
-        scalars: For each tag, without a logger's prefix, the steps and values in the order of the steps.
-        texts: For each tag, the steps and texts; ``None`` where only CSV was written, which has no texts.
+        scalars: Steps and values by tag, in the order of the steps; tags are without a logger's prefix.
+        texts: Steps and texts by tag; ``None`` if the run wrote only CSV, which has no texts.
         damage: What could not be read, a line for each file.
     """
 
@@ -42,14 +49,18 @@ class RunLog:
     texts: Texts | None
     damage: tuple[str, ...] = ()
 
-    def said(self) -> list[str]:
-        """Return what the monitors said during the run: their warnings, and the decisions about the weight decay."""
+    def values(self, tag: str) -> list[float]:
+        """Return what was logged under a tag, in the order of the steps."""
+        return [value for _, value in self.scalars.get(tag, [])]
+
+    def messages(self) -> list[str]:
+        """Return the warnings of the monitors, and the decisions about the weight decay."""
         texts = self.texts or {}
         return [text for tag in ("warnings", "weight_decay/decisions") for _, text in texts.get(tag, [])]
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Path]:
-    """Return the folders of all runs in and below folders, those that were written to last first.
+    """Return the folders of all runs in and below folders, the latest written first.
 
     Raises:
         RunLogError: If a folder does not exist, or has no run in it.
@@ -68,7 +79,7 @@ def find_runs(folders: Sequence[str | Path]) -> list[Path]:
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:
-    """Return a name for each run that tells it from the others: what of its path they do not share."""
+    """Return a name for each run: the part of its path that the runs do not share."""
     if len(runs) == 1:
         return [runs[0].resolve().name]
     shared = os.path.commonpath([run.resolve() for run in runs])
@@ -76,20 +87,24 @@ def run_names(runs: Sequence[Path]) -> list[str]:
 
 
 def read_run(path: Path, name: str) -> RunLog:
-    """Read all that a run has logged, as far as its files are sound.
+    """Read all that a run logged, as far as its files are sound.
 
-    Where two kinds of files have a tag, TensorBoard's is taken.
+    If both kinds of files have a tag, TensorBoard's values are used.
+
+    Args:
+        path: The folder of the run.
+        name: What to call it.
 
     Raises:
-        RunLogError: If no file has a value, and one is not what its name says, or may not be read.
+        RunLogError: If no file has a value and one of them cannot be read, or is not what its name says.
     """
     metrics: Scalars = {}
     written: Scalars = {}
     texts: Texts = {}
     damage: list[str] = []
     refused: list[RunLogError] = []
-    written_by_tensorboard = sorted(path.glob(EVENTS))
-    for file in [*filter(Path.is_file, [path / METRICS]), *written_by_tensorboard]:
+    event_files = sorted(path.glob(EVENTS))
+    for file in [*filter(Path.is_file, [path / METRICS]), *event_files]:
         try:
             if file.name == METRICS:
                 metrics = _read_metrics(file)
@@ -103,33 +118,41 @@ def read_run(path: Path, name: str) -> RunLog:
     if refused and not scalars:
         raise refused[0]
     damage += [f"left out: {error}" for error in refused]
-    return RunLog(name, path, scalars, texts if written_by_tensorboard else None, tuple(damage))
+    return RunLog(name, path, scalars, texts if event_files else None, tuple(damage))
+
+
+def logger_prefix(tags: Iterable[str]) -> str:
+    """Return what a logger's ``prefix`` put before the tags, with its hyphen; empty if there is none.
+
+    It is what most of the monitors' tags begin with: a single tag may begin with a hyphened word by chance.
+    """
+    before = Counter(found["prefix"] for tag in tags if (found := _MONITOR_TAG.fullmatch(tag)))
+    return max(before, key=lambda prefix: (before[prefix], len(prefix)), default="")
 
 
 def _without_prefix(scalars: Scalars) -> Scalars:
-    """Take what a logger's ``prefix`` put before them off the tags."""
     prefix = logger_prefix(scalars)
     stripped = {tag: tag.removeprefix(prefix) for tag in scalars}
     return {tag if stripped[tag] in scalars else stripped[tag]: logged for tag, logged in scalars.items()}
 
 
 def _read_events(file: Path, scalars: Scalars, texts: Texts) -> list[str]:
-    """Add what an event file has to scalars and texts.
+    """Add the values and texts of an event file.
 
     Returns:
-        A line that says where it is damaged, if it is.
+        A line that says where the file is damaged, if it is.
     """
     last: int | None = None
     with file.open("rb"):
-        pass  # TensorBoard would not say why it cannot
-    for event in events(file):
+        pass  # raises the reason why it cannot be read, which TensorBoard would not give
+    for event in _events(file):
         if event is None and last is None:
             raise RunLogError(f"'{file}' is not a TensorBoard event file, or is damaged from its beginning")
         if event is None:
             return [f"'{file}' is damaged after step {last}: what follows could not be read"]
         last = max(last or 0, event.step)
         if event.session_log.status == SessionLog.START:
-            _forget(event.step, scalars)
+            _remove_from(event.step, scalars)
         for value in event.summary.value:
             if value.HasField("simple_value"):
                 scalars.setdefault(value.tag, []).append((event.step, value.simple_value))
@@ -139,8 +162,27 @@ def _read_events(file: Path, scalars: Scalars, texts: Texts) -> list[str]:
     return []
 
 
-def _forget(step: int, scalars: Scalars) -> None:
-    """Forget what was logged from a step on: the run was started there again, with a logger's ``purge_step``."""
+def _events(file: Path) -> Iterator[Event | None]:
+    """Yield the events of a file, and ``None`` at the end if the rest is damaged.
+
+    TensorBoard's own loader stops at damage without a message. An incomplete last record is no damage: the file of a
+    run in progress ends like this.
+    """
+    reader = PyRecordReader_New(str(file))
+    while True:
+        try:
+            reader.GetNext()
+            yield Event.FromString(reader.record())
+        except OutOfRangeError:
+            return
+        except (DataLossError, DecodeError) as error:
+            if "truncated" not in str(error):
+                yield None
+            return
+
+
+def _remove_from(step: int, scalars: Scalars) -> None:
+    """Remove the values from a step on: the run was restarted there, with a logger's ``purge_step``."""
     for tag, logged in list(scalars.items()):
         scalars[tag] = [(at, value) for at, value in logged if at < step]
         if not scalars[tag]:
@@ -148,7 +190,7 @@ def _forget(step: int, scalars: Scalars) -> None:
 
 
 def _read_metrics(file: Path) -> Scalars:
-    """Read a file of Lightning's ``CSVLogger``: a column a metric, most cells of a row empty."""
+    """Read a file of Lightning's ``CSVLogger``: a column for each metric, most cells of a row empty."""
     with file.open(newline="", errors="replace") as lines:
         rows = csv.DictReader(lines)
         if "step" not in (rows.fieldnames or ()):

@@ -1,1 +1,0 @@
-"""What MuonDashboard puts on the pages of TensorBoard."""

@@ -1,0 +1,31 @@
+"""What finished runs say: read what one or many have logged, judge their health, compare them, write a report.
+
+It needs neither torch nor Lightning, and imports no other room:
+
+- ``quantities``: the table of all that the callbacks log, with unit, chart, healthy range and advice for each quantity;
+  ``quantity`` is what an entry is made of
+- ``run_log``: find runs below a folder, and read their TensorBoard or CSV files
+- ``health``: the figures of a run, and their verdicts
+- ``comparison``: runs side by side
+- ``render``: the comparison in a terminal and as Markdown; ``curves``: the plots beside it
+"""
+
+from lightning_muon.report.comparison import Comparison, compare
+from lightning_muon.report.quantities import QUANTITIES
+from lightning_muon.report.quantity import Quantity
+from lightning_muon.report.render import ReportFileError, print_comparison, write_report
+from lightning_muon.report.run_log import RunLog, RunLogError, find_runs, read_run
+
+__all__ = [
+    "QUANTITIES",
+    "Comparison",
+    "Quantity",
+    "ReportFileError",
+    "RunLog",
+    "RunLogError",
+    "compare",
+    "find_runs",
+    "print_comparison",
+    "read_run",
+    "write_report",
+]

@@ -1,0 +1,330 @@
+"""The table of quantities: what the callbacks log, what it means, where it is shown, what is healthy, what to do.
+
+TensorBoard's page, the report, its curves, the advice in the warnings of the monitors and the tables in the docs are
+made from it. A new quantity is one entry here, and the code that measures it.
+"""
+
+import re
+from collections.abc import Iterable
+
+from lightning_muon.report.quantity import (
+    Chart,
+    Line,
+    Panel,
+    Quantity,
+    Range,
+    final,
+    growth,
+    late_growth,
+    lowest,
+    median,
+    peak,
+)
+
+SUMMARY = "(max|mean|min)"
+MORE_DECAY = "raise weight_decay or add AutoWeightDecay"
+LEVELLED_OFF = Range("under 10 %", 0.1, bad=1.0)
+LOST = "bfloat16 weights lose updates"
+LOSE_LESS = (
+    "keep the weights in float32 (precision bf16-mixed), raise the learning rate, or make the weights smaller by weight"
+    " decay (AutoWeightDecay)"
+)
+SINGULAR_VALUES = Chart(
+    "Health", 7, "Singular values of the update: largest up to 1.3", f"singular_value_(min|max)/{SUMMARY}"
+)
+CONDITION = Chart(
+    "Health", 11, "Condition of gradient and momentum: use log scale", f"(gradient|momentum)_condition/{SUMMARY}"
+)
+CONDITION_PANEL = Panel(
+    9,
+    "condition number: gradient solid, momentum dashed",
+    ("gradient_condition/mean", "momentum_condition/mean"),
+    scale="log",
+)
+STABLE_RANK = Chart("Health", 12, "Stable rank of gradient and momentum", f"(gradient|momentum)_stable_rank/{SUMMARY}")
+
+# In the order of the docs and of the report.
+QUANTITIES = (
+    Quantity(
+        tag="weight_rms/…",
+        monitor="WeightRMSMonitor",
+        meaning="root mean square of a matrix's entries, √mean(W′²)",
+        unit="that of the weights",
+        usual="grows, then levels off",
+        healthy=Range("under 1", 1.0, bad=4.0),
+        problem="the weights are large",
+        advice=MORE_DECAY,
+        chart=Chart("Health", 1, "Weight RMS: grows, then levels off", f"weight_rms/{SUMMARY}"),
+        panel=Panel(
+            2, "weight RMS: largest solid, mean dashed", ("weight_rms/max", "weight_rms/mean"), shows_bound=True
+        ),
+        report=(
+            Line("weight RMS, peak of the largest", "weight_rms/max", peak),
+            Line("weight RMS, final of the largest", "weight_rms/max", final),
+            Line("weight RMS, growth since the start", "weight_rms/max", growth, "×{:.3g}"),
+            Line(
+                "weight RMS, growth in the last quarter",
+                "weight_rms/max",
+                late_growth,
+                "{:+.1%}",
+                LEVELLED_OFF,
+                f"the weights still grow: harmless in a short run; in a long one {MORE_DECAY}",
+            ),
+        ),
+    ),
+    Quantity(
+        tag="weight_absmax/…",
+        monitor="WeightRMSMonitor",
+        meaning="largest entry of a matrix in magnitude, max abs(W′)",
+        unit="that of the weights",
+        usual="a small multiple of the RMS",
+        advice="find the layer by per_parameter, and clip gradients",
+        chart=Chart("Health", 5, "Largest weight: a small multiple of the RMS", f"weight_absmax/{SUMMARY}"),
+        report=(Line("largest weight", "weight_absmax/max", final),),
+    ),
+    Quantity(
+        tag="doublings_to_overflow/…",
+        monitor="WeightRMSMonitor",
+        meaning="how often the largest entry can double before bfloat16 overflows, log₂(3.39·10³⁸ / max abs(W′))",
+        unit="doublings",
+        usual="about 126",
+        healthy=Range("above 16", 16, bad=4),
+        problem="the largest weight nears the end of bfloat16's range",
+        advice=f"the run diverges; go back to a checkpoint, lower the learning rate, and {MORE_DECAY}",
+        limit=16.0,
+        chart=Chart("Health", 10, "Room to bf16's overflow, in doublings", f"doublings_to_overflow/{SUMMARY}"),
+        report=(Line("doublings until bf16 overflows, fewest", "doublings_to_overflow/min", lowest, "{:.1f}"),),
+    ),
+    Quantity(
+        tag="bf16_headroom/…",
+        monitor="WeightRMSMonitor",
+        meaning="size of the typical update beside the spacing of bfloat16 numbers, rms(W′ − W) / ulp(rms(W))",
+        unit="bfloat16 spacings",
+        usual="at the end of a schedule it goes to 0 with the learning rate",
+        healthy=Range("above 1", 1.0, bad=0.5),  # under half a spacing the typical update is rounded away
+        problem=LOST,
+        advice=LOSE_LESS,
+        chart=Chart("Health", 2, "bf16 headroom: above 1 where weights are bfloat16", f"bf16_headroom/{SUMMARY}"),
+        panel=Panel(
+            3,
+            "bf16 headroom: smallest solid, mean dashed",
+            ("bf16_headroom/min", "bf16_headroom/mean"),
+            shows_bound=True,
+        ),
+        report=(Line("bf16 headroom, median of the smallest", "bf16_headroom/min", median, only_half_precision=True),),
+    ),
+    Quantity(
+        tag="lost_updates/…",
+        monitor="WeightRMSMonitor",
+        meaning="fraction of entries that bfloat16 would leave unchanged, bf16(bf16(W) + (W′ − W)) = bf16(W)",
+        unit="0 … 1",
+        usual="near 0 where weights are bfloat16",
+        problem=LOST,
+        advice=LOSE_LESS,
+        limit=0.5,
+        chart=Chart("Health", 9, "Fraction of updates that bfloat16 weights would lose", f"lost_updates/{SUMMARY}"),
+        panel=Panel(
+            5,
+            "updates that bf16 would lose: mean solid, largest dashed",
+            ("lost_updates/mean", "lost_updates/max"),
+            shows_bound=True,
+        ),
+        report=(Line("updates that bf16 would lose", "lost_updates/mean", median, "{:.1%}"),),
+    ),
+    Quantity(
+        tag="weight_bits",
+        monitor="WeightRMSMonitor",
+        meaning="bits in which the weights are kept, the fewest",
+        unit="bits",
+        usual="32 (`32-true`, `bf16-mixed`)",
+        problem="at 16 bits updates are lost",
+        advice="watch bf16_headroom and lost_updates",
+    ),
+    Quantity(
+        tag="output_rms/…",
+        monitor="WeightRMSMonitor",
+        meaning="root mean square of a module's output y over all ranks, √mean(y²)",
+        unit="that of the output",
+        usual="levels off",
+        # float16 ends at 65504; bfloat16 adds nothing under 256 to what is larger than that.
+        healthy=Range("under 1000", 1e3, bad=65504.0),
+        problem="the outputs are large, and what later layers add is rounded away",
+        advice="normalize what goes in, lower the learning rate, or let the weights decay (AutoWeightDecay)",
+        chart=Chart("Health", 6, "Layer output RMS: levels off", f"output_rms/{SUMMARY}"),
+        panel=Panel(6, "layer output RMS: largest solid, mean dashed", ("output_rms/max", "output_rms/mean")),
+        report=(
+            Line("layer output RMS, peak of the largest", "output_rms/max", peak),
+            Line(
+                "layer output RMS, growth in the last quarter",
+                "output_rms/max",
+                late_growth,
+                "{:+.1%}",
+                LEVELLED_OFF,
+                f"the outputs still grow, and the weights with them: {MORE_DECAY}",
+            ),
+        ),
+    ),
+    Quantity(
+        tag="orthogonality_error/…",
+        monitor="OrthogonalityMonitor",
+        meaning="RMS deviation of σ² from one, over the singular values σ of the polar factor, ‖OᵀO − I‖_F / √r",
+        unit="none; 0 is orthogonal",
+        usual="about 0.4 in the mean",
+        healthy=Range("up to 0.7", 0.7, bad=0.9),
+        problem="near 1 the momentum has lost rank",
+        advice="look at the gradients of the worst layer (per_parameter), or take an orthogonalizer that lifts small"
+        " singular values",
+        chart=Chart(
+            "Health", 3, "Orthogonality error: about 0.4, near 1 rank is lost", f"orthogonality_error/{SUMMARY}"
+        ),
+        panel=Panel(
+            4,
+            "orthogonality error: mean solid, largest dashed",
+            ("orthogonality_error/mean", "orthogonality_error/max"),
+            shows_bound=True,
+        ),
+        report=(
+            Line("orthogonality error, median of the mean", "orthogonality_error/mean", median),
+            Line("orthogonality error, largest", "orthogonality_error/max", peak),
+        ),
+    ),
+    Quantity(
+        tag="singular_value_min/…",
+        monitor="OrthogonalityMonitor",
+        meaning="smallest singular value of O",
+        unit="none; 1 is orthogonal",
+        usual="about 0.7 where gradients have full rank; towards 0 where they do not",
+        advice="as for orthogonality_error",
+        chart=SINGULAR_VALUES,
+        report=(Line("singular value of the update, smallest", "singular_value_min/min", median),),
+    ),
+    Quantity(
+        tag="singular_value_max/…",
+        monitor="OrthogonalityMonitor",
+        meaning="largest singular value of O",
+        unit="none; 1 is orthogonal",
+        usual="about 1.2",
+        # Five steps of Newton-Schulz with Jordan's coefficients end at 1.2024 at most; the rest is room for rounding,
+        # and for optimizers whose scale is not known.
+        healthy=Range("up to 1.3", 1.3, bad=2.0),
+        problem="the iteration for the polar factor diverges",
+        advice="take its default options, or another orthogonalizer",
+        chart=SINGULAR_VALUES,
+        report=(Line("singular value of the update, largest", "singular_value_max/max", median),),
+    ),
+    Quantity(
+        tag="update_rms/<group>",
+        monitor="UpdateRMSMonitor",
+        meaning="root mean square of a group's update, √mean(U²) with U = ((1 − ηλ)W − W′) / η",
+        unit="that of the weights, per unit of the learning rate",
+        usual="AdamW: 1 in its first step, then 0.1 to 0.3; Muon: 0.2 with Moonlight's scale, 1/√max(out, in) without",
+        advice="take update_scale: moonlight, with which Muon and AdamW share a learning rate, or set lr and adamw_lr"
+        " so that both move alike",
+        limit=10.0,  # between groups
+        chart=Chart("Health", 8, "Update RMS: Muon's as large as AdamW's", r"update_rms/.+"),
+        panel=Panel(8, "update RMS", ("update_rms/.+",)),
+        report=(Line("update RMS of {group}, median", "update_rms/.+", median),),
+    ),
+    Quantity(
+        tag="parameter_update_rms/<name>",
+        monitor="UpdateRMSMonitor",
+        meaning="the same of one parameter, by `per_parameter`",
+        unit="that of the weights, per unit of the learning rate",
+        usual="as its group",
+        advice="look at the parameter's row in the text routing",
+    ),
+    Quantity(
+        tag="weight_decay/<group>",
+        monitor="AutoWeightDecay",
+        meaning="decay that each step takes, λ; with `per: matrix` the mean over the group's matrices",
+        unit="1 / learning rate",
+        usual="constant, or on its way to a level",
+        problem="at its upper bound while the RMS is over the target",
+        advice="lower the learning rate, or raise bounds",
+        chart=Chart("Health", 4, "Weight decay: a ramp is AutoWeightDecay at work", r"weight_decay/.+"),
+        panel=Panel(7, "weight decay", ("weight_decay/.+",)),
+        report=(
+            Line("weight decay, largest", "weight_decay/.+", peak),
+            Line("weight decay, final", "weight_decay/.+", final),
+        ),
+    ),
+    *(
+        Quantity(
+            tag=f"{source}_condition/…",
+            monitor="GradientMonitor",
+            meaning=f"condition number of the {source}, κ = σ_max / σ_min, from 1 to 10⁷",
+            unit="none, a ratio",
+            usual="no fixed range: it is what the polar factor removes",
+            problem="rank is lost if it stays at 10⁷, where it ends",
+            advice="look for dead units, or for a batch that is smaller than the matrix",
+            chart=CONDITION,
+            panel=CONDITION_PANEL,
+            report=(Line(f"condition number of the {source}, median", f"{source}_condition/mean", median),),
+        )
+        for source in ("gradient", "momentum")
+    ),
+    *(
+        Quantity(
+            tag=f"{source}_stable_rank/…",
+            monitor="GradientMonitor",
+            meaning=f"number of directions that carry the {source} G, ‖G‖_F² / σ_max², from 1 to r",
+            unit="directions",
+            usual=usual,
+            problem=f"near 1 a single direction carries the {source}",
+            advice="look at what goes into that layer",
+            chart=STABLE_RANK,
+            report=(Line(f"stable rank of the {source}, median", f"{source}_stable_rank/mean", median),),
+        )
+        for source, usual in (("gradient", "above 1"), ("momentum", "well above 1"))
+    ),
+    Quantity(
+        tag="optimizer_share",
+        monitor="OptimizerTimeMonitor",
+        meaning="time from the last gradient to the updated weights, clipping included, over the time of the step",
+        unit="0 … 1",
+        healthy=Range("under 20 %", 0.2, bad=0.5),
+        problem="the optimizer takes much of the step",
+        advice="take larger batches, the preset optimizer/fast, or more devices",
+        chart=Chart("Cost", 1, "Optimizer's share of the step", r"optimizer_share(/.+)?"),
+        panel=Panel(10, "optimizer's share of the step", ("optimizer_share",)),
+        report=(Line("optimizer's share of the step", "optimizer_share", median, "{:.1%}"),),
+    ),
+)
+
+
+# Quantities with several tags, in an alternation. It is part of the pattern of the chart of losses; TensorBoard merges
+# the charts of several runs only if their patterns are the same, so an entry should not change its place in the table.
+NAMES = "|".join(quantity.name for quantity in QUANTITIES if "/" in quantity.tag)
+
+# A loss is any tag with the word in it, such as `train/loss`, `val_loss`, `Loss/train`, `training_loss`, except in the
+# name of a matrix or a group. The `^` keeps the search from starting behind what looks like a prefix, as in
+# `lr-loss_head`.
+LOSS = rf"^(?!(.+-)?(lr-|({NAMES})/)).*[Ll]oss.*"
+_VALIDATION = r"(.*[/_.-])?(val|valid|validation|eval)([/_.-]|$)"
+# The template also logs the loss of a model that only knows frequencies, for comparison.
+OWN_LOSS = rf"(?!.*unigram){LOSS}"
+VALIDATION_LOSS = rf"(?={_VALIDATION}){OWN_LOSS}"
+OTHER_LOSS = rf"(?!{_VALIDATION}){OWN_LOSS}"
+
+_SECTIONS = ("Health", "Training", "Cost")
+CHARTS = sorted(
+    {
+        *(quantity.chart for quantity in QUANTITIES if quantity.chart is not None),
+        Chart("Training", 1, "Loss", LOSS),
+        Chart("Training", 2, "Other validation metrics", r"(val|valid|validation|eval)[/_](?!.*[Ll]oss).+"),
+        Chart("Training", 3, "Learning rate", r"lr-.+(?<!-momentum)(?<!-weight_decay)"),
+        Chart("Cost", 2, "Batches per second", r"(train|device)[|/]batches_per_sec(ond)?"),
+        Chart("Cost", 3, "Samples per second", r"(train|device)[|/]samples_per_sec(ond)?"),
+    },
+    key=lambda chart: (_SECTIONS.index(chart.category), chart.place),
+)
+
+
+def quantity(name: str) -> Quantity:
+    """Return the entry of a quantity, by the part of its tag before the slash."""
+    return next(entry for entry in QUANTITIES if entry.name == name)
+
+
+def matching(tags: Iterable[str], pattern: str) -> list[str]:
+    """Return the tags that a pattern matches as a whole, each once, in their order."""
+    return [tag for tag in dict.fromkeys(tags) if re.fullmatch(pattern, tag)]
