@@ -3,8 +3,7 @@
 from argparse import ArgumentParser
 from collections.abc import Sequence
 
-from lightning_muon.cli.exit import debugging, exit_with
-from lightning_muon.cli.program_name import program_name
+from lightning_muon.cli.output import debugging, exit_with, program_name
 from lightning_muon.strategies import consolidate_checkpoint
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_muon.cli.health import BF16_HEADROOM, ORTHOGONALITY_ERROR, WEIGHT_RMS
-from lightning_muon.cli.program_name import python
+from lightning_muon.cli.output import python
 from lightning_muon.cli.run_log import RunLog
 from lightning_muon.cli.tags import OTHER_LOSS, UPDATE_RMS, VALIDATION_LOSS, WEIGHT_DECAY, matching
 

@@ -12,9 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lightning_muon.cli.comparison import Comparison
-from lightning_muon.cli.exit import debugging, exit_with
-from lightning_muon.cli.program import OTHER_COMMANDS
-from lightning_muon.cli.program_name import program_name
+from lightning_muon.cli.output import OTHER_COMMANDS, debugging, exit_with, program_name
 from lightning_muon.cli.report_files import ReportFileError, write_report
 from lightning_muon.cli.report_tables import tables
 from lightning_muon.cli.run_log import RunLog, RunLogError, find_runs, read_run, run_names
