@@ -11,8 +11,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import jsonargparse
 import torch.distributed as dist
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -42,7 +42,7 @@ from lightning_muon.cli.resume.checks import check_checkpoint, explain_other_wei
 from lightning_muon.cli.resume.plan import ModuleArguments, ResumePlan
 
 # Otherwise `${model.dim}` would be looked up at the parser's root, which lies above the subcommand.
-jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
 _CLASS_KEYS = {"model", "data", "model.class_path", "data.class_path"}
 
@@ -179,9 +179,10 @@ class MuonCLI(LightningCLI):
         """Return the module's arguments as plain values, those that are not set as ``None``."""
         subcommand = self.config["subcommand"]
         module = self.config[subcommand].get("model")
-        alone = jsonargparse.Namespace({"subcommand": subcommand, subcommand: jsonargparse.Namespace(model=module)})
-        dumped = json.loads(self.parser.dump(alone, skip_link_targets=False, skip_validation=True, format="json"))
-        values = dumped[subcommand].get("model", {})
+        alone = Namespace(model=module)  # type: ignore[no-untyped-call]
+        parser = self._subcommand_parsers[subcommand]
+        dumped = parser.dump(alone, skip_link_targets=False, skip_validation=True, format="json")
+        values = json.loads(dumped).get("model", {})
         class_path = None
         if module and self.subclass_mode_model:
             class_path = module["class_path"]
