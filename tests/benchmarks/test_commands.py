@@ -1,4 +1,4 @@
-"""Each benchmark runs, in its quick form, and leaves its record where it is told to."""
+"""Each benchmark runs with ``--quick`` and writes its record to the given folder."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from benchmarks.matrix_problems.methods import METHODS
 from benchmarks.matrix_problems.problems import PROBLEMS, Problem
 from benchmarks.matrix_problems.stopped_polargrad import two_qdwh_steps
 from lightning_muon import callbacks
-from lightning_muon.optim.orthogonalize import Orthogonalizer
+from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
 
 
 def record(path: Path) -> dict[str, Any]:

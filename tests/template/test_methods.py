@@ -1,4 +1,4 @@
-"""Every method of `orthogonalize` trains a generated project for fifty steps, and resumes exactly in the middle."""
+"""Every method of `orthogonalize` trains a generated project for fifty steps, and resumes exactly from the middle."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 
-from lightning_muon.optim.orthogonalize import Orthogonalizer
+from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
 
 STEPS, HALF = 50, 25
 TRAIN = """

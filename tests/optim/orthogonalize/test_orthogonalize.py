@@ -1,4 +1,4 @@
-"""The door to all methods: any shape, any size of entries, any mixture, and nothing bad in silence."""
+"""``orthogonalize``: all shapes, scales and mixtures of matrices, and an error for each bad input."""
 
 import sys
 from typing import get_args
@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_muon.optim import orthogonalize
-from lightning_muon.optim.orthogonalize import Orthogonalizer
+from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
 
 METHODS = get_args(Orthogonalizer)
 # How far the singular values of the factor may be from one, for a matrix whose own are not small.

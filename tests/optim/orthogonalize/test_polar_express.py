@@ -1,4 +1,4 @@
-"""Polar Express: that its quintics are the best ones, the published ones, and reach what they promise."""
+"""Polar Express: its quintics are optimal, equal the published ones, and reach the documented error."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_muon.optim import orthogonalize
-from lightning_muon.optim.optimal_composition import closest_to_one, optimal_composition
+from lightning_muon.optim.polar.quintics import closest_to_one, optimal_composition
 
 # The list in the code of https://arxiv.org/abs/2505.16932, before its safety factor.
 PUBLISHED = [

@@ -1,12 +1,10 @@
-"""The weights of QDWH and the coefficients of ZOLO-PD, as functions of one number."""
+"""The weights of QDWH and the coefficients of ZOLO-PD, as functions of the lower bound."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_muon.optim.qdwh import halley_steps, halley_weights
-from lightning_muon.optim.rational_iteration import RationalStep
-from lightning_muon.optim.zolo_pd import zolotarev_step, zolotarev_steps
+from lightning_muon.optim.polar.exact import RationalStep, halley_steps, halley_weights, zolotarev_step, zolotarev_steps
 
 LOWER_BOUNDS = [0.9, 0.1, 1e-3, 1e-8, 1e-17]
 
