@@ -163,7 +163,8 @@ class ResumePlan:
         saved, used = self.saved_module, self.used
         if saved is not None and saved.class_path == used.class_path:
             shared = [key for key in used.arguments if key in saved.arguments and key not in without]
-            yield from differences(*[{key: run.arguments[key] for key in shared} for run in (saved, used)])
+            old, new = ({key: run.arguments[key] for key in shared} for run in (saved, used))
+            yield from differences(old, new)
 
     def class_specs(self, argument: str) -> Change:
         """Return an argument that is a class, in the checkpoint and in this run, as ``class_path`` and ``init_args``.
