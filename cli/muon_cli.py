@@ -7,6 +7,7 @@ import time
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -111,11 +112,9 @@ class MuonCLI(LightningCLI):
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
         # For `--help` and for errors that list the subcommands; `main` runs these without this class.
-        commands = parser._subcommands_action
-        if commands is None:
-            return
-        for name, summary in OTHER_COMMANDS.items():
-            commands.add_subcommand(name, self.init_parser(description=summary), help=summary)
+        if commands := parser._subcommands_action:
+            for name, summary in OTHER_COMMANDS.items():
+                commands.add_subcommand(name, self.init_parser(description=summary), help=summary)
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -219,8 +218,8 @@ class MuonCLI(LightningCLI):
             self.save_config_callback = None
         if config["logger"] is False:
             # Lightning's LearningRateMonitor raises an error without a logger.
-            kept = [entry for entry in config["callbacks"] or [] if not isinstance(entry, LearningRateMonitor)]
-            config["callbacks"] = kept
+            callbacks_given = config["callbacks"] or []
+            config["callbacks"] = [entry for entry in callbacks_given if not isinstance(entry, LearningRateMonitor)]
         check_strategy(config["strategy"], self.given)
         trainer = super()._instantiate_trainer(config, callbacks)
         if isinstance(trainer.strategy, FSDPStrategy):
@@ -266,17 +265,10 @@ class SaveRunConfig(SaveConfigCallback):
             subcommand = TrainerFn(stage).value
             stem = "config" if subcommand == "fit" else subcommand
             directory = Path(str(trainer.log_dir))  # a collective: it is broadcast
-            name = _free_name(directory, stem) if trainer.is_global_zero else ""
-            self.config_filename = trainer.strategy.broadcast(name)
+            names = chain([f"{stem}.yaml"], (f"{stem}-{number}.yaml" for number in count(1)))
+            free = next(name for name in names if not (directory / name).exists())
+            self.config_filename = trainer.strategy.broadcast(free)
         super().setup(trainer, pl_module, stage)
-
-
-def _free_name(directory: Path, stem: str) -> str:
-    name, number = f"{stem}.yaml", 0
-    while (directory / name).exists():
-        number += 1
-        name = f"{stem}-{number}.yaml"
-    return name
 
 
 @contextmanager
@@ -294,10 +286,10 @@ def _errors_in_one_line(cli: MuonCLI) -> Iterator[None]:
 def _await_gloo_threads_at_exit() -> None:
     """Give gloo's threads time to free their last tensors before the interpreter ends.
 
-    A thread that carried out a collective may be the last owner of its tensors, and needs the interpreter to free them.
-    While the interpreter is ending the thread cannot have it, and aborts the process ("terminate called without an
-    active exception", exit code -6) although the run is complete (pytorch/pytorch#179291). ``destroy_process_group``
-    does not wait for these threads while anything, such as a ``DeviceMesh``, still refers to the group.
+    A thread that is the last owner of tensors needs the interpreter to free them. While the interpreter is ending, it
+    aborts the process instead ("terminate called without an active exception", exit code -6) although the run is
+    complete (pytorch/pytorch#179291). ``destroy_process_group`` does not wait for these threads while anything, such as
+    a ``DeviceMesh``, still refers to the group.
     """
     atexit.unregister(_await_gloo_threads)  # several runs in one program wait once
     atexit.register(_await_gloo_threads)

@@ -64,6 +64,7 @@ def quoted(path: str) -> str:
 
 def print_summary(trainer: "Trainer", model: "LightningModule") -> None:
     """Print the final metrics, the checkpoint, and the commands that show the run and predict from it; rank 0 only."""
+    from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: PLC0415
     from lightning.pytorch.loggers import TensorBoardLogger  # noqa: PLC0415
     from lightning.pytorch.utilities.model_helpers import is_overridden  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
@@ -84,7 +85,10 @@ def print_summary(trainer: "Trainer", model: "LightningModule") -> None:
     def print_line(line: str) -> None:  # unbroken in a narrow terminal, so that it can be copied
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
-    checkpoint = _checkpoint(trainer)
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    # The last checkpoint, or else the best one.
+    paths = [callback.last_model_path for callback in callbacks] + [callback.best_model_path for callback in callbacks]
+    checkpoint = next((path for path in paths if path), "")
     if checkpoint:
         print_line(f"checkpoint: {checkpoint}")
     for logger in trainer.loggers:
@@ -93,15 +97,6 @@ def print_summary(trainer: "Trainer", model: "LightningModule") -> None:
     if checkpoint and is_overridden("predict_step", model):
         sharded = " --trainer.strategy fsdp2" if _is_sharded(Path(checkpoint)) else ""
         print_line(f"predict:    {program_name()} predict --ckpt_path {quoted(checkpoint)}{sharded}")
-
-
-def _checkpoint(trainer: "Trainer") -> str:
-    """Return the path of the last checkpoint, or else of the best one, or an empty string if none was saved."""
-    from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: PLC0415
-
-    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    paths = [callback.last_model_path for callback in callbacks] + [callback.best_model_path for callback in callbacks]
-    return next((path for path in paths if path), "")
 
 
 def _is_sharded(checkpoint: Path) -> bool:

@@ -56,7 +56,13 @@ class SavedRun:
         saved = checkpoint.get("hyper_parameters")
         arguments = {key: value for key, value in (saved or {}).items() if key not in {"_instantiator", "_class_path"}}
         module = ModuleArguments(saved.get("_class_path"), arguments) if saved else None
-        return cls(module, checkpoint.get("global_step", 0), _complete_epochs(checkpoint))
+        loop = checkpoint.get("loops", {}).get("fit_loop", {})
+        batches = loop.get("epoch_loop.batch_progress", {})
+        seen = batches.get("current", {})
+        # `processed` counts a batch or an epoch before its last hooks, in which checkpoints are saved.
+        complete = batches.get("is_last_batch") and seen["processed"] == seen["ready"]
+        epochs = loop.get("epoch_progress", {}).get("current", {}).get("ready" if complete else "processed", 0)
+        return cls(module, checkpoint.get("global_step", 0), epochs)
 
 
 @dataclass
@@ -169,10 +175,14 @@ class ResumePlan:
     def class_specs(self, argument: str) -> Change:
         """Return an argument that is a class, in the checkpoint and in this run, as ``class_path`` and ``init_args``.
 
-        However short it was written; the class path is ``None`` where there is no such class.
+        The class path is ``None`` where there is no such class.
         """
-        modules = (self.saved_module or ModuleArguments(None, {}), self.used)
-        return Change(*(_class_spec(module.arguments.get(argument)) for module in modules))
+        specs = []
+        for module in (self.saved_module, self.used):
+            value = module.arguments.get(argument) if module else None
+            spec = value if isinstance(value, Mapping) else {"class_path": value}
+            specs.append({"class_path": spec.get("class_path"), "init_args": plain(spec.get("init_args") or {})})
+        return Change(*specs)
 
 
 def differences(old: object, new: object, key: str = "") -> Iterator[tuple[str, Change]]:
@@ -199,23 +209,6 @@ def plain(value: object) -> Any:
     return [plain(child) for child in value] if isinstance(value, (list, tuple)) else value
 
 
-def _complete_epochs(checkpoint: Mapping[str, Any]) -> int:
-    loop = checkpoint.get("loops", {}).get("fit_loop", {})
-    epochs = loop.get("epoch_progress", {}).get("current", {})
-    batches = loop.get("epoch_loop.batch_progress", {})
-    seen = batches.get("current", {})
-    # `processed` counts a batch or an epoch before its last hooks, in which checkpoints are saved.
-    complete = batches.get("is_last_batch") and seen["processed"] == seen["ready"]
-    done: int = epochs.get("ready" if complete else "processed", 0)
-    return done
-
-
-def _class_spec(value: Any) -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        return {"class_path": value.get("class_path"), "init_args": plain(value.get("init_args") or {})}
-    return {"class_path": value, "init_args": {}}
-
-
 def _is_plain(value: object) -> bool:
     try:
         yaml.safe_dump(plain(value))
@@ -230,23 +223,19 @@ def _following_keys(given: Sequence[Given]) -> set[str]:
     An argument of the module that follows another one of the module comes from the checkpoint with it, unless the user
     asked for that one. What follows any other key, such as ``trainer.max_steps``, follows this run's value.
     """
-    written = {entry.key: entry.value for entry in given}
     moved = {entry.key for entry in given if entry.asked}
+    targets = {entry.key: INTERPOLATION.findall(str(entry.value)) for entry in given}
     follows: set[str] = set()
     while True:
         further = {
             key
-            for key, value in written.items()
-            if key not in follows and any(_is_moved(target, moved) for target in INTERPOLATION.findall(str(value)))
+            for key in targets.keys() - follows
+            if any(plain_key(target) in moved or not target.startswith("model.") for target in targets[key])
         }
         if not further:
             return follows
         follows |= further
         moved |= further
-
-
-def _is_moved(target: str, moved: set[str]) -> bool:
-    return plain_key(target) in moved or not target.startswith("model.")
 
 
 def _without(node: object, prefix: str, keys: set[str]) -> object:
