@@ -1,7 +1,14 @@
-"""The command line: LightningCLI, set up for training with Muon, and a command that reads finished runs.
+"""The command line: LightningCLI, set up for training with Muon, and commands for finished runs.
 
-A project's ``__main__`` calls :func:`main` with its module and its data; ``python -m lightning_muon.cli`` serves
-modules from anywhere.
+A project's ``__main__`` calls :func:`main` with its module and its data; ``python -m lightning_muon.cli`` trains
+importable modules from anywhere.
+
+- :mod:`~lightning_muon.cli.program`: ``main``, which chooses the command.
+- :mod:`~lightning_muon.cli.muon_cli`: ``MuonCLI``, the command line of ``fit``, ``validate``, ``test`` and ``predict``.
+- :mod:`~lightning_muon.cli.given`: what the user wrote, key by key and with its place.
+- :mod:`~lightning_muon.cli.resume`: what a run takes from a checkpoint, and what from the command line.
+- :mod:`~lightning_muon.cli.errors`: mistakes of the user, each told in one line.
+- :mod:`~lightning_muon.cli.output`: messages, the summary of a run, and how the program is called.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,7 +22,7 @@ __all__ = ["MuonCLI", "main"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``MuonCLI``, and Lightning with it, when it is asked for: a report is to be there at once."""
+    """Import ``MuonCLI`` on first use: torch and Lightning take seconds, and ``report`` does not need them."""
     if name == "MuonCLI":
         from lightning_muon.cli.muon_cli import MuonCLI  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""``python -m lightning_muon.cli fit --model my.Module --data my.Data …``: trains what is importable from here."""
+"""``python -m lightning_muon.cli fit --model my.Module --data my.Data …``: train any importable module."""
 
 from lightning_muon.cli.program import main
 

@@ -4,8 +4,7 @@ from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_muon.cli.exit import debugging, exit_with
-from lightning_muon.cli.program_name import program_name
+from lightning_muon.cli.output import debugging, exit_with, program_name
 
 # With the line that --help shows for each.
 OTHER_COMMANDS = {

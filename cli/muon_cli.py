@@ -1,46 +1,55 @@
-"""The command line of a project: LightningCLI, with interpolation, resuming and errors that say what happens."""
+"""The command line of a project: LightningCLI with interpolation, resuming, and errors in one line."""
 
+import atexit
 import json
 import sys
+import time
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
-import jsonargparse
+import torch.distributed as dist
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
-# Imported for their effect: afterwards `--model.optimizer MuonAdamW` and `--trainer.callbacks+=WeightRMSMonitor` are
-# found by their short names.
+# Imported for their effect: `--model.optimizer MuonAdamW` and `--trainer.callbacks+=WeightRMSMonitor` find classes that
+# are imported by their short names, and --help lists them.
 import lightning_muon.callbacks
 import lightning_muon.optim  # noqa: F401
-from lightning_muon.cli.checkpoint_fit import check_goes_on, explain_other_weights
-from lightning_muon.cli.closing import print_closing
 from lightning_muon.cli.commands import OTHER_COMMANDS
-from lightning_muon.cli.errors import check_strategy, explain
-from lightning_muon.cli.exit import debugging, exit_with
-from lightning_muon.cli.gloo_threads import await_gloo_threads_at_exit
-from lightning_muon.cli.optimizer_resume import KeepCommandLineOnResume
-from lightning_muon.cli.program_name import program_name
-from lightning_muon.cli.quiet import hush_lightning
-from lightning_muon.cli.raised import message_for_the_user
-from lightning_muon.cli.resume import CheckpointHyperparameters, ModuleArguments, read_plain_values, say
-from lightning_muon.cli.saved_config import SaveRunConfig
-from lightning_muon.cli.sources import INTERPOLATION, Given, flatten, plain_key, read_given
-from lightning_muon.strategies import check_resumable, clip_by_norm, is_checkpoint_folder
+from lightning_muon.cli.errors.parser import check_strategy, explain
+from lightning_muon.cli.errors.user import message_for_the_user
+from lightning_muon.cli.given import INTERPOLATION, Given, flatten, plain_key, read_given, value_of
+from lightning_muon.cli.output import (
+    debugging,
+    exit_with,
+    hush_lightning,
+    print_summary,
+    program_name,
+    say,
+)
+from lightning_muon.cli.resume.callback import KeepCommandLineOnResume
+from lightning_muon.cli.resume.checks import check_checkpoint, explain_other_weights
+from lightning_muon.cli.resume.plan import ModuleArguments, ResumePlan
 
-# Without it `${model.dim}` could not be told from a key of the parser's root, which lies above the subcommand.
-jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+# Otherwise `${model.dim}` would be looked up at the parser's root, which lies above the subcommand.
+set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+
+_CLASS_KEYS = {"model", "data", "model.class_path", "data.class_path"}
 
 
 class MuonCLI(LightningCLI):
-    """LightningCLI with what training with Muon needs; :func:`~lightning_muon.cli.main` is the usual way in.
+    """LightningCLI with what training with Muon needs; :func:`~lightning_muon.cli.main` is the usual way to start it.
 
     It has the subcommands ``fit``, ``validate``, ``test`` and ``predict``, and differs from its parent in this:
 
@@ -56,34 +65,34 @@ class MuonCLI(LightningCLI):
     - An error of the user is one line on stderr and exit code 2. ``LIGHTNING_MUON_DEBUG=1`` shows the traceback.
 
     Args:
-        model_class: The module to train, or ``None`` to choose one by ``--model``.
-        datamodule_class: Its data, or ``None`` to choose it by ``--data``, or to have none.
+        model_class: The module to train, as a class or its import path; ``None`` to choose one by ``--model``.
+        datamodule_class: Its data, likewise; ``None`` to choose it by ``--data``, or to have none.
         default_config: A YAML file with the defaults of all subcommands.
         args: The command line, by default that of the program.
     """
 
     def __init__(
         self,
-        model_class: type[LightningModule] | Callable[..., LightningModule] | None = None,
-        datamodule_class: type[LightningDataModule] | Callable[..., LightningDataModule] | None = None,
+        model_class: type[LightningModule] | Callable[..., LightningModule] | str | None = None,
+        datamodule_class: type[LightningDataModule] | Callable[..., LightningDataModule] | str | None = None,
         *,
         default_config: str | Path | None = None,
         args: Sequence[str] | None = None,
     ) -> None:
         self.default_config = None if default_config is None else str(default_config)
-        self.checkpoint: CheckpointHyperparameters | None = None
+        self.resume = ResumePlan()
         self.given: list[Given] = []
         self._args = list(sys.argv[1:] if args is None else args)
-        await_gloo_threads_at_exit()
+        _await_gloo_threads_at_exit()
         with _errors_in_one_line(self):
             super().__init__(
-                model_class,
-                datamodule_class,
+                resolve_name(model_class) if isinstance(model_class, str) else model_class,
+                resolve_name(datamodule_class) if isinstance(datamodule_class, str) else datamodule_class,
                 save_config_callback=SaveRunConfig,
                 parser_kwargs={
                     "parser_mode": "omegaconf+",
                     "prog": program_name(),
-                    # Errors come to us as exceptions, and `--trainer.max_step` is a mistake, not an abbreviation.
+                    # Errors are raised, to be shown in one line, and `--trainer.max_step` is not an abbreviation.
                     "exit_on_error": False,
                     "allow_abbrev": False,
                 },
@@ -91,8 +100,10 @@ class MuonCLI(LightningCLI):
                 auto_configure_optimizers=False,
             )
 
+    # ---- parsing
+
     def parser_in_use(self) -> LightningArgumentParser:
-        """The parser of the subcommand on the command line, or the main one when there is none."""
+        """Return the parser of the subcommand on the command line, or the main one if there is none."""
         head, _ = self._args_of_subcommand()
         parser: LightningArgumentParser = self._subcommand_parsers.get(head[-1] if head else "", self.parser)
         return parser
@@ -100,18 +111,16 @@ class MuonCLI(LightningCLI):
     @override
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
-        # For `--help` and for errors that list the subcommands: `main` has run these before it comes here.
-        commands = parser._subcommands_action
-        if commands is None:
-            return
-        for name, summary in OTHER_COMMANDS.items():
-            commands.add_subcommand(name, self.init_parser(description=summary), help=summary)
+        # For `--help` and for errors that list the subcommands; `main` runs these without this class.
+        if commands := parser._subcommands_action:
+            for name, summary in OTHER_COMMANDS.items():
+                commands.add_subcommand(name, self.init_parser(description=summary), help=summary)
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         if subcommand in self._args_of_subcommand()[0]:
             return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        # Its arguments will not be asked for: half a second of start-up is saved.
+        # The arguments of the other subcommands are not needed: this saves half a second.
         self._subcommand_method_arguments[subcommand] = []
         return self.init_parser(**kwargs)
 
@@ -121,160 +130,172 @@ class MuonCLI(LightningCLI):
         if len(head) > 1 and head[-1] in self.subcommands() and head[0].startswith("--"):
             raise ValueError(f"'{head[0]}' stands before the subcommand; write '{head[-1]} {head[0]} …'")
         self.given = read_given(self.default_config, tail)
-        ckpt_path = self._given_value("ckpt_path")
-        self.checkpoint = None if ckpt_path is None else CheckpointHyperparameters.of(str(ckpt_path))
-        if self.checkpoint is None:
+        if {"-h", "--help"} & set(tail) or any(entry.key.startswith("trainer.strategy") for entry in self.given):
+            # Imported for its effect, as above, and because it registers "fsdp2"; late, because it takes 0.1 s.
+            import lightning_muon.strategies  # noqa: F401, PLC0415
+        ckpt_path = value_of(self.given, "ckpt_path")
+        self.resume = ResumePlan.of(None if ckpt_path is None else str(ckpt_path))
+        without = None
+        if self.resume.saved_module is None:
             self._parse(parser, tail)
-            return
-        try:
-            self._parse(parser, tail)
-        except ArgumentError:
-            # An option may suit only a class that the checkpoint brings, such as the momentum of its optimizer.
-            module_class = self._given_value("model", "model.class_path")
-            self._parse(parser, [f"--model={module_class}"] if module_class else [])
-        without = self._module_arguments()
-        layer = self.checkpoint.as_layer(without, self.given)
-        self._parse(parser, tail, *([layer] if layer else []))
-        self.checkpoint.report(without, self._module_arguments())
-
-    def _given_value(self, *keys: str) -> object:
-        return next((entry.value for entry in reversed(self.given) if entry.key in keys), None)
+        else:
+            try:
+                self._parse(parser, tail)
+            except ArgumentError:
+                # An option may suit only a class that the checkpoint brings, such as the momentum of its optimizer.
+                module_class = value_of(self.given, "model", "model.class_path")
+                self._parse(parser, [f"--model={module_class}"] if module_class else [])
+            without = self._module_arguments()
+            layer = self.resume.layer(without, self.given)
+            self._parse(parser, tail, *([layer] if layer else []))
+        self.resume.used = self._module_arguments()
+        self.resume.print_differences(without)
 
     def _args_of_subcommand(self) -> tuple[list[str], list[str]]:
-        """The arguments up to the subcommand, and those behind it."""
+        """Return the arguments up to the subcommand, and those after it."""
         position = next((at for at, arg in enumerate(self._args) if arg in self.subcommands()), len(self._args))
         return self._args[: position + 1], self._args[position + 1 :]
 
     def _parse(self, parser: LightningArgumentParser, tail: Sequence[str], *layers: str) -> None:
-        """Parses arguments of the subcommand on top of the default config and of further layers, each in YAML.
+        """Parse arguments of the subcommand on top of the default config and of further layers, each in YAML.
 
-        The default config goes in as the first ``--config``. jsonargparse's ``default_config_files`` are not used: they
-        lose the ``class_path`` of an argument whose default is itself a class, as an optimizer's is.
+        The default config is passed as the first ``--config``. jsonargparse's ``default_config_files`` lose the
+        ``class_path`` of an argument whose default is itself a class, as an optimizer's is.
         """
         head, _ = self._args_of_subcommand()
         if head and head[-1] in self.subcommands():
             defaults = [self.default_config] if self.default_config else []
             head += [f"--config={layer}" for layer in [*defaults, *layers]]
-        # The parser's root lies above the subcommand; on the command line a key is meant from the subcommand on.
+        # On the command line a key starts at the subcommand; the parser's root lies above it.
         tail = [INTERPOLATION.sub(rf"${{{head[0]}.\1}}", arg) for arg in tail]
         self.config = parser.parse_args([*head, *tail])
 
     @override
     def _parse_ckpt_path(self) -> None:
-        """Nothing is left to do: the checkpoint's hyperparameters were laid below what was asked for."""
+        """Do nothing: the checkpoint's hyperparameters are already laid below what was asked for."""
 
     def _module_arguments(self) -> ModuleArguments:
-        """The module's arguments as plain values, those that are not set being ``None``."""
+        """Return the module's arguments as plain values, those that are not set as ``None``."""
         subcommand = self.config["subcommand"]
-        dumped = json.loads(self.parser.dump(self.config, skip_link_targets=False, format="json"))
-        # A module that takes no arguments has no keys either.
-        module, values = self.config[subcommand].get("model"), dumped[subcommand].get("model", {})
+        module = self.config[subcommand].get("model")
+        alone = Namespace(model=module)  # type: ignore[no-untyped-call]
+        parser = self._subcommand_parsers[subcommand]
+        dumped = parser.dump(alone, skip_link_targets=False, skip_validation=True, format="json")
+        values = json.loads(dumped).get("model", {})
         class_path = None
         if module and self.subclass_mode_model:
             class_path = module["class_path"]
             module, values = module.get("init_args"), values.get("init_args", {})
+        # A module without arguments has no keys either.
         return ModuleArguments(class_path, {name: values.get(name) for name in (vars(module) if module else ())})
 
     def _check_lengths(self) -> None:
         """Refuse lengths, such as a schedule's, that follow ``trainer.max_steps`` where that is -1, for no limit."""
         if self.config[self.config["subcommand"]].get("trainer.max_steps") != -1:
             return
-        for key, value in flatten(dict(self._module_arguments().arguments), "model"):
-            written = next((str(entry.value) for entry in reversed(self.given) if entry.key == plain_key(key)), "")
-            if value == -1 and "trainer.max_steps" in written:
+        for key, value in flatten(dict(self.resume.used.arguments), "model"):
+            name = plain_key(key)
+            if value == -1 and "trainer.max_steps" in str(value_of(self.given, name)):
                 raise ValueError(
-                    f"{plain_key(key)} follows trainer.max_steps, which is -1, for no limit:"
-                    f" give --{plain_key(key)}, or --trainer.max_steps"
+                    f"{name} follows trainer.max_steps, which is -1, for no limit:"
+                    f" give --{name}, or --trainer.max_steps"
                 )
+
+    # ---- running
 
     @override
     def before_instantiate_classes(self) -> None:
         self._check_lengths()
-        resume = KeepCommandLineOnResume(
-            self._module_arguments(),
-            seed=self.config[self.config["subcommand"]].get("seed_everything"),
-            compared=self.checkpoint is not None,
-        )
-        self.trainer_defaults = {"callbacks": [resume]}
+        self.resume.seed = self.config[self.config["subcommand"]].get("seed_everything")
+        self.trainer_defaults = {"callbacks": [KeepCommandLineOnResume(self.resume)]}
 
     @override
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         hush_lightning(fitting=self.subcommand == "fit")
         if self.subcommand == "predict":
-            # It logs nothing: no empty run is to stand beside the real ones.
+            # It logs nothing: no empty run beside the real ones.
             config["logger"] = False
             self.save_config_callback = None
         if config["logger"] is False:
-            # Lightning's monitor refuses to run without a logger, where it has nothing to do.
-            kept = [entry for entry in config["callbacks"] or [] if not isinstance(entry, LearningRateMonitor)]
-            config["callbacks"] = kept
+            # Lightning's LearningRateMonitor raises an error without a logger.
+            callbacks_given = config["callbacks"] or []
+            config["callbacks"] = [entry for entry in callbacks_given if not isinstance(entry, LearningRateMonitor)]
         check_strategy(config["strategy"], self.given)
         trainer = super()._instantiate_trainer(config, callbacks)
         if isinstance(trainer.strategy, FSDPStrategy):
+            from lightning_muon.strategies import clip_by_norm  # noqa: PLC0415
+
             clip_by_norm(trainer.strategy)
-        self._check_checkpoint(trainer)
+        check_checkpoint(self.resume, trainer, fitting=self.subcommand == "fit")
         return trainer
 
-    def _check_checkpoint(self, trainer: Trainer) -> None:
-        """Refuse a checkpoint that the strategy could not read, or would read wrongly."""
-        ckpt_path = self._given_value("ckpt_path")
-        path = Path(str(ckpt_path))
-        if ckpt_path is None or not path.exists():  # which one it is, `last` for instance, only the trainer will know
-            return
-        saved = read_plain_values(path) if self.subcommand == "fit" else None
-        if saved is not None:
-            # The trainer would only find out once the folder of the run is made.
-            check_goes_on(saved, trainer)
-        fsdp = isinstance(trainer.strategy, FSDPStrategy)
-        if fsdp and self.subcommand == "fit":
-            check_resumable(path)
-        if is_checkpoint_folder(path) and not fsdp and not isinstance(trainer.strategy, ModelParallelStrategy):
-            raise ValueError(
-                f"--ckpt_path: '{path}' is a sharded checkpoint: add --trainer.strategy fsdp2, or make a file of it by"
-                f" '{program_name()} consolidate {path} <file>'"
-            )
-
     def before_predict(self) -> None:
-        """Warns of predictions that mean nothing."""
+        """Warn of predictions that mean nothing."""
         if self.config["predict"].get("ckpt_path") is None:
             say("no --ckpt_path: the model predicts untrained")
 
     def after_fit(self) -> None:
-        """Prints the final metrics, and what to do with the run."""
-        print_closing(self.trainer, self.model, program_name())
+        """Print the final metrics, and what to do with the run."""
+        print_summary(self.trainer, self.model)
 
-    def explain_checkpoint(self, error: Exception) -> str | None:
-        """One line for an error that says that the checkpoint is of a module with other weights."""
-        module = getattr(self, "model", None)
-        if (
-            module is None
-            or self._given_value("ckpt_path") is None
-            or not isinstance(error, (RuntimeError, ValueError))
-        ):
-            return None
-        return explain_other_weights(str(error), type(module).__name__, self.checkpoint, self._module_arguments())
-
-    def user_packages(self) -> set[str]:
-        """The top-level packages in which errors of the user are raised: ours, and those of the module and the data."""
+    def explain_error(self, error: Exception) -> str | None:
+        """Return one line for an error that the user can correct; ``None`` for a bug."""
+        if isinstance(error, (ArgumentError, OmegaConfBaseException)):
+            return explain(str(error), self.parser_in_use(), self.given)
+        if hasattr(self, "model") and isinstance(error, (RuntimeError, ValueError)):
+            message = explain_other_weights(str(error), type(self.model).__name__, self.resume)
+            if message and value_of(self.given, "ckpt_path") is not None:
+                return message
         modules = [cls.__module__ for cls in (self.model_class, self.datamodule_class) if cls is not None]
         modules += [str(entry.value) for entry in self.given if entry.key in _CLASS_KEYS]
-        return {"lightning_muon", *(module.split(".")[0] for module in modules)} - {"lightning", "torch"}
+        packages = {"lightning_muon", *(module.split(".")[0] for module in modules)} - {"lightning", "torch"}
+        return message_for_the_user(error, packages)
 
 
-_CLASS_KEYS = {"model", "data", "model.class_path", "data.class_path"}
+class SaveRunConfig(SaveConfigCallback):
+    """Save the whole configuration of a run to its log directory; files of earlier runs stay.
+
+    ``fit`` writes ``config.yaml``, another subcommand a file of its own name, such as ``validate.yaml``. A run in the
+    directory of an earlier one writes ``config-1.yaml``, ``config-2.yaml``, …
+    """
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not self.already_saved:
+            subcommand = TrainerFn(stage).value
+            stem = "config" if subcommand == "fit" else subcommand
+            directory = Path(str(trainer.log_dir))  # a collective: it is broadcast
+            names = chain([f"{stem}.yaml"], (f"{stem}-{number}.yaml" for number in count(1)))
+            free = next(name for name in names if not (directory / name).exists())
+            self.config_filename = trainer.strategy.broadcast(free)
+        super().setup(trainer, pl_module, stage)
 
 
 @contextmanager
 def _errors_in_one_line(cli: MuonCLI) -> Iterator[None]:
-    """Shows what the user did wrong as one line; genuine bugs keep their traceback."""
+    """Show a mistake of the user as one line; bugs keep their traceback."""
     try:
         yield
-    except (ArgumentError, OmegaConfBaseException) as error:
-        if debugging():
-            raise
-        exit_with(explain(str(error), cli.parser_in_use(), cli.given))
     except Exception as error:
-        message = cli.explain_checkpoint(error) or message_for_the_user(error, cli.user_packages())
-        if debugging() or message is None:
+        message = None if debugging() else cli.explain_error(error)
+        if message is None:
             raise
         exit_with(message)
+
+
+def _await_gloo_threads_at_exit() -> None:
+    """Give gloo's threads time to free their last tensors before the interpreter ends.
+
+    A thread that is the last owner of tensors needs the interpreter to free them. While the interpreter is ending, it
+    aborts the process instead ("terminate called without an active exception", exit code -6) although the run is
+    complete (pytorch/pytorch#179291). ``destroy_process_group`` does not wait for these threads while anything, such as
+    a ``DeviceMesh``, still refers to the group.
+    """
+    atexit.unregister(_await_gloo_threads)  # several runs in one program wait once
+    atexit.register(_await_gloo_threads)
+
+
+def _await_gloo_threads() -> None:
+    # Lightning destroys NCCL's groups in a handler of its own, which was registered later and so ran before this one.
+    if dist.is_available() and dist.is_initialized():
+        time.sleep(0.1)  # a thread needs microseconds, and some time to be scheduled on a busy machine

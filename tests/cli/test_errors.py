@@ -246,17 +246,19 @@ def test_a_checkpoint_is_no_config_file(run: Run, saved: str, capsys: pytest.Cap
     assert line == f"config file '{saved}' is not a text file: a checkpoint goes to --ckpt_path"
 
 
-@pytest.mark.parametrize("name", ["AutoWeightDecay", "WeightRMSMonitor", "MuonDashboard"])
-def test_monitors_have_short_names(name: str) -> None:
+def test_our_classes_have_short_names() -> None:
     """In a process of its own: in this one another test may have imported them."""
+    monitors = ["AutoWeightDecay", "WeightRMSMonitor", "MuonDashboard"]
+    arguments = [*(f"--trainer.callbacks+={name}" for name in monitors), "--model.optimizer=MuonAdamW"]
     program = (
         "from tests.cli.conftest import TinyModule, TinyData; from lightning_muon.cli import main; "
-        f"main(TinyModule, TinyData, args=['fit', '--trainer.callbacks+={name}', '--print_config'])"
+        f"main(TinyModule, TinyData, args=['fit', *{arguments}, '--print_config'])"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     call = [sys.executable, "-c", program]
     done = subprocess.run(call, capture_output=True, text=True, env=environment, check=False)
-    assert f"class_path: lightning_muon.callbacks.{name}" in done.stdout, done.stderr
+    for path in (*(f"callbacks.{name}" for name in monitors), "optim.MuonAdamW"):
+        assert f"class_path: lightning_muon.{path}" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("name", ["fsdp3", "FSDP2Stratgy"])

@@ -62,6 +62,18 @@ def test_a_checkpoint_fills_in_the_arguments_of_a_chosen_module(
     assert "model.hidden: 5 in the checkpoint, 6 used\n" in capsys.readouterr().err
 
 
+def test_classes_by_their_import_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine_by_path.py").write_text(MODULE.format(name="Module"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    paths = ["mine_by_path.Module", "mine_by_path.Data"]
+    with pytest.raises(SystemExit) as stop:  # a light command does not import them
+        main(*paths, args=["report", "--help"])
+    assert stop.value.code == 0
+    assert "mine_by_path" not in sys.modules
+    cli = main(*paths, args=["fit", *QUICK, "--model.hidden=5", "--trainer.fast_dev_run=1"])
+    assert cli.model.hidden == 5
+
+
 @pytest.mark.parametrize(
     ("args", "line"),
     [

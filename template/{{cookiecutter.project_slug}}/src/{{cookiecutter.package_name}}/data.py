@@ -106,10 +106,7 @@ class TextData(L.LightningDataModule):
     @cached_property
     def _paths(self) -> list[Path]:
         if self.files is None:
-            library = Path(sysconfig.get_path("stdlib"))
-            found: Iterable[Path] = (
-                path for path in library.rglob("*.py") if not NOT_TEXT & set(path.relative_to(library).parts)
-            )
+            found: Iterable[Path] = library_files()
         else:
             found = (Path(match) for pattern in self.files for match in glob.glob(pattern, recursive=True))  # noqa: PTH207 - absolute patterns too
         paths = sorted({path for path in found if path.is_file()})
@@ -218,6 +215,13 @@ class Crops:
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continue from a checkpoint."""
         self.drawn = state_dict["drawn"]
+
+
+def library_files() -> Iterator[Path]:
+    """Yield the source files of the standard library; folders of ``NOT_TEXT`` are not entered."""
+    for folder, folders, names in os.walk(sysconfig.get_path("stdlib")):
+        folders[:] = set(folders) - NOT_TEXT
+        yield from (Path(folder, name) for name in names if name.endswith(".py"))
 
 
 def write_splits(paths: list[Path], folder: Path) -> None:

@@ -1,19 +1,20 @@
-"""Errors of the parser as one line: what is wrong, where it stands, and the nearest thing that would be right."""
+"""Errors of the parser as one line: what is wrong, which file it is in, and the nearest valid key or value."""
 
 import ast
 import inspect
 import re
 import typing
 from argparse import Action, ArgumentParser
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from pkgutil import resolve_name
 
 from lightning.pytorch.strategies import StrategyRegistry
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_muon.cli.nearest import nearest, nearest_key
-from lightning_muon.cli.sources import Given, plain_key
+from lightning_muon.cli.errors.suggestions import nearest, nearest_key
+from lightning_muon.cli.given import Given, plain_key, value_of
 
 _UNKNOWN_OPTION = re.compile(r"(?:does not accept option|Option) '([^']+)'")
 _CLASS_IN_MESSAGE = re.compile(r"class_path[= ]'([\w.]+)'")
@@ -30,12 +31,12 @@ _READABLE_TYPES = {
 
 
 def explain(message: str, parser: ArgumentParser, given: Sequence[Given]) -> str:
-    """Turns a message of the parser into one line that names the key and the nearest valid key or value.
+    """Return one line for a message of the parser, with the key and the nearest valid key or value.
 
     Args:
-        message: What the parser said, in any of its forms.
-        parser: The parser of the subcommand, or the main one when none was recognized.
-        given: All that the user gave.
+        message: The parser's message, in any of its forms.
+        parser: The parser of the subcommand, or the main one if no subcommand was recognized.
+        given: What the user gave.
     """
     if "ubcommand" in message and ("invalid choice" in message or "was not provided" in message):
         return _explain_subcommand(message, parser)
@@ -57,10 +58,10 @@ def explain(message: str, parser: ArgumentParser, given: Sequence[Given]) -> str
 
 
 def check_strategy(strategy: object, given: Sequence[Given]) -> None:
-    """Refuse a name that is no strategy's, which the parser takes for any text.
+    """Refuse an unknown name of a strategy; the parser accepts any text.
 
     Raises:
-        ValueError: With the names that there are; of one with variants, such as ``ddp_spawn``, the name itself.
+        ValueError: With the known names. Of a family such as ``ddp``, ``ddp_spawn``, …, only the first is listed.
     """
     names = ["auto", *StrategyRegistry.available_strategies()]
     if not isinstance(strategy, str) or strategy.lower() in names:
@@ -73,19 +74,17 @@ def check_strategy(strategy: object, given: Sequence[Given]) -> None:
 
 
 def _key_path(message: str, *further: str) -> str:
-    """The full key that a message is about: the keys of the nested parsers, from the outside in."""
-    keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
+    """Return the full key that a message is about: the keys of the nested parsers, from the outside in."""
+    keys = dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message))
     return ".".join([*keys, *further])
 
 
 def _where(key: str, given: Sequence[Given]) -> str:
-    """A phrase that names the file in which the key was given last, or nothing for the command line."""
-    file = next((value.file for value in reversed(given) if _same_or_inside(value.key, key)), None)
+    """Return a phrase with the file in which the key was given last; an empty string for the command line."""
+    outer = plain_key(key)
+    files = (entry.file for entry in reversed(given) if entry.key == outer or entry.key.startswith(f"{outer}."))
+    file = next(files, None)
     return f" (in {file})" if file else ""
-
-
-def _same_or_inside(inner: str, outer: str) -> bool:
-    return inner == plain_key(outer) or inner.startswith(f"{plain_key(outer)}.")
 
 
 def _explain_subcommand(message: str, parser: ArgumentParser) -> str:
@@ -98,13 +97,12 @@ def _explain_subcommand(message: str, parser: ArgumentParser) -> str:
 
 
 def _explain_interpolation(message: str, parser: ArgumentParser, given: Sequence[Given]) -> str:
-    """An interpolation that leads nowhere, named as the user wrote it."""
     match = re.search(r"full_key: (\S+)", message)
     if not match:
         return message.splitlines()[0]
     key = re.sub(r"\[\d+\]", "", match[1].partition(".")[2])
-    written = next((str(entry.value) for entry in reversed(given) if entry.key == plain_key(key)), None)
-    target = re.search(r"\$\{([^}]*)\}", written or "")
+    written = str(value_of(given, plain_key(key)) or "")
+    target = re.search(r"\$\{([^}]*)\}", written)
     if not target:
         return f"{key}: {message.splitlines()[0]}{_where(key, given)}"
     known = [*_known_keys(parser), *_other_keys(plain_key(key), given)]
@@ -118,7 +116,7 @@ def _explain_unknown_key(key: str, message: str, parser: ArgumentParser, given: 
     everywhere = [*_known_keys(parser), *_other_keys(key, given)]
     classes = _CLASS_IN_MESSAGE.findall(message)
     if classes and outer:
-        valid = [f"{outer}.{argument}" for argument in _arguments_of(_import_class(classes[0]))]
+        valid = [f"{outer}.{argument}" for argument in _arguments_of(resolve_name(classes[0]))]
         suggestion = nearest_key(key, valid, everywhere, classes[0].rpartition(".")[2])
         return f"unknown key '{key}' for {classes[0]}{_where(key, given)}{suggestion}"
     return f"unknown key '{key}'{_where(key, given)}{nearest_key(key, everywhere, everywhere)}"
@@ -135,7 +133,7 @@ def _explain_missing(missing: str, message: str, given: Sequence[Given]) -> str:
 
 def _explain_value(message: str, parser: ArgumentParser, given: Sequence[Given]) -> str:
     key = _key_path(message)
-    value = _given_value(key, message, given)
+    value = _refused_value(key, message, given)
     where = _where(key, given)
     if match := re.search(r"No module named '([\w.]+)'", message):
         return f"{key}: cannot import {value}, there is no module '{match[1]}'{where}"
@@ -155,7 +153,7 @@ def _explain_value(message: str, parser: ArgumentParser, given: Sequence[Given])
 
 
 def _innermost_reason(message: str) -> str:
-    """The lines about the innermost key: around them is why the classes that were not chosen do not do either."""
+    """Return the lines about the innermost key; the lines around them are about classes that were not chosen."""
     start = message.rfind('Parser key "')
     lines = message[start:].splitlines()
     line_start = message[:start].rpartition("\n")[2]
@@ -166,18 +164,18 @@ def _innermost_reason(message: str) -> str:
     return "\n".join(lines[:after])
 
 
-def _given_value(key: str, message: str, given: Sequence[Given]) -> object:
+def _refused_value(key: str, message: str, given: Sequence[Given]) -> object:
     written = [entry.value for entry in given if entry.key in {plain_key(key), f"{plain_key(key)}.class_path"}]
     match = re.search(r"(?:Got|Given) value: (.*?)(?:\. Got value|$)", message, re.MULTILINE)
-    # Of several, such as callbacks, the parser names the one that it does not take.
+    if not written:
+        return match[1] if match else "this value"
+    # Where a key was given several times, as for callbacks, the message names the refused one.
     named = {*re.findall(r"Expected a dot import path string: (.*)", message), match[1] if match else ""}
-    if written:
-        return next((value for value in reversed(written) if str(value) in named), written[-1])
-    return match[1] if match else "this value"
+    return next((value for value in reversed(written) if str(value) in named), written[-1])
 
 
 def _expectations(message: str) -> tuple[list[str], list[str]]:
-    """What the parser would have taken, in words, and the choices among which the nearest may be meant."""
+    """Return what the parser accepts, in words, and the choices among which the nearest may be meant."""
     words: list[str] = []
     choices: list[str] = []
     for expected in re.findall(r"Expected an? (?:typing\.)?(Literal\[.*?\]|<class '[\w.]+'>)", message):
@@ -188,7 +186,7 @@ def _expectations(message: str) -> tuple[list[str], list[str]]:
             words.append(_READABLE_TYPES.get(name, name))
     if choices:
         words.insert(0, "one of " + ", ".join(dict.fromkeys(choices)))
-        # A choice among numbers is reported as "a whole number" when the value is none.
+        # Of Literal[1, 2] | int the parser reports both.
         redundant = {"null", "a whole number"} if any(choice.isdigit() for choice in choices) else {"null"}
         words = [word for word in words if word not in redundant]
     return words, choices
@@ -199,55 +197,47 @@ def _find_action(parser: ArgumentParser, key: str) -> Action | None:
 
 
 def _known_keys(parser: ArgumentParser) -> list[str]:
-    """All keys of a subcommand, with those of the classes that are chosen by default left to their own messages."""
+    """Return all keys of a subcommand, without those of chosen classes."""
     keys = [action.dest for action in parser._actions if action.option_strings]
     return [key for key in keys if key.rpartition(".")[2] not in {"help", "print_config"}]
 
 
 def _other_keys(key: str, given: Sequence[Given]) -> list[str]:
-    """The keys that were given besides this one, such as those of the classes that the default config chooses."""
+    """Return the other keys that were given; they include keys of the classes that the default config chooses."""
     return [entry.key for entry in given if entry.key != key and not entry.key.endswith("class_path")]
 
 
 def _annotation(parser: ArgumentParser, key: str, message: str) -> object:
-    """The type that a key is declared with, in the signature of the module, the trainer or a class chosen by name."""
+    """Return the declared type of a key of the module, the trainer, or a class chosen by name."""
     action = _find_action(parser, key)
     if action is not None:
         return getattr(action, "_typehint", None)
     classes = _CLASS_IN_MESSAGE.findall(message[: message.rfind('Parser key "')])
     if not classes:
         return None
-    hints = typing.get_type_hints(vars(_import_class(classes[-1])).get("__init__"))
+    hints = typing.get_type_hints(vars(resolve_name(classes[-1])).get("__init__"))
     return hints.get(key.rpartition(".")[2])
 
 
 def _class_names(annotation: object) -> list[str]:
-    """Short names of all known classes that an annotation admits, or makes, if it is a callable."""
+    """Return the short names of all known classes that an annotation accepts, or that its callable returns."""
     if inspect.isclass(annotation) and not typing.get_args(annotation):
-        if annotation.__module__ == "builtins":
-            return []
-        return [cls.__name__ for cls in _with_subclasses(annotation)]
+        return [] if annotation.__module__ == "builtins" else [cls.__name__ for cls in _with_subclasses(annotation)]
     parts = typing.get_args(annotation)
-    if parts and isinstance(parts[0], list):  # Callable[[...], made]
+    if parts and isinstance(parts[0], list):  # Callable[[...], returned]
         parts = parts[1:]
     return [name for part in parts for name in _class_names(part)]
 
 
-def _with_subclasses(cls: type) -> Iterable[type]:
+def _with_subclasses(cls: type) -> Iterator[type]:
     yield cls
     subclasses: list[type] = type.__subclasses__(cls)
     for subclass in subclasses:
         yield from _with_subclasses(subclass)
 
 
-def _import_class(path: str) -> type:
-    module, _, name = path.rpartition(".")
-    imported: type = getattr(import_module(module), name)
-    return imported
-
-
 def _arguments_of(cls: type) -> list[str]:
-    """Names of what a class takes from the user, those that it passes on to its parents included."""
+    """Return the names of the arguments that the user gives, including those passed on to parents by ``**kwargs``."""
     names: list[str] = []
     for parent in cls.__mro__:
         if "__init__" not in vars(parent):
@@ -256,5 +246,5 @@ def _arguments_of(cls: type) -> list[str]:
         names += [p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}][1:]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    # The module gives these their first argument: the parameters, or the optimizer.
+    # The module passes the first argument of these: the parameters, or the optimizer.
     return names[1:] if issubclass(cls, (Optimizer, LRScheduler)) else names

@@ -1,10 +1,10 @@
-"""The valid name, file or key that someone may have meant, or which ones there are."""
+"""Suggestions for an error: the valid name, file or key closest to a wrong one, or a list of the valid ones."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-# What other trainers and optimizers call it. The key is suggested only where it exists.
+# Names in other trainers and optimizers. A key is suggested only where it exists.
 _ALSO_CALLED = {
     "checkpoint": "ckpt_path",
     "epochs": "max_epochs",
@@ -19,49 +19,54 @@ _ALSO_CALLED = {
 
 
 def nearest(name: str, valid: Iterable[str], similarity: float = 0.6) -> str:
-    """A phrase ``; did you mean 'x'?`` with the valid name closest to ``name``, or nothing when none is close.
+    """Return ``; did you mean 'x'?`` with the valid name closest to ``name``; an empty string if none is close.
 
     Args:
-        name: What was given.
-        valid: What would have been right.
-        similarity: From which ``difflib`` ratio on, between 0 and 1, a name counts as close.
+        name: The wrong name.
+        valid: The valid names.
+        similarity: The least ``difflib`` ratio, between 0 and 1, of a close name.
     """
     match = _closest(name, valid, similarity)
     return f"; did you mean '{match}'?" if match else ""
 
 
 def nearest_key(key: str, valid: Iterable[str], elsewhere: Iterable[str] = (), owner: str = "") -> str:
-    """A phrase with the key that may be meant, or else with the keys where this one was looked for.
+    """Return a phrase with the key that may be meant, or else with the keys that are valid in its place.
 
-    Keys are compared name by name: what two of them share on the way is no likeness.
+    Keys are compared name by name, because a common prefix such as ``trainer.`` is no likeness.
 
     Args:
-        key: What was given, such as ``trainer.max_step``.
+        key: The wrong key, such as ``trainer.max_step``.
         valid: Keys among which a mistake in any name of the key is looked for.
-        elsewhere: Further keys that count only if their last name is that of ``key``, which then stands in a wrong
-            place.
-        owner: What to call that which takes the keys, in a list of them.
+        elsewhere: Further keys, suggested only if their last name is that of ``key``: the key is in a wrong place.
+        owner: How to name what takes the valid keys.
     """
-    paths = [other.split(".") for other in valid]
-    path = _corrected(key.split("."), paths)
-    if path and path != key.split(".")[: len(path)]:
-        return f"; did you mean '{'.'.join(path)}'?"
-    name = key.rpartition(".")[2]
-    names = {name, _ALSO_CALLED.get(name, name)}
-    misplaced = dict.fromkeys(other for other in elsewhere if other.rpartition(".")[2] in names and other != key)
+    names = key.split(".")
+    paths: list[Sequence[str]] = [other.split(".") for other in valid]
+    corrected = _corrected(names, paths)
+    if corrected and corrected != names[: len(corrected)]:
+        return f"; did you mean '{'.'.join(corrected)}'?"
+    last = {names[-1], _ALSO_CALLED.get(names[-1], names[-1])}
+    misplaced = dict.fromkeys(other for other in elsewhere if other.rpartition(".")[2] in last and other != key)
     if misplaced:
         return f"; did you mean {' or '.join(repr(other) for other in list(misplaced)[:3])}?"
-    parent, below = _where_it_ends(key.split("."), paths)
+    # The keys that are valid where the given one stops being so.
+    parent: list[str] = []
+    for name in names:
+        further = _below(paths, name)
+        if not further:
+            break
+        parent, paths = [*parent, name], further
     takes = f"; {owner or '.'.join(parent)} takes" if parent else "; the keys are"
-    return listed(takes, dict.fromkeys(path[0] for path in below)) or "; --help lists all keys"
+    return listed(takes, dict.fromkeys(path[0] for path in paths)) or "; --help lists all keys"
 
 
 def nearest_path(path: str | Path, pattern: str = "*") -> str:
-    """A phrase with the file or folder that may be meant by a path at which there is nothing.
+    """Return a phrase with the file or folder that may be meant by a path that does not exist.
 
     Args:
-        path: What was given.
-        pattern: Which files count.
+        path: The wrong path.
+        pattern: Which files to suggest.
     """
     file = Path(path)
     missing = next((part for part in [*reversed(file.parents), file] if not part.exists()), file)
@@ -70,14 +75,14 @@ def nearest_path(path: str | Path, pattern: str = "*") -> str:
     there = missing.parent.glob(pattern) if missing == file else (p for p in missing.parent.iterdir() if p.is_dir())
     # By their stems, because a common ending is no likeness.
     siblings = {sibling.stem: sibling for sibling in sorted(there)}
-    match = _closest(missing.stem, siblings, similarity=0.6)
+    match = _closest(missing.stem, siblings)
     if match:
         return f"; did you mean '{siblings[match] / file.relative_to(missing)}'?"
     return listed(f"; in '{missing.parent}' there are", [sibling.name for sibling in siblings.values()])
 
 
 def listed(phrase: str, names: Iterable[str], most: int = 20) -> str:
-    """The phrase with the names behind it, the first of them if there are many; nothing if there is none."""
+    """Return the phrase followed by up to ``most`` names; an empty string if there are none."""
     every = list(names)
     return f"{phrase} {', '.join(every[:most])}{', …' if len(every) > most else ''}" if every else ""
 
@@ -87,13 +92,12 @@ def _closest(name: str, valid: Iterable[str], similarity: float = 0.6) -> str | 
     matches = get_close_matches(name.lower(), list(spellings), n=5, cutoff=similarity)
     if not matches:
         return None
-    # By edits, because difflib takes AdamV for Adam rather than for AdamW: it counts a wrong letter as two.
-    match = min(matches, key=lambda match: (_edits(name.lower(), match), abs(len(match) - len(name))))
-    return spellings[match]
+    # By edits: difflib takes AdamV for Adam rather than for AdamW, because it counts a wrong letter as two.
+    return spellings[min(matches, key=lambda match: (_edits(name.lower(), match), abs(len(match) - len(name))))]
 
 
 def _corrected(path: Sequence[str], valid: Sequence[Sequence[str]]) -> list[str] | None:
-    """The valid path that this one becomes when each wrong name is replaced by the closest one in its place."""
+    """Return the valid path in which each wrong name is replaced by the closest one in its place, if there is one."""
     names = {other[0] for other in valid}
     name: str | None = path[0]
     if name not in names:
@@ -101,27 +105,19 @@ def _corrected(path: Sequence[str], valid: Sequence[Sequence[str]]) -> list[str]
         name = name if name in names else _closest(path[0], sorted(names))
     if name is None:
         return None
-    below = [other[1:] for other in valid if other[0] == name and len(other) > 1]
+    below = _below(valid, name)
     if len(path) == 1 or not below:
         return [name]
     further = _corrected(path[1:], below)
     return None if further is None else [name, *further]
 
 
-def _where_it_ends(path: Sequence[str], valid: Sequence[Sequence[str]]) -> tuple[list[str], list[Sequence[str]]]:
-    """How far the path is right, and what could follow there."""
-    parent: list[str] = []
-    below = list(valid)
-    for name in path:
-        further = [other[1:] for other in below if other[0] == name and len(other) > 1]
-        if not further:
-            break
-        parent, below = [*parent, name], further
-    return parent, below
+def _below(paths: Iterable[Sequence[str]], name: str) -> list[Sequence[str]]:
+    return [path[1:] for path in paths if path[0] == name and len(path) > 1]
 
 
 def _edits(first: str, second: str) -> int:
-    """The Levenshtein distance: how many letters must be added, dropped or exchanged."""
+    """Return the Levenshtein distance: the number of letters to add, drop or exchange."""
     row = list(range(len(second) + 1))
     for i, letter in enumerate(first, start=1):
         above, row = row, [i]

@@ -1,0 +1,117 @@
+"""What the program writes beside its logs: one-line messages and errors, the summary of a run, commands to copy.
+
+Lightning is imported only by the functions that need it, so that light commands start fast.
+"""
+
+import logging
+import os
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+
+def say(line: str) -> None:
+    """Write one line to stderr, on rank 0 only."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only  # noqa: PLC0415
+
+    rank_zero_only(sys.stderr.write)(f"{line}\n")
+
+
+def exit_with(line: str) -> NoReturn:
+    """End the program with one line on stderr and exit code 2, the shell's code for a wrong command line."""
+    sys.stderr.write(f"error: {' '.join(line.split())}\n")
+    raise SystemExit(2)
+
+
+def debugging() -> bool:
+    """Return whether the user wants tracebacks: ``LIGHTNING_MUON_DEBUG=1`` in the environment."""
+    return os.environ.get("LIGHTNING_MUON_DEBUG", "0") not in {"", "0"}
+
+
+def program_name() -> str:
+    """Return the command that started this program, such as ``python -m my_project`` or ``python train.py``."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if spec is not None:
+        return f"{python()} -m {spec.name.removesuffix('.__main__')}"
+    script = sys.argv[0] if sys.argv else ""
+    return f"{python()} {script}" if script.endswith(".py") else Path(script).name
+
+
+def python() -> str:
+    """Return the command for this Python: ``python`` if the shell finds this one by that name, else its path."""
+    found = shutil.which("python")
+    if found and Path(found).parent == Path(sys.executable).parent:
+        return "python"
+    path = Path(os.path.relpath(sys.executable))
+    return quoted(str(path if len(path.parts) < len(Path(sys.executable).parts) else Path(sys.executable)))
+
+
+def quoted(path: str) -> str:
+    """Return the path in quotes if a shell needs them."""
+    return f"'{path}'" if " " in path else path
+
+
+def print_summary(trainer: "Trainer", model: "LightningModule") -> None:
+    """Print the final metrics, the checkpoint, and the commands that show the run and predict from it; rank 0 only."""
+    from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: PLC0415
+    from lightning.pytorch.loggers import TensorBoardLogger  # noqa: PLC0415
+    from lightning.pytorch.utilities.model_helpers import is_overridden  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    if not trainer.is_global_zero:
+        return
+    console = Console()
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    table = Table(title=f"after {trainer.global_step} steps")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name in sorted(name for name in metrics if name.startswith("val/")) or sorted(metrics):
+        table.add_row(name, f"{metrics[name]:.4g}")
+    if table.row_count:
+        console.print(table)
+
+    def print_line(line: str) -> None:  # unbroken in a narrow terminal, so that it can be copied
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    # The last checkpoint, or else the best one.
+    paths = [callback.last_model_path for callback in callbacks] + [callback.best_model_path for callback in callbacks]
+    checkpoint = next((path for path in paths if path), "")
+    if checkpoint:
+        print_line(f"checkpoint: {checkpoint}")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            print_line(f"look:       {python()} -m tensorboard.main --logdir {quoted(str(logger.save_dir))}")
+    if checkpoint and is_overridden("predict_step", model):
+        sharded = " --trainer.strategy fsdp2" if _is_sharded(Path(checkpoint)) else ""
+        print_line(f"predict:    {program_name()} predict --ckpt_path {quoted(checkpoint)}{sharded}")
+
+
+def _is_sharded(checkpoint: Path) -> bool:
+    if not checkpoint.is_dir():
+        return False
+    from lightning_muon.strategies import is_checkpoint_folder  # noqa: PLC0415
+
+    return is_checkpoint_folder(checkpoint)
+
+
+def hush_lightning(*, fitting: bool) -> None:
+    """Filter out Lightning's advertisements, and its warnings about its own code.
+
+    Args:
+        fitting: Whether the run saves checkpoints. Otherwise the warning about their folder is filtered out too.
+    """
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+    if not fitting:
+        warnings.filterwarnings("ignore", message="The dirpath has changed")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless" not in str(record.msg)

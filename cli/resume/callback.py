@@ -1,0 +1,194 @@
+"""Carry out the plan of a resumed run: the restored optimizer gets the options of the command line."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from typing_extensions import override
+
+from lightning_muon.cli.output import say
+from lightning_muon.cli.resume.checks import check_progress
+from lightning_muon.cli.resume.plan import Change, ResumePlan, SavedRun, differences, plain
+
+_LEARNING_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+
+Group = dict[str, Any]
+
+
+class KeepCommandLineOnResume(Callback):
+    """Make the options of the optimizer follow the command line when training goes on from a checkpoint.
+
+    A restored optimizer has the option values of the checkpoint. Those that differ in this run are set in each group
+    that has the new value in a new run; values that single groups were given stay. A new learning rate scales all
+    learning rates of a group, and the base rates of its schedulers, by new/old: the schedule goes on at the same point
+    of its curve, at the new height. A changed schedule, such as another ``T_max``, starts at the point it would have
+    reached by now. Another class of optimizer starts afresh. What cannot be changed, such as the seed, is printed.
+
+    Args:
+        plan: The plan of this run. If only the trainer finds the checkpoint, it is added to the plan when it is loaded.
+    """
+
+    def __init__(self, plan: ResumePlan) -> None:
+        self.plan = plan
+        self._changed: dict[str, Change] = {}
+        self._rates: dict[str, Change] = {}
+        self._schedule_progress: dict[str, int] | None = None  # by interval; None while the old schedule goes on
+        self._fresh: list[list[Group]] = []
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["seed_everything"] = self.plan.seed
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        plan = self.plan
+        found_by_the_trainer = plan.saved is None
+        if plan.saved is None:
+            plan.saved = SavedRun.of(checkpoint)
+            check_progress(plan.saved, trainer)
+        seed = checkpoint.get("seed_everything", plan.seed)
+        if seed != plan.seed:
+            say(
+                f"seed_everything: {seed} in the checkpoint, {plan.seed} used from here on; "
+                "what was drawn before, such as the first weights, is the checkpoint's"
+            )
+        if "optimizer" not in plan.used.arguments:
+            return
+        if plan.saved_module is None:
+            say(
+                "the checkpoint holds no hyperparameters (the module does not call save_hyperparameters()): "
+                "the optimizer goes on with the checkpoint's options, whatever was asked for"
+            )
+            return
+        if found_by_the_trainer:
+            plan.print_differences()
+        self._plan_schedule(checkpoint)
+        self._plan_options(checkpoint)
+
+    def _plan_schedule(self, checkpoint: dict[str, Any]) -> None:
+        old, new = self.plan.class_specs("lr_scheduler")
+        if old["class_path"] != new["class_path"]:
+            changes = {"": Change(old["class_path"] or "none", new["class_path"] or "none")}
+        else:
+            changes = {f".{key}": change for key, change in differences(old["init_args"], new["init_args"])}
+        if not changes:
+            return
+        plateau = old["class_path"] == new["class_path"] and str(new["class_path"]).endswith("ReduceLROnPlateau")
+        for key, (before, now) in changes.items():
+            what = f"model.lr_scheduler{key}: {before} in the checkpoint"
+            if plateau:
+                say(f"{what} goes on, {now} is not applied: the history of ReduceLROnPlateau cannot be replayed")
+            else:
+                say(f"{what}, {now} used: the schedule goes on where the new one would be")
+        if not plateau:
+            states = checkpoint.get("lr_schedulers", [])
+            progress = {"step": checkpoint["global_step"], "epoch": checkpoint["epoch"]}
+            self._schedule_progress = dict.fromkeys(progress, states[0]["last_epoch"]) if states else progress
+            checkpoint["lr_schedulers"] = []
+
+    def _plan_options(self, checkpoint: dict[str, Any]) -> None:
+        old, new = self.plan.class_specs("optimizer")
+        if old["class_path"] != new["class_path"]:
+            say("model.optimizer: another optimizer than the checkpoint's: its state and its schedule start afresh")
+            checkpoint["optimizer_states"] = []
+            checkpoint["lr_schedulers"] = []
+            return
+        options = {key: Change(old["init_args"].get(key), value) for key, value in new["init_args"].items()}
+        self._rates = {key: change for key, change in options.items() if key == "lr" or key.endswith("_lr")}
+        self._changed = {key: change for key, change in options.items() if change.old != change.new}
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The optimizers are new here; their state is restored between this hook and on_train_start.
+        self._fresh = [[dict(group) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for optimizer, fresh in zip(trainer.optimizers, self._fresh, strict=True):
+            self._set_options(optimizer, fresh)
+            if self._schedule_progress is not None:
+                _copy_learning_rates(optimizer, fresh)
+                _advance_schedulers(trainer, optimizer, self._schedule_progress)
+            elif any(option in self._rates for option in self._changed):
+                self._scale_learning_rates(trainer, optimizer, fresh)
+
+    def _set_options(self, optimizer: Optimizer, fresh: Sequence[Group]) -> None:
+        for option in self._changed.keys() - self._rates.keys():
+            new = self._changed[option].new
+            following = [
+                (group, now[option])
+                for group, now in zip(optimizer.param_groups, fresh, strict=True)
+                # A group with a value of its own, such as no decay for vectors, does not have the new one here.
+                if option in now and _equal(now[option], new)
+            ]
+            for group, value in following:
+                group[option] = value
+            if not following:
+                say(f"model.optimizer.{option}: {new} is not applied, every parameter group has a value of its own")
+
+    def _scale_learning_rates(self, trainer: Trainer, optimizer: Optimizer, fresh: Sequence[Group]) -> None:
+        changes = [self._rate_change(group, now) for group, now in zip(optimizer.param_groups, fresh, strict=True)]
+        for group, change in zip(optimizer.param_groups, changes, strict=True):
+            group.update({key: _scaled(group[key], change) for key in _LEARNING_RATES if key in group})
+        for config in trainer.lr_scheduler_configs:
+            if config.scheduler.optimizer is optimizer:
+                _scale_scheduler(config.scheduler, changes)
+
+    def _rate_change(self, group: Group, fresh: Group) -> Change:
+        """Return the old and the new learning rate of a group, without what a schedule did to them."""
+        if "initial_lr" in group and "initial_lr" in fresh:
+            return Change(group["initial_lr"], fresh["initial_lr"])
+        if group["lr"] == fresh["lr"]:
+            return Change(group["lr"], fresh["lr"])
+        # An option such as `adamw_lr` defaults to `lr` on either side.
+        lr = self._rates.get("lr", Change(None, None))
+        rates = [
+            Change(*(base if rate is None else rate for rate, base in zip(change, lr, strict=True)))
+            for change in self._rates.values()
+        ]
+        return next((change for change in rates if change.new == fresh["lr"]), lr)
+
+
+def _equal(value: Any, other: Any) -> bool:
+    # An option may be stored as {} where None was given.
+    return bool(plain(value) == other) or (not value and not other)
+
+
+def _scaled(rate: Any, change: Change) -> Any:
+    old, new = change
+    if not old or new is None or old == new:
+        return rate
+    return new if rate == old else rate * (new / old)  # exact where nothing has moved the rate
+
+
+def _scale_scheduler(scheduler: Any, changes: Sequence[Change]) -> None:
+    for nested in getattr(scheduler, "_schedulers", ()):
+        _scale_scheduler(nested, changes)
+    for name in ("base_lrs", "_last_lr"):
+        if hasattr(scheduler, name):
+            rates = [_scaled(rate, change) for rate, change in zip(getattr(scheduler, name), changes, strict=True)]
+            setattr(scheduler, name, rates)
+
+
+def _advance_schedulers(trainer: Trainer, optimizer: Optimizer, progress: Mapping[str, int]) -> None:
+    for config in trainer.lr_scheduler_configs:
+        if config.scheduler.optimizer is optimizer and not isinstance(config.scheduler, ReduceLROnPlateau):
+            with warnings.catch_warnings():
+                # torch warns about the order of steps, and about learning rates past the end of a schedule.
+                warnings.simplefilter("ignore")
+                for _ in range(progress[config.interval] // config.frequency):
+                    config.scheduler.step()
+
+
+def _copy_learning_rates(optimizer: Optimizer, fresh: Sequence[Group]) -> None:
+    for group, now in zip(optimizer.param_groups, fresh, strict=True):
+        for key in _LEARNING_RATES:
+            group.pop(key, None)
+            if key in now:
+                group[key] = now[key]
