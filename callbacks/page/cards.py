@@ -8,8 +8,7 @@ import yaml
 from lightning.pytorch import LightningModule
 from torch.optim import Optimizer
 
-from lightning_muon.callbacks.group_labels import labelled_groups
-from lightning_muon.callbacks.muon_matrices import module_names, own_names
+from lightning_muon.callbacks.matrices import labelled_groups, module_names, own_names
 
 
 def routing_card(optimizers: Iterable[Optimizer], module: LightningModule) -> str:

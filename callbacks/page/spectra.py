@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_muon.callbacks.sampled_matrices import matrices_in
+from lightning_muon.optim.matrix_layout import MatrixLayout
 
 
 @torch.no_grad()
@@ -14,12 +14,12 @@ def singular_values(parameter: Tensor, **layout: Any) -> Tensor | None:
 
     Args:
         parameter: With one matrix or several.
-        layout: Where they are, see ``matrices_in``.
+        layout: Where they are, see ``MatrixLayout``.
 
     Returns:
         ``None`` if an entry is not finite: there are no singular values then.
     """
     if not parameter.isfinite().all():
         return None
-    values: Tensor = torch.linalg.svdvals(matrices_in(parameter.float(), **layout))
+    values: Tensor = torch.linalg.svdvals(MatrixLayout(**layout).matrices(parameter.float()))
     return values.flatten()

@@ -26,10 +26,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing.spawn import start_processes
 
 from lightning_muon.callbacks import AutoWeightDecay, MuonDashboard, OrthogonalityMonitor, WeightRMSMonitor
-from lightning_muon.callbacks.muon_matrices import module_names
+from lightning_muon.callbacks.matrices import module_names
 from lightning_muon.callbacks.page.charts import CHARTS, layout
 from lightning_muon.callbacks.page.spectra import singular_values
-from lightning_muon.callbacks.sampled_matrices import sampled_matrices, whole
+from lightning_muon.callbacks.sampling import sampled_matrices
+from lightning_muon.callbacks.shards import whole
 from lightning_muon.optim import MatrixLayout, MuonAdamW
 
 Fit = Callable[..., Trainer]

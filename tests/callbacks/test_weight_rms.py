@@ -19,8 +19,8 @@ from lightning_muon.callbacks import (
     UpdateRMSMonitor,
     WeightRMSMonitor,
 )
-from lightning_muon.callbacks.measures.bf16_headroom import bf16_spacing, doublings_to_overflow
-from lightning_muon.callbacks.muon_matrices import entry_norms, largest_entries
+from lightning_muon.callbacks.shards import entry_norms, largest_entries
+from lightning_muon.callbacks.weight_rms import bf16_spacing, doublings_to_overflow
 from lightning_muon.optim import MuonAdamW
 
 Fit = Callable[..., Trainer]
