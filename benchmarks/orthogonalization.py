@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.record import REPOSITORY, RESULTS, report
 from benchmarks.stopwatch import seconds
 from lightning_muon.optim import orthogonalize
-from lightning_muon.optim.orthogonalize import Orthogonalizer
+from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
 
 REFERENCE = "newton_schulz"
 FULL = ("float32", "float64")

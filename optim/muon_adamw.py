@@ -1,37 +1,29 @@
 """One optimizer for a whole model: Muon for its hidden matrices, AdamW for the rest."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from lightning_muon.optim.group_update import update_adamw_group, update_muon_group
-from lightning_muon.optim.muon_update import OrthogonalizeHook
-from lightning_muon.optim.orthogonalize import Orthogonalizer
-from lightning_muon.optim.parameter_group import (
-    ALGORITHMS,
-    CommunicationDtype,
-    check_options,
-    check_parameters,
-    check_same_parameters,
-    group_label,
-    named,
-)
-from lightning_muon.optim.parameter_state import HALF
-from lightning_muon.optim.sharding.dtensor import dtensor_sharding, is_dtensor, laid_out_as
-from lightning_muon.optim.sharding.flat_state import drop_filled_state, fill_state
-from lightning_muon.optim.sharding.fully_sharded_data_parallel import is_flattened
-from lightning_muon.optim.sharding.kept_state import Kept, consolidate, kept_part
+from lightning_muon.optim.group_step import adamw_group_step, muon_group_step
+from lightning_muon.optim.parameter_group import check_algorithm, check_options, check_parameters, group_label, named
+from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
+from lightning_muon.optim.sharding.dtensor import dtensor_sharding, is_dtensor
+from lightning_muon.optim.sharding.fsdp1 import is_flattened
 from lightning_muon.optim.sharding.plan import GroupPlan, make_plans
 from lightning_muon.optim.sharding.sharding import Sharding
-from lightning_muon.optim.update_scale import UpdateScale
+from lightning_muon.optim.sharding.zero1 import StateShares, consolidate
+from lightning_muon.optim.state_dict import fill_state, restored
+from lightning_muon.optim.update.muon import OrthogonalizeHook
+from lightning_muon.optim.update.options import CommunicationDtype
+from lightning_muon.optim.update.scale import UpdateScale
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    r"""Muon for the groups with ``algorithm="muon"``, AdamW for those with ``algorithm="adamw"``.
+    r"""Update groups with ``algorithm="muon"`` by Muon, and groups with ``algorithm="adamw"`` by AdamW.
 
     With gradient :math:`G_t`, momentum :math:`\mu`, learning rate :math:`\eta` and weight decay :math:`\lambda`, each
     matrix :math:`W` of a muon group follows
@@ -41,55 +33,53 @@ class MuonAdamW(torch.optim.Optimizer):
         O_t &= \operatorname{polar}\bigl((1 - \mu) G_t + \mu M_t\bigr) \quad\text{(nesterov; otherwise } M_t) \\
         W_t &= (1 - \eta\lambda) W_{t-1} - \eta s O_t
 
-    where the scale :math:`s` depends on ``update_scale`` and the layer's fan-out and fan-in. Matrices of the same shape
-    are orthogonalized as one batch. The adamw groups go through torch's own functional AdamW.
+    where the scale :math:`s` depends on ``update_scale`` and on the layer's fan-out and fan-in. Matrices of the same
+    shape are orthogonalized as one batch. The adamw groups go through torch's own functional AdamW.
 
-    :func:`~lightning_muon.optim.route_parameters` makes the groups. Each has its ``algorithm``, and every
-    hyperparameter below may be set per group; it is read at each step, so a scheduler or a callback may change it.
-    Gradients are never modified. The momentum has the dtype of its parameter, but float32 where that is float16, whose
-    range ends at 6e-8; AdamW's moments have at least float32. Schedulers that cycle the momentum (``CyclicLR``,
-    ``OneCycleLR``) change ``betas``, as for any optimizer that has them, and leave ``momentum`` alone.
+    :func:`~lightning_muon.optim.route_parameters` makes the groups. Each has its ``algorithm``. Every hyperparameter
+    below may be set per group; it is read at each step, so a scheduler or a callback may change it. Gradients are never
+    modified. The momentum has the dtype of its parameter, but float32 for float16, whose range ends at 6e-8; AdamW's
+    moments have at least float32. Schedulers that cycle the momentum (``CyclicLR``, ``OneCycleLR``) change ``betas``,
+    as for any optimizer that has them, and not ``momentum``.
 
-    Parameters may be replicated (DDP) or sharded (FSDP2, HSDP, FSDP1 with ``use_orig_params``): each matrix is
-    orthogonalized by one rank, which the pieces travel to and the polar factor comes back from; all else happens where
-    the shards are, and the state has the layout of its parameter. Where ranks must meet, a parameter without gradient
-    enters as zeros and is not touched. DTensors sharded otherwise, as by tensor parallelism, are gathered on all ranks.
-    With ``neuron_beta``, sums over neurons that several ranks hold take one more, small collective. All ranks must step
-    together, with the same options. Under DDP the gradients must be alike on all ranks, as they are unless a
-    communication hook keeps them apart.
+    Parameters may be replicated (DDP) or sharded (FSDP2, HSDP, FSDP1 with ``use_orig_params``). Each matrix is
+    orthogonalized by one rank, its owner: the pieces travel there and the polar factor travels back. All else happens
+    where the shards are, and the state has the layout of its parameter. In collectives a parameter without gradient
+    enters as zeros, and it is not updated. DTensors with other placements, as under tensor parallelism, are gathered on
+    all ranks. With ``neuron_beta``, the sums of neurons that extend over several ranks take one more small collective.
+    All ranks must step together, with the same options. Under DDP the gradients must be equal on all ranks, as they are
+    without a communication hook.
 
     Args:
         params: Parameter groups, each with an ``"algorithm"``: usually ``route_parameters(module)``.
-        lr: Learning rate of all groups that do not bring their own.
+        lr: Learning rate of all groups that do not have their own.
         weight_decay: Decoupled weight decay, per unit of ``lr`` (not of the scaled lr, and the same for all scales).
-        momentum: Decay of the average of the gradients, μ.
+        momentum: Decay μ of the moving average of the gradients.
         nesterov: Look one step ahead along the momentum.
-        orthogonalizer: How the polar factor is computed, see :func:`~lightning_muon.optim.orthogonalize`.
-        orthogonalizer_options: What the orthogonalizer takes, such as ``{"steps": 5}``.
-        update_scale: How large the update is, see :func:`~lightning_muon.optim.scale_factor`. With ``"moonlight"`` it
-            has the RMS of an AdamW update, so both algorithms share ``lr``; the other scales want an ``lr`` of their
-            own, of about 0.02.
-        adamw_lr: Learning rate of the adamw groups that do not bring their own. Default: ``lr``.
+        orthogonalizer: Method for the polar factor, see :func:`~lightning_muon.optim.orthogonalize`.
+        orthogonalizer_options: Options of the orthogonalizer, such as ``{"steps": 5}``.
+        update_scale: Scale of the update, see :func:`~lightning_muon.optim.scale_factor`. With ``"moonlight"`` it has
+            the RMS of an AdamW update, so both algorithms share ``lr``; the other scales need their own, of about 0.02.
+        adamw_lr: Learning rate of the adamw groups that do not have their own. Default: ``lr``.
         polar_first: Orthogonalize each gradient and average the polar factors, instead of orthogonalizing the average
             of the gradients (PolarGrad's second variant).
-        neuron_beta: Decay of the moving average by which NorMuon evens out the neurons of a layer, 0.95 in its paper.
-            Default: no such normalization.
-        cautious_weight_decay: Let only those weights decay that the step does not push outwards, in all groups.
+        neuron_beta: Decay of the moving average by which NorMuon normalizes the neurons of a layer, 0.95 in its paper.
+            Default: no normalization.
+        cautious_weight_decay: In all groups, decay only the weights that the step does not push outwards.
         batch_elements: Bound of the memory for batches of matrices, in elements; a single parameter may be larger.
             Default: 2²⁴, and 2²⁰ on a CPU, where a batch is fastest in its cache.
-        compile: Let ``torch.compile`` translate the orthogonalizer, once for each shape of a batch. That takes up to a
-            minute at the first step, and is meant for GPUs; what is saved and loaded does not change.
-        communication_dtype: In what matrices and polar factors travel between ranks, ``"bfloat16"`` or ``"float32"``.
+        compile: Run the orthogonalizer through ``torch.compile``, once for each shape of a batch. This takes up to a
+            minute at the first step, and is meant for GPUs. It changes nothing in checkpoints.
+        communication_dtype: Dtype of matrices and polar factors between ranks, ``"bfloat16"`` or ``"float32"``.
             Default: bfloat16 where the orthogonalizer computes in it, else float32.
-        shard_state: Under DDP, let each rank keep only its share of the optimizer state (ZeRO-1): the momentum of the
-            matrices that it orthogonalizes, and an equal part of AdamW's moments. The update is the same. Then
-            ``state_dict()`` needs :meth:`consolidate_state_dict` before it, which Lightning calls. Without effect on
-            what FSDP shards, state and all.
-        betas: AdamW's decay of the averages of the gradient and of its square.
+        shard_state: Under DDP, share out the optimizer state among the ranks (ZeRO-1): the momentum of a matrix to its
+            owner, and an equal part of AdamW's moments to each rank. The update is the same. Before ``state_dict()``
+            :meth:`consolidate_state_dict` must be called, as Lightning does. No effect under FSDP.
+        betas: AdamW's decay of the moving averages of the gradient and of its square.
         eps: AdamW's term in the denominator.
 
     Raises:
-        ValueError: If a group has an unknown algorithm, option or value, or holds a parameter that its algorithm
+        ValueError: If a group has an unknown algorithm, option or value, or contains a parameter that its algorithm
             cannot update. The message names the group.
 
     Example::
@@ -152,17 +142,12 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Check a group and add it; see the class for what a group holds."""
+        """Check a group and add it; see the class for what a group contains."""
         label = group_label(param_group, len(self.param_groups))
-        algorithm = param_group.get("algorithm") if isinstance(param_group, dict) else None
-        if algorithm not in ALGORITHMS:
-            raise ValueError(
-                f"{label}: algorithm is {algorithm!r}, choose one of {', '.join(ALGORITHMS)}."
-                " route_parameters(module) makes groups that say for each parameter which one fits."
-            )
+        check_algorithm(label, param_group)
         param_group = named(param_group, label)
         shardings = param_group.pop("shardings", None) or [None] * len(param_group["params"])
-        if algorithm == "adamw" and self._adamw_lr is not None:
+        if param_group["algorithm"] == "adamw" and self._adamw_lr is not None:
             param_group.setdefault("lr", self._adamw_lr)
         check_options(label, {**self.defaults, **param_group}, hyperparameters=self.defaults)
 
@@ -195,18 +180,18 @@ class MuonAdamW(torch.optim.Optimizer):
                 loss = closure()
         for group, plan in zip(self.param_groups, self._planned(), strict=True):
             if group["algorithm"] == "muon":
-                update_muon_group(group, plan, self.state, tuple(self._orthogonalize_hooks.values()))
+                muon_group_step(group, plan, self.state, tuple(self._orthogonalize_hooks.values()))
             else:
-                update_adamw_group(group, plan, self.state)
+                adamw_group_step(group, plan, self.state)
         return loss
 
     def register_orthogonalize_hook(self, hook: OrthogonalizeHook) -> RemovableHandle:
-        """Hand out what the coming steps orthogonalize, until the handle is removed.
+        """Call a function with what the next steps orthogonalize, until the handle is removed.
 
         Args:
             hook: Called as ``hook(names, factors)`` once for each batch of matrices of one shape: ``factors`` has the
-                shape (b, m, n), holds the polar factors before scaling, and is only valid during the call;
-                ``names[i]`` is the parameter that ``factors[i]`` belongs to (a fused or stacked one occurs repeatedly).
+                shape (b, m, n), contains the polar factors before scaling, and is only valid during the call;
+                ``names[i]`` is the parameter of ``factors[i]`` (that of a fused or stacked one occurs repeatedly).
 
         Returns:
             A handle; its ``remove()`` ends the calls. A step without hooks does no work for them.
@@ -216,34 +201,33 @@ class MuonAdamW(torch.optim.Optimizer):
         return handle
 
     def consolidate_state_dict(self, to: int = 0) -> None:
-        """Bring the state that ``shard_state`` has shared out together on one rank, for :meth:`state_dict` there.
+        """Bring the state that ``shard_state`` shares out together on one rank, for :meth:`state_dict` there.
 
-        All ranks must call this. Without ``shard_state`` there is nothing to do.
+        A collective: all ranks must call this. Without ``shard_state`` it does nothing.
 
         Args:
             to: The rank in the group of DDP.
         """
-        kept = self._kept()
-        if not kept:
+        shares = self._shares()
+        if not shares:
             return
-        whole = consolidate(kept, self.state, to)
+        whole = consolidate(shares, self.state, to)
         if whole is not None:
-            shares = dict(self.state)
-            self.state.update({param: state for (param, _), state in zip(kept, whole, strict=True) if state})
+            here = dict(self.state)
+            self.state.update({param: state for (param, _), state in zip(shares, whole, strict=True) if state})
             try:
                 self._consolidated = super().state_dict()
             finally:
                 self.state.clear()
-                self.state.update(shares)
+                self.state.update(here)
 
     def state_dict(self) -> dict[str, Any]:
         """Return hyperparameters and state, whole tensors or DTensors, as any ``torch.optim`` optimizer does.
 
         Raises:
-            RuntimeError: If each rank keeps a share of the state, and it was not brought together since the last step,
-                or on another rank.
+            RuntimeError: If the ranks share out the state, and it was not consolidated here since the last step.
         """
-        if not self._kept():
+        if not self._shares():
             saved = super().state_dict()
             fill_state(self.param_groups, self.state, saved)
             return saved
@@ -255,85 +239,47 @@ class MuonAdamW(torch.optim.Optimizer):
         return self._consolidated
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict, whose hyperparameters then hold.
+        """Load a state dict, hyperparameters included.
 
         Raises:
-            ValueError: If its groups hold other parameters, or send them to another algorithm, than this optimizer's:
-                torch matches state to parameters by position, so it would end up at the wrong ones.
+            ValueError: If its groups contain other parameters, or update them by another algorithm, than this
+                optimizer's: torch matches state to parameters by position, so it would reach the wrong ones.
         """
-        loaded: dict[str, Any] = {}
-
-        def before(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-            check_same_parameters(self.param_groups, state_dict["param_groups"])
-            loaded.update(state_dict)
-
-        def after(_: torch.optim.Optimizer) -> None:
-            for group, saved in zip(self.param_groups, loaded["param_groups"], strict=True):
-                for param, key in zip(group["params"], saved["params"], strict=True):
-                    self._restore_moments(param, loaded["state"].get(key, {}))
-            for param, state in self.state.items():
-                self.state[param] = {key: laid_out_as(value, param) for key, value in state.items()}
-            drop_filled_state(self.param_groups, self.state)
-            for param, kept in self._kept():
-                if param in self.state:
-                    self.state[param] = kept_part(self.state[param], kept)
-
-        # Behind the hooks that others have registered before it, and before those after it.
-        hooks = [
-            self.register_load_state_dict_pre_hook(before),
-            self.register_load_state_dict_post_hook(after, prepend=True),
-        ]
-        layouts = [group.get("layouts") for group in self.param_groups]
-        try:
+        with restored(self, self._shares()):
             super().load_state_dict(state_dict)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        for group, layout in zip(self.param_groups, layouts, strict=True):
-            if layout is not None:
-                group["layouts"] = layout
-            group.pop("shardings", None)  # an empty one, of another optimizer on groups of route_parameters
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickle or a copy needs; hooks and process groups belong to the original."""
-        if self._kept():
-            raise RuntimeError(
-                "with shard_state each rank keeps but a share of the state, which is of no use in a copy"
-            )
+        if self._shares():
+            raise RuntimeError("with shard_state each rank has only a share of the state: it cannot be copied")
         return {**super().__getstate__(), "_adamw_lr": self._adamw_lr, "shard_state": self.shard_state}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled or copied optimizer, or load a state dict."""
         super().__setstate__(state)
         for group in self.param_groups:
-            for option in self.defaults.keys() - {"differentiable"}:  # which torch adds, of no meaning here
-                group.setdefault(option, self.defaults[option])  # one that came after the checkpoint was written
+            for option in self.defaults.keys() - {"differentiable"}:  # torch adds it; it has no meaning here
+                group.setdefault(option, self.defaults[option])  # an option that is newer than the checkpoint
         self.__dict__.setdefault("_orthogonalize_hooks", OrderedDict())
         self.__dict__.setdefault("_shardings", {})  # a copy is for another run
         self._plans = self._consolidated = None
 
     def _planned(self) -> list[GroupPlan]:
-        """Return the plan for each group: made once for a size of batches, from what is the same on all ranks."""
+        """Return the plan of each group, made once for each choice of ``batch_elements``."""
         sizes = [group["batch_elements"] for group in self.param_groups]
         if self._plans is None or self._plans[0] != sizes:
             self._plans = sizes, make_plans(self.param_groups, self._sharding, self._shares_state)
         return self._plans[1]
 
     def _sharding(self, param: Tensor) -> Sharding | None:
-        """Return over which ranks a parameter is spread, None if it is whole on one."""
+        """Return the sharding of a parameter, ``None`` if it is whole on one rank."""
         sharding = dtensor_sharding(param) if is_dtensor(param) else self._shardings.get(param)
         return None if sharding is None or sharding.group.size() == 1 else sharding
 
     def _shares_state(self, param: Tensor) -> bool:
         return self.shard_state and not is_dtensor(param) and not is_flattened(param)
 
-    def _kept(self) -> list[tuple[Tensor, Kept]]:
-        """Return the parameters of whose state this rank keeps a share."""
+    def _shares(self) -> list[tuple[Tensor, StateShares]]:
+        """Return the parameters whose state the ranks share out."""
         plans = zip(self.param_groups, self._planned(), strict=True)
-        return [(group["params"][index], kept) for group, plan in plans for index, kept in plan.kept.items()]
-
-    def _restore_moments(self, param: Tensor, saved: Mapping[str, Any]) -> None:
-        """Take the averages as they were saved: torch has cast them to the dtype of the parameter."""
-        for key in saved.keys() - {"step"}:
-            if param.dtype in HALF:
-                self.state[param][key] = saved[key].to(device=param.device, copy=True)
+        return [(group["params"][index], shares) for group, plan in plans for index, shares in plan.shares.items()]

@@ -1,73 +1,58 @@
-"""What a parameter group of MuonAdamW holds, and the errors that say when it does not."""
+"""What a parameter group of MuonAdamW contains, and the errors of those that are wrong."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from lightning_muon.optim.matrix_layout import MatrixLayout
-from lightning_muon.optim.orthogonalize import orthogonalize
+from lightning_muon.optim.polar.orthogonalize import orthogonalize
 from lightning_muon.optim.sharding.dtensor import is_dtensor, is_sharded_by_rows
-from lightning_muon.optim.sharding.fully_sharded_data_parallel import is_flattened
+from lightning_muon.optim.sharding.fsdp1 import is_flattened
 from lightning_muon.optim.sharding.sharding import Sharding
-from lightning_muon.optim.update_scale import scale_factor
+from lightning_muon.optim.update.matrix_layout import matrix_layouts
+from lightning_muon.optim.update.options import ALGORITHMS, CommunicationDtype
+from lightning_muon.optim.update.scale import scale_factor
 
-Algorithm = Literal["muon", "adamw"]
-ALGORITHMS = get_args(Algorithm)
-CommunicationDtype = Literal["bfloat16", "float32"]
-
-# What routing and the schedulers of torch write into a group beside the hyperparameters.
+# Keys that routing and torch's schedulers write into a group beside the hyperparameters.
 _BOOKKEEPING = {"params", "param_names", "name", "algorithm", "layouts", "reasons", "shardings"}
 _SCHEDULER_KEYS = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
 
 
-def matrix_layouts(group: Mapping[str, Any]) -> list[MatrixLayout]:
-    """Return where the matrices of each parameter are: plain ones, if the group does not say."""
-    if "layouts" not in group:
-        return [MatrixLayout()] * len(group["params"])
-    return [MatrixLayout(**layout) for layout in group["layouts"]]
-
-
 def group_label(group: Any, index: int) -> str:
-    """Return what to call a group in a message."""
+    """Return the name of a group for messages."""
     name = group.get("name") if isinstance(group, dict) else None
     return f"parameter group {index} ({name})" if name else f"parameter group {index}"
 
 
 def named(group: Mapping[str, Any], label: str) -> dict[str, Any]:
-    """Return the group with ``param_names``, made up from its label where it brings none."""
+    """Return the group with ``param_names``, made from its label where it has none."""
     if isinstance(group["params"], set):
-        return dict(group)  # which torch refuses: a set has no order
+        return dict(group)  # torch refuses a set, which has no order
     params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
     if "param_names" in group or any(not isinstance(param, Tensor) for param in params):
         return {**group, "params": params}
     return {**group, "params": params, "param_names": [f"{label}[{i}]" for i in range(len(params))]}
 
 
-def check_same_parameters(groups: Sequence[Mapping[str, Any]], saved_groups: Sequence[Mapping[str, Any]]) -> None:
-    """Raise a ValueError if saved groups hold other parameters, or send them to another algorithm."""
-    for index, (group, saved) in enumerate(zip(groups, saved_groups, strict=False)):
-        for key in ("algorithm", "param_names"):
-            if key in saved and saved[key] != group[key]:
-                raise ValueError(
-                    f"{group_label(group, index)}: {key} of the state dict differs:"
-                    f" {_first_difference(saved[key], group[key])}."
-                    " Route the parameters as in the run that saved it."
-                )
-
-
-def _first_difference(saved: Any, expected: Any) -> str:
-    if isinstance(saved, list) and isinstance(expected, list):
-        for a, b in zip(saved, expected, strict=False):
-            if a != b:
-                return f"it has {a!r} where this optimizer has {b!r}"
-        return f"it has {len(saved)} parameters where this optimizer has {len(expected)}"
-    return f"it has {saved!r} where this optimizer has {expected!r}"
+def check_algorithm(label: str, group: Any) -> None:
+    """Raise a ValueError if the algorithm of a group is unknown."""
+    algorithm = group.get("algorithm") if isinstance(group, dict) else None
+    if algorithm not in ALGORITHMS:
+        raise ValueError(
+            f"{label}: algorithm is {algorithm!r}, choose one of {', '.join(ALGORITHMS)}."
+            " route_parameters(module) makes groups with the right algorithm for each parameter."
+        )
 
 
 def check_options(label: str, options: Mapping[str, Any], hyperparameters: Iterable[str]) -> None:
-    """Raise a ValueError if a group has an unknown option, or an option a value out of its range."""
+    """Raise a ValueError if a group has an unknown option, or a value out of its range.
+
+    Args:
+        label: The name of the group.
+        options: The options of the group, defaults included.
+        hyperparameters: The options that there are.
+    """
     for key in options:
         if key not in {*hyperparameters, *_BOOKKEEPING, *_SCHEDULER_KEYS}:
             raise ValueError(f"{label}: unknown option {key!r}; known are {', '.join(hyperparameters)}")
@@ -109,7 +94,7 @@ def check_parameters(label: str, group: Mapping[str, Any], shardings: Sequence[S
     Args:
         label: The name of the group.
         group: The group.
-        shardings: Where its parameters live, as far as they cannot tell by themselves.
+        shardings: The shardings of its parameters; ``None`` for DTensors and for those that are whole on one rank.
     """
     for key in ("param_names", "layouts"):
         if key in group and len(group[key]) != len(group["params"]):
@@ -130,7 +115,7 @@ def check_parameters(label: str, group: Mapping[str, Any], shardings: Sequence[S
                 " route_parameters(module) finds out, given the module that FSDP wraps or the LightningModule."
             )
         if is_dtensor(param) and any(placement.is_partial() for placement in param.placements):
-            raise ValueError(f"{label}: {name} is placed as {param.placements}: a sum that is still to be taken")
+            raise ValueError(f"{label}: {name} is placed as {param.placements}: partial sums, which cannot be updated")
         if is_dtensor(param) and not is_sharded_by_rows(param) and group["neuron_beta"] is not None:
             raise ValueError(
                 f"{label}: {name} is placed as {param.placements}, and neuron_beta needs rows of one rank each:"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.matrix_problems.stopped_polargrad import StoppedPolarGrad
 from lightning_muon.optim import MuonAdamW
-from lightning_muon.optim.orthogonalize import Orthogonalizer
+from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
 
 
 class Method(NamedTuple):

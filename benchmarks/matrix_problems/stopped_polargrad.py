@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_muon.optim.qdwh import halley_weights
+from lightning_muon.optim.polar.exact import halley_weights
 
 
 class StoppedPolarGrad(torch.optim.Optimizer):

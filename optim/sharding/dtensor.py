@@ -1,4 +1,4 @@
-"""What a DTensor says about where it lives."""
+"""Adapter: DTensors, as FSDP2, HSDP and tensor parallelism make them."""
 
 import math
 import sys
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def is_dtensor(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Tell whether a tensor is a DTensor, without importing what makes them: it takes seconds."""
+    """Return whether a tensor is a DTensor, without importing the module of DTensors, which takes seconds."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    """Return what this rank holds of a tensor: a view, so that what is written there is written to the tensor."""
+    """Return this rank's shard of a tensor, as a view: what is written to it is written to the tensor."""
     if not is_dtensor(tensor):
         return tensor
     local: Tensor = tensor.to_local()
@@ -27,10 +27,15 @@ def local_tensor(tensor: Tensor) -> Tensor:
 
 
 def local_gradient(parameter: Tensor, gradient: Tensor, name: str) -> Tensor:
-    """Return this rank's part of the gradient of a parameter.
+    """Return this rank's shard of the gradient of a parameter.
+
+    Args:
+        parameter: The parameter.
+        gradient: Its gradient.
+        name: Name of the parameter, for the error.
 
     Raises:
-        ValueError: If the gradient is laid out in another way than the parameter.
+        ValueError: If the gradient has other placements than the parameter.
     """
     if is_dtensor(parameter) and (not is_dtensor(gradient) or gradient.placements != parameter.placements):
         found = gradient.placements if is_dtensor(gradient) else "a plain tensor"
@@ -42,49 +47,49 @@ def local_gradient(parameter: Tensor, gradient: Tensor, name: str) -> Tensor:
 
 
 def laid_out_as(value: Tensor, parameter: Tensor) -> Tensor:
-    """Return a whole tensor in the layout of a parameter, if this is a DTensor of its shape. No communication.
+    """Shard a whole tensor like a parameter, if the parameter is a DTensor of its shape. No communication.
 
     Args:
-        value: The same on all ranks, such as the state in a checkpoint of one device.
+        value: The same on all ranks, such as state from a checkpoint of one device.
         parameter: The parameter.
     """
     if not is_dtensor(parameter) or is_dtensor(value) or value.shape != parameter.shape or value.ndim == 0:
         return value
-    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 - it takes seconds, and is there already
+    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 - it takes seconds, and is loaded already
 
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def dtensor_sharding(parameter: "DTensor") -> Sharding | None:
-    """Describe a DTensor whose rows are sharded over one dimension of its mesh, and copied along the others.
+    """Describe a DTensor whose rows are sharded over one dimension of its mesh, and replicated along the others.
 
-    Copies (the replicas of HSDP) are updated by the same work, done once in each replica: that is deterministic, so
-    they stay equal, and nothing has to be sent between them.
+    Each replica of HSDP does the same work by itself. It is deterministic, so the replicas stay equal without
+    communication between them.
 
     Args:
-        parameter: One of which :func:`is_sharded_by_rows` is true.
+        parameter: One for which :func:`is_sharded_by_rows` is true.
 
     Returns:
-        The sharding over the group of ranks that together hold the parameter; None where this rank alone does.
+        The sharding over the group of ranks that together have the parameter; ``None`` where this rank has all of it.
     """
     mesh = parameter.device_mesh
-    spread = _spread_dims(parameter)
-    if not spread:
+    sharded = _sharded_dims(parameter)
+    if not sharded:
         return replicated(parameter.shape, mesh.get_group()) if mesh.ndim == 1 else None
-    group = mesh.get_group(spread[0])
+    group = mesh.get_group(sharded[0])
     row = math.prod(parameter.shape[1:])
-    held = tuple((start * row, stop * row) for start, stop in chunks(parameter.shape[0], group.size()))
-    return Sharding(parameter.shape, group, held)
+    ranges = tuple((start * row, stop * row) for start, stop in chunks(parameter.shape[0], group.size()))
+    return Sharding(parameter.shape, group, ranges)
 
 
 def is_sharded_by_rows(parameter: "DTensor") -> bool:
-    """Tell whether each rank holds one range of rows, or all: not so for the column shards of tensor parallelism."""
-    placements: list[Any] = [parameter.placements[dim] for dim in _spread_dims(parameter)]
-    # The exact class: a strided shard is one too, but its rows are not in their order.
+    """Return whether each rank has one range of rows, or all; not so for column shards of tensor parallelism."""
+    placements: list[Any] = [parameter.placements[dim] for dim in _sharded_dims(parameter)]
+    # The exact class: a strided shard is a subclass of Shard, but its rows are in another order.
     return all(type(p).__name__ == "Shard" and p.dim == 0 for p in placements) and len(placements) <= 1
 
 
-def _spread_dims(parameter: "DTensor") -> list[int]:
-    """Return the dimensions of the mesh along which ranks hold something different."""
+def _sharded_dims(parameter: "DTensor") -> list[int]:
+    """Return the dimensions of the mesh along which the ranks have different elements."""
     mesh = parameter.device_mesh
     return [dim for dim, p in enumerate(parameter.placements) if not p.is_replicate() and mesh.size(dim) > 1]

@@ -1,29 +1,53 @@
-"""How pieces of matrices get to their owners, and what the owners make of them back."""
+"""The all-to-alls of a bucket: pieces of matrices to their owners, and polar factors back."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_muon.optim.orthogonalize import working_precision
-from lightning_muon.optim.sharding.rounds import Piece, Round
+from lightning_muon.optim.polar.orthogonalize import working_precision
+from lightning_muon.optim.sharding.buckets import Bucket, Piece
+from lightning_muon.optim.update.muon import Stages
+from lightning_muon.optim.update.options import MuonOptions
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 COMMUNICATION_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
+# How many buckets are under way at a time: one arrives, one is orthogonalized, one returns.
+STAGES = 3
 
-def wire_dtype(source: Tensor, options: Mapping[str, Any]) -> torch.dtype:
-    """Return the dtype in which matrices and their polar factors travel.
+# The nuclear norms (matrices,) of units, by the position of the parameter in its bucket and the start of the unit.
+UnitNorms = dict[tuple[int, int], Tensor]
 
-    By default bfloat16 where nothing is lost that the orthogonalizer would use: where it computes in bfloat16, or the
-    momentum has no more digits. Else float32; float64 for float64.
+
+def overlap(steps: Iterable[Iterator[None]]) -> None:
+    """Run steps that pause while something is on its way, each one stage behind the step before it.
+
+    The newest goes first, so that its data travels while the older ones compute. The order of all stages depends only
+    on the number of steps, so ranks that run the same steps issue the same collectives.
 
     Args:
-        source: What is to be orthogonalized.
+        steps: Each pauses at most twice.
+    """
+    under_way: list[Iterator[None]] = []
+    for step in [*steps, *(iter(()) for _ in range(STAGES - 1))]:
+        under_way = [step, *under_way[: STAGES - 1]]
+        for stage in under_way:
+            next(stage, None)
+
+
+def wire_dtype(source: Tensor, options: MuonOptions) -> torch.dtype:
+    """Return the dtype in which matrices and their polar factors travel.
+
+    The default is bfloat16 where this loses nothing that the orthogonalizer would use: where it computes in bfloat16,
+    or ``source`` has no more digits. Else it is float32, or float64 for float64.
+
+    Args:
+        source: The tensor to be orthogonalized.
         options: Those of the parameter group.
     """
     if options["communication_dtype"] is not None:
@@ -34,140 +58,139 @@ def wire_dtype(source: Tensor, options: Mapping[str, Any]) -> torch.dtype:
     return torch.bfloat16 if torch.bfloat16 in (source.dtype, computes_in) else torch.float32
 
 
-def gather(round_: Round, sources: Sequence[Tensor], dtype: torch.dtype) -> Callable[[], list[Tensor]]:
-    """Send the pieces of a round to the owners of their matrices.
+def gather(bucket: Bucket, sources: Sequence[Tensor], dtype: torch.dtype) -> Stages[list[Tensor]]:
+    """Send the pieces of a bucket to the owners of their matrices; pause while they are on their way.
 
     Args:
-        round_: What travels.
-        sources: What this rank holds of each parameter in the round.
-        dtype: In which it travels.
+        bucket: The bucket.
+        sources: This rank's shard of each parameter in it.
+        dtype: The dtype on the wire.
 
     Returns:
-        A function that waits, and returns the elements (numel,) of each unit that this rank owns.
+        The elements (numel,) of each unit that this rank owns.
     """
     flat = [source.reshape(-1) for source in sources]
 
-    def here(member: int, start: int, stop: int) -> Tensor:
-        first = round_.shardings[member].held[0]
+    def mine(member: int, start: int, stop: int) -> Tensor:
+        first = bucket.shardings[member].shard[0]
         return flat[member][start - first : stop - first]
 
-    arriving: Callable[[], list[Tensor]] | None = None
-    if round_.gathers:
-        outgoing = [[here(p.member, p.start, p.stop) for p in pieces] for pieces in round_.to_owners]
-        incoming = [sum(p.stop - p.start for p in pieces) for pieces in round_.from_holders]
-        arriving = _all_to_all(round_.group, outgoing, incoming, dtype, flat[0].device)
+    arriving = None
+    if bucket.gathers:
+        outgoing = [[mine(p.member, p.start, p.stop) for p in pieces] for pieces in bucket.to_owners]
+        incoming = [sum(p.numel for p in pieces) for pieces in bucket.from_shards]
+        arriving = _AllToAll(bucket.group, outgoing, incoming, dtype, flat[0].device)
+    yield
 
-    def assemble() -> list[Tensor]:
-        units = []
-        for member, unit in round_.owned:
-            start, stop = unit.held[round_.rank]
-            mine = here(member, start, stop)
-            if stop - start < unit.numel:
-                whole = mine.new_empty(unit.numel, dtype=dtype)
-                whole[start - unit.start : stop - unit.start] = mine
-                mine = whole
-            units.append(mine)
-        if arriving is not None:
-            by_place = {
-                (member, unit.start): elements for (member, unit), elements in zip(round_.owned, units, strict=True)
-            }
-            for pieces, received in zip(round_.from_holders, arriving(), strict=True):
-                for p, elements in zip(pieces, received.split([p.stop - p.start for p in pieces]), strict=True):
-                    by_place[p.member, p.unit.start][p.start - p.unit.start : p.stop - p.unit.start] = elements
-        return units
-
-    return assemble
+    units = {}
+    for member, unit in bucket.owned:
+        start, stop = unit.shards[bucket.rank]
+        elements = mine(member, start, stop)
+        if stop - start < unit.numel:
+            whole = elements.new_empty(unit.numel, dtype=dtype)
+            whole[start - unit.start : stop - unit.start] = elements
+            elements = whole
+        units[member, unit.start] = elements
+    if arriving is not None:
+        for pieces, received in zip(bucket.from_shards, arriving.wait(), strict=True):
+            for p, elements in zip(pieces, received.split([p.numel for p in pieces]), strict=True):
+                units[p.member, p.unit.start][p.in_unit] = elements
+    return list(units.values())
 
 
 def scatter(
-    round_: Round, factors: Sequence[Tensor], norms: Sequence[Tensor] | None, dtype: torch.dtype, device: torch.device
-) -> Callable[[], tuple[list[Tensor], dict[tuple[int, int], Tensor]]]:
-    """Send polar factors from the owners to all who hold a piece of their matrices.
+    bucket: Bucket, factors: Sequence[Tensor], norms: UnitNorms | None, dtype: torch.dtype, device: torch.device
+) -> Stages[tuple[list[Tensor], UnitNorms | None]]:
+    """Send polar factors from the owners to the shards of their matrices; pause while they are on their way.
 
     Args:
-        round_: What travels.
+        bucket: The bucket.
         factors: The elements (numel,) of the factor of each unit that this rank owns.
-        norms: For each unit that this rank owns, a number for each of its matrices, (matrices,): it is sent along, in
-            float32 whatever ``dtype`` is.
-        dtype: In which factors travel. They are rounded to it on their owner too, so that copies stay equal.
-        device: Where.
+        norms: The nuclear norms of the units that this rank owns; they travel along, in float32 for every ``dtype``.
+        dtype: The dtype on the wire. Owners round their factors to it too, so that replicas stay equal.
+        device: The device of the result.
 
     Returns:
-        A function that waits, and returns the elements of the factors that this rank holds, for each parameter in the
-        round; and the numbers, by the position of the parameter and the start of the unit.
+        The elements of the factors in this rank's shard of each parameter in the bucket, and the norms of all units in
+        these shards.
     """
-    made: dict[tuple[int, int], Tensor] = {}
-    known: dict[tuple[int, int], Tensor] = {}
-    for number, (member, unit) in enumerate(round_.owned):
-        made[member, unit.start] = factors[number] if unit.holder is not None else factors[number].to(dtype)
-        if norms is not None:
-            known[member, unit.start] = norms[number]
-    words = max(1, 4 // dtype.itemsize)  # that a number in float32 takes
+    made = {
+        (member, unit.start): factor if unit.only_rank is not None else factor.to(dtype)
+        for (member, unit), factor in zip(bucket.owned, factors, strict=True)
+    }
+    words = max(1, 4 // dtype.itemsize)  # elements on the wire for a number in float32
 
-    def numbers(piece: Piece) -> int:
+    def norm_words(piece: Piece) -> int:
         return words * piece.unit.layout.count(piece.unit.shape) if norms is not None else 0
 
-    arriving: Callable[[], list[Tensor]] | None = None
-    if round_.scatters:
+    arriving = None
+    if bucket.scatters:
         outgoing: list[list[Tensor]] = []
-        for pieces in round_.to_holders:
+        for pieces in bucket.to_shards:
             outgoing.append([])
             for p in pieces:
-                place = (p.member, p.unit.start)
-                outgoing[-1].append(made[place][p.start - p.unit.start : p.stop - p.unit.start])
+                outgoing[-1].append(made[p.member, p.unit.start][p.in_unit])
                 if norms is not None:
-                    outgoing[-1].append(_as_words(known[place], dtype))
-        incoming = [sum(p.stop - p.start + numbers(p) for p in pieces) for pieces in round_.from_owners]
-        arriving = _all_to_all(round_.group, outgoing, incoming, dtype, device)
+                    outgoing[-1].append(_as_words(norms[p.member, p.unit.start], dtype))
+        incoming = [sum(p.numel + norm_words(p) for p in pieces) for pieces in bucket.from_owners]
+        arriving = _AllToAll(bucket.group, outgoing, incoming, dtype, device)
+    yield
 
-    def assemble() -> tuple[list[Tensor], dict[tuple[int, int], Tensor]]:
-        held: list[list[tuple[int, Tensor]]] = [[] for _ in round_.members]
-        for member, unit in round_.owned:
-            start, stop = unit.held[round_.rank]
-            held[member].append((start, made[member, unit.start][start - unit.start : stop - unit.start]))
-        if arriving is not None:
-            for pieces, received in zip(round_.from_owners, arriving(), strict=True):
-                sizes = [size for p in pieces for size in (p.stop - p.start, numbers(p))]
-                parts = iter(received.split(sizes))
-                for p in pieces:
-                    elements, sent = next(parts), next(parts)
-                    held[p.member].append((p.start, elements))
-                    if norms is not None:
-                        known[p.member, p.unit.start] = _from_words(sent)
-        empty = torch.empty(0, dtype=dtype, device=device)
-        ordered = [[elements for _, elements in sorted(pieces, key=lambda piece: piece[0])] for pieces in held]
-        return [torch.cat(pieces) if len(pieces) > 1 else (pieces or [empty])[0] for pieces in ordered], known
-
-    return assemble
+    found: list[list[tuple[int, Tensor]]] = [[] for _ in bucket.members]
+    for member, unit in bucket.owned:
+        start, stop = unit.shards[bucket.rank]
+        found[member].append((start, made[member, unit.start][start - unit.start : stop - unit.start]))
+    if arriving is not None:
+        for pieces, received in zip(bucket.from_owners, arriving.wait(), strict=True):
+            parts = iter(received.split([size for p in pieces for size in (p.numel, norm_words(p))]))
+            for p in pieces:
+                elements, sent = next(parts), next(parts)
+                found[p.member].append((p.start, elements))
+                if norms is not None:
+                    norms[p.member, p.unit.start] = _from_words(sent)
+    empty = torch.empty(0, dtype=dtype, device=device)
+    ordered = [[elements for _, elements in sorted(pieces, key=lambda piece: piece[0])] for pieces in found]
+    return [torch.cat(pieces) if len(pieces) > 1 else (pieces or [empty])[0] for pieces in ordered], norms
 
 
-def _all_to_all(
-    group: "ProcessGroup",
-    outgoing: Sequence[Sequence[Tensor]],
-    incoming: Sequence[int],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Callable[[], list[Tensor]]:
-    """Send tensors to each rank, packed into one; return a function that waits for what each rank has sent."""
-    tensors = [tensor.to(dtype) for to_rank in outgoing for tensor in to_rank]
-    packed = torch.cat(tensors) if tensors else torch.empty(0, dtype=dtype, device=device)
-    received = torch.empty(sum(incoming), dtype=dtype, device=device)
-    sizes = [sum(tensor.numel() for tensor in to_rank) for to_rank in outgoing]
-    work = dist.all_to_all_single(received, packed, list(incoming), sizes, group=group, async_op=True)
+class _AllToAll:
+    """An all-to-all that has been started: each rank sends a list of tensors to each rank, packed into one.
 
-    def wait() -> list[Tensor]:
-        work.wait()
-        return list(received.split(list(incoming)))
+    Args:
+        group: The ranks.
+        outgoing: For each rank, the tensors that it gets.
+        incoming: For each rank, the number of elements that it sends to this one.
+        dtype: The dtype on the wire.
+        device: The device of what arrives.
+    """
 
-    return wait
+    def __init__(
+        self,
+        group: "ProcessGroup",
+        outgoing: Sequence[Sequence[Tensor]],
+        incoming: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        tensors = [tensor.to(dtype) for to_rank in outgoing for tensor in to_rank]
+        packed = torch.cat(tensors) if tensors else torch.empty(0, dtype=dtype, device=device)
+        sizes = [sum(tensor.numel() for tensor in to_rank) for to_rank in outgoing]
+        self._incoming = list(incoming)
+        self._received = torch.empty(sum(incoming), dtype=dtype, device=device)
+        self._work = dist.all_to_all_single(self._received, packed, self._incoming, sizes, group=group, async_op=True)
+
+    def wait(self) -> list[Tensor]:
+        """Return what each rank has sent, when it is there."""
+        self._work.wait()
+        return list(self._received.split(self._incoming))
 
 
 def _as_words(numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """Write float32 numbers as elements of another dtype: bit by bit where that is shorter."""
+    """Write float32 numbers as elements of another dtype, bit by bit where that has fewer bits."""
     numbers = numbers.float()
     return numbers.view(dtype) if dtype.itemsize < 4 else numbers.to(dtype)
 
 
 def _from_words(words: Tensor) -> Tensor:
-    # A copy, because what comes out of the middle of a buffer need not be aligned.
+    # A copy, because a slice of a buffer need not be aligned.
     return words.clone().view(torch.float32) if words.element_size() < 4 else words.float()

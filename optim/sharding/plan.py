@@ -1,40 +1,50 @@
-"""Who does what in a step of a whole optimizer."""
+"""The plan of a step: which rank owns which matrices, and in which way each parameter of a group is updated."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lightning_muon.optim.muon_update import batch_bound, bounded
-from lightning_muon.optim.parameter_group import matrix_layouts
+from lightning_muon.optim.sharding.buckets import Bucket, make_buckets
 from lightning_muon.optim.sharding.dtensor import is_dtensor, is_sharded_by_rows
-from lightning_muon.optim.sharding.kept_state import Kept
-from lightning_muon.optim.sharding.ownership import Loads, Unit, assign_owners
-from lightning_muon.optim.sharding.rounds import Round, make_rounds
-from lightning_muon.optim.sharding.sharding import Range, Sharding, chunks
+from lightning_muon.optim.sharding.sharding import Range, Sharding, Unit, chunks, cut_into_units
+from lightning_muon.optim.sharding.zero1 import StateShares
+from lightning_muon.optim.update.matrix_layout import MatrixLayout, matrix_layouts
+from lightning_muon.optim.update.muon import batch_bound, bounded
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Loads = defaultdict["ProcessGroup", list[int]]
 
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """Say how the parameters of a group are updated, by their positions in it.
+    """How the parameters of a group are updated, by their positions in it.
 
     Args:
-        alone: Those for which this rank needs no other.
-        redistributed: Those of Muon that are not sharded by rows, which all ranks gather.
-        rounds: Those of Muon that go to the owners of their matrices and back, as they travel together.
-        kept_rounds: Those of Muon whose owner also keeps their state, so that they only come from there.
-        kept_packs: Those of AdamW of which each rank keeps a part of the state, as they travel together.
-        kept: Of which elements each rank keeps the state, for those whose state is shared out.
+        here: Those that this rank updates without any other.
+        layouts: Where the matrices of each parameter of a muon group are.
+        fans: Fan-out and fan-in of these matrices.
+        everywhere: Those of Muon that are not sharded by rows, which all ranks gather.
+        buckets: Those of Muon that travel to the owners of their matrices and back, bucket by bucket.
+        zero1_buckets: Those of Muon whose owner also has their state: only their steps travel.
+        zero1_packs: Those of AdamW whose state is shared out, as their weights travel together.
+        shares: The elements whose state each rank has, for the last two.
+        has_dtensors: Whether a parameter is a DTensor.
     """
 
-    alone: tuple[int, ...]
-    redistributed: tuple[int, ...] = ()
-    rounds: tuple[Round, ...] = ()
-    kept_rounds: tuple[Round, ...] = ()
-    kept_packs: tuple[tuple[int, ...], ...] = ()
-    kept: Mapping[int, Kept] = field(default_factory=dict)
+    here: tuple[int, ...]
+    layouts: Sequence[MatrixLayout] = ()
+    fans: Sequence[tuple[int, int]] = ()
+    everywhere: tuple[int, ...] = ()
+    buckets: tuple[Bucket, ...] = ()
+    zero1_buckets: tuple[Bucket, ...] = ()
+    zero1_packs: tuple[tuple[int, ...], ...] = ()
+    shares: Mapping[int, StateShares] = field(default_factory=dict)
+    has_dtensors: bool = False
 
 
 def make_plans(
@@ -42,69 +52,110 @@ def make_plans(
     sharding_of: Callable[[Tensor], Sharding | None],
     shares_state: Callable[[Tensor], bool],
 ) -> list[GroupPlan]:
-    """Plan the steps of an optimizer; all ranks come to the same plan without a word between them.
+    """Plan the steps of an optimizer: deterministic, the same on all ranks, without communication.
 
-    The work is shared evenly over all groups. A group that comes later changes nothing for those before it, so that
-    state stays where it is.
+    The work is distributed evenly over all groups. A group that is added later does not change the plans of those
+    before it, so their state stays where it is.
 
     Args:
-        groups: Its parameter groups.
-        sharding_of: Tells the sharding of a parameter, None if this rank holds all of it alone.
-        shares_state: Tells whether the ranks that all hold a parameter keep but a share of its state each.
+        groups: The parameter groups of the optimizer.
+        sharding_of: Returns the sharding of a parameter, ``None`` if it is whole on this rank alone.
+        shares_state: Returns whether the ranks that replicate a parameter share out its state.
     """
     loads: Loads = defaultdict(list)
     return [
-        _of_muon(group, sharding_of, shares_state, loads)
+        _plan_muon(group, sharding_of, shares_state, loads)
         if group["algorithm"] == "muon"
-        else _of_adamw(group, sharding_of, shares_state)
+        else _plan_adamw(group, sharding_of, shares_state)
         for group in groups
     ]
 
 
-def _of_muon(
+def assign_owners(parameters: Iterable[tuple[Sharding, MatrixLayout]], loads: Loads) -> list[tuple[Unit, ...]]:
+    """Cut parameters into units and assign each unit to a rank of its group.
+
+    Units that are whole on one rank stay there. The others are assigned, most expensive first, to the rank with the
+    smallest load. This depends only on shapes and shardings, so all ranks find the same result.
+
+    Args:
+        parameters: The sharding and the layout of each, in an order that is the same on all ranks.
+        loads: The cost that the ranks of each group have already; the new cost is added.
+
+    Returns:
+        The units of each parameter.
+    """
+    parameters = list(parameters)
+    units = [cut_into_units(sharding, layout) for sharding, layout in parameters]
+    travelling: list[tuple[int, int]] = []
+    for index, (sharding, _) in enumerate(parameters):
+        load = loads[sharding.group] = loads[sharding.group] or [0] * len(sharding.ranges)
+        for number, unit in enumerate(units[index]):
+            if unit.owner >= 0:
+                load[unit.owner] += unit.cost
+            else:
+                travelling.append((index, number))
+    travelling.sort(key=lambda place: -units[place[0]][place[1]].cost)
+    for index, number in travelling:
+        unit, load = units[index][number], loads[parameters[index][0].group]
+        owner = load.index(min(load))
+        load[owner] += unit.cost
+        units[index][number] = replace(unit, owner=owner)
+    return [tuple(of_parameter) for of_parameter in units]
+
+
+def _plan_muon(
     group: Mapping[str, Any],
     sharding_of: Callable[[Tensor], Sharding | None],
     shares_state: Callable[[Tensor], bool],
     loads: Loads,
 ) -> GroupPlan:
     params, layouts = group["params"], matrix_layouts(group)
-    redistributed = tuple(i for i, param in enumerate(params) if is_dtensor(param) and not is_sharded_by_rows(param))
+    everywhere = tuple(i for i, param in enumerate(params) if is_dtensor(param) and not is_sharded_by_rows(param))
     shardings = {
         i: sharding
         for i, param in enumerate(params)
-        if i not in redistributed and (sharding := sharding_of(param)) is not None
+        if i not in everywhere and (sharding := sharding_of(param)) is not None
     }
     units = dict(zip(shardings, assign_owners([(s, layouts[i]) for i, s in shardings.items()], loads), strict=True))
-    kept = {
-        i: Kept(s, _owned_ranges(units[i], len(s.ranges)))
+    shares = {
+        i: StateShares(s, _owned_ranges(units[i], len(s.ranges)))
         for i, s in shardings.items()
         if s.replicated and shares_state(params[i])
     }
 
-    def rounds(members: Iterable[int]) -> tuple[Round, ...]:
+    def buckets(members: Iterable[int]) -> tuple[Bucket, ...]:
         travelling = [(i, params[i], shardings[i], units[i]) for i in members]
-        return tuple(make_rounds(travelling, group["batch_elements"]))
+        return tuple(make_buckets(travelling, group["batch_elements"]))
 
+    shapes = [shardings[i].shape if i in shardings else param.shape for i, param in enumerate(params)]
     return GroupPlan(
-        alone=tuple(i for i in range(len(params)) if i not in shardings and i not in redistributed),
-        redistributed=redistributed,
-        rounds=rounds(i for i in shardings if i not in kept),
-        kept_rounds=rounds(kept),
-        kept=kept,
+        here=tuple(i for i in range(len(params)) if i not in shardings and i not in everywhere),
+        layouts=layouts,
+        fans=[layout.fans(shape) for layout, shape in zip(layouts, shapes, strict=True)],
+        everywhere=everywhere,
+        buckets=buckets(i for i in shardings if i not in shares),
+        zero1_buckets=buckets(shares),
+        shares=shares,
+        has_dtensors=any(map(is_dtensor, params)),
     )
 
 
-def _of_adamw(
+def _plan_adamw(
     group: Mapping[str, Any], sharding_of: Callable[[Tensor], Sharding | None], shares_state: Callable[[Tensor], bool]
 ) -> GroupPlan:
-    """Element by element it does not matter where a parameter lives, unless its state lives elsewhere."""
-    kept = {
-        i: Kept(sharding, tuple((chunk,) for chunk in chunks(sharding.shape.numel(), sharding.group.size())))
-        for i, param in enumerate(group["params"])
+    """Plan an adamw group: its update is element-wise, so only shared-out state needs other ranks."""
+    params = group["params"]
+    shares = {
+        i: StateShares(sharding, tuple((chunk,) for chunk in chunks(sharding.shape.numel(), sharding.group.size())))
+        for i, param in enumerate(params)
         if (sharding := sharding_of(param)) is not None and sharding.replicated and shares_state(param)
     }
-    alone = tuple(i for i in range(len(group["params"])) if i not in kept)
-    return GroupPlan(alone, kept_packs=tuple(_packs(group, kept)), kept=kept)
+    return GroupPlan(
+        here=tuple(i for i in range(len(params)) if i not in shares),
+        zero1_packs=tuple(_packs(group, shares)),
+        shares=shares,
+        has_dtensors=any(map(is_dtensor, params)),
+    )
 
 
 def _owned_ranges(units: Sequence[Unit], ranks: int) -> tuple[tuple[Range, ...], ...]:
@@ -113,13 +164,12 @@ def _owned_ranges(units: Sequence[Unit], ranks: int) -> tuple[tuple[Range, ...],
     )
 
 
-def _packs(group: Mapping[str, Any], kept: Mapping[int, Kept]) -> Iterator[tuple[int, ...]]:
-    """Put parameters of one dtype together, up to ``batch_elements``; one too large goes alone."""
-    alike: defaultdict[Any, list[int]] = defaultdict(list)
-    for index, of_parameter in kept.items():
-        param = group["params"][index]
-        alike[of_parameter.sharding.group, param.device.type, param.dtype].append(index)
+def _packs(group: Mapping[str, Any], shares: Mapping[int, StateShares]) -> Iterator[tuple[int, ...]]:
+    """Pack parameters of one dtype, up to ``batch_elements``; a larger one is a pack by itself."""
     params = group["params"]
+    alike: defaultdict[Any, list[int]] = defaultdict(list)
+    for index, shared in shares.items():
+        alike[shared.sharding.group, params[index].device.type, params[index].dtype].append(index)
     for members in alike.values():
         most_elements = batch_bound(group["batch_elements"], params[members[0]].device)
         yield from map(tuple, bounded(members, lambda index: params[index].numel(), most_elements))

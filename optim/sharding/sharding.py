@@ -1,29 +1,33 @@
-"""Where the elements of a parameter live."""
+"""Which elements of a parameter each rank has: flat ranges, and the units that one rank orthogonalizes."""
 
+import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lightning_muon.optim.update.matrix_layout import MatrixLayout
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+# The first element, and the one behind the last.
 Range = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """Say which elements of a parameter each rank of a process group holds.
+    """Describe which elements of a parameter each rank of a process group has.
 
-    Every rank holds one contiguous range of the elements in row-major order, be it whole rows (FSDP2), any piece
+    The shard of a rank is one contiguous range of the elements in row-major order: whole rows (FSDP2), any piece
     (FSDP1), nothing, or everything (DDP). The description is the same on every rank of the group.
 
     Args:
-        shape: Of the whole parameter.
-        group: The ranks among which it is spread.
-        ranges: By rank of the group, the first element that it holds and the one behind its last.
+        shape: Shape of the whole parameter.
+        group: The ranks over which it is distributed.
+        ranges: The shard of each rank of the group.
     """
 
     shape: torch.Size
@@ -32,11 +36,11 @@ class Sharding:
 
     @property
     def replicated(self) -> bool:
-        """Whether every rank holds the whole parameter."""
-        return all(held == (0, self.shape.numel()) for held in self.ranges)
+        """Whether every rank has the whole parameter."""
+        return all(shard == (0, self.shape.numel()) for shard in self.ranges)
 
     @property
-    def held(self) -> Range:
+    def shard(self) -> Range:
         """The range of this rank."""
         return self.ranges[self.group.rank()]
 
@@ -47,17 +51,86 @@ def replicated(shape: torch.Size, group: "ProcessGroup") -> Sharding:
 
 
 def chunks(number: int, ranks: int) -> tuple[Range, ...]:
-    """Cut so many things into a range for each rank, as ``torch.chunk``: 6 on 4 ranks are 2, 2, 2 and 0."""
+    """Cut a number of things into a range for each rank, as ``torch.chunk``: 6 on 4 ranks are 2, 2, 2 and 0."""
     chunk = -(-number // ranks)
     return tuple(pairwise(min(rank * chunk, number) for rank in range(ranks + 1)))
 
 
 class Shardings(list[Sharding | None]):
-    """The shardings of the parameters in a group, in their order; None for what needs no description.
+    """The shardings of the parameters in a group, in their order; ``None`` for those that need no description.
 
-    Process groups belong to a run: copies and checkpoints of a parameter group find nothing in here.
+    Process groups belong to a run, so copies and checkpoints of a parameter group contain an empty list instead.
     """
 
     def __reduce_ex__(self, protocol: Any) -> tuple[type, tuple[()]]:
-        """Pickle as something empty that ``torch.load`` also takes with ``weights_only=True``."""
+        """Pickle as an empty container that ``torch.load`` also takes with ``weights_only=True``."""
         return OrderedDict, ()
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Whole matrices of a parameter, in one range of its elements, which one rank orthogonalizes.
+
+    Args:
+        start: Its first element in the parameter.
+        shape: As a stack, (parts, …).
+        layout: Where the matrices are in the stack.
+        shards: For each rank of the group, the range of the parameter's elements that it has of the unit.
+        replicated: Whether every rank has all of it.
+        owner: The rank that orthogonalizes it; -1 until it is assigned.
+    """
+
+    start: int
+    shape: tuple[int, ...]
+    layout: MatrixLayout
+    shards: tuple[Range, ...]
+    replicated: bool
+    owner: int = -1
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def cost(self) -> int:
+        """Cost of orthogonalizing it, up to a constant: min² · max multiplications a matrix."""
+        fan_out, fan_in = self.layout.fans(self.shape)
+        return self.layout.count(self.shape) * min(fan_out, fan_in) ** 2 * max(fan_out, fan_in)
+
+    @property
+    def only_rank(self) -> int | None:
+        """The rank that has all of it, if no other rank has any."""
+        ranks = [rank for rank, (start, stop) in enumerate(self.shards) if stop > start]
+        return ranks[0] if len(ranks) == 1 else None
+
+
+def cut_into_units(sharding: Sharding, layout: MatrixLayout) -> list[Unit]:
+    """Cut a parameter at the ends of its matrices and shards; neighbours that are whole on one rank are one unit.
+
+    A unit that only one rank has is owned by it already.
+    """
+    count, part, stack_layout = layout.parts(sharding.shape)
+    size = math.prod(part)
+    if size == 0 or count == 0:
+        return []
+    if sharding.replicated:  # as many units as ranks are enough to share the work
+        runs = min(count, len(sharding.ranges))
+        bounds = [count * i // runs for i in range(runs + 1)]
+    else:
+        inside = [(-(-start // size), stop // size) for start, stop in sharding.ranges]
+        bounds = sorted({0, count} | {bound for run in inside if run[0] < run[1] for bound in run})
+        whole = {number for first, last in inside for number in range(first, last)}
+        bounds = sorted({*bounds, *(n + k for n in range(count) if n not in whole for k in (0, 1))})
+    units = []
+    for first, last in pairwise(bounds):
+        start, stop = first * size, last * size
+        shards = tuple(_overlap(shard, (start, stop)) for shard in sharding.ranges)
+        unit = Unit(start, (last - first, *part), stack_layout, shards, sharding.replicated)
+        units.append(replace(unit, owner=unit.only_rank) if unit.only_rank is not None else unit)
+    return units
+
+
+def _overlap(a: Range, b: Range) -> Range:
+    start, stop = max(a[0], b[0]), min(a[1], b[1])
+    return (start, stop) if start < stop else (b[0], b[0])

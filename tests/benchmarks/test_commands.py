@@ -16,7 +16,7 @@ from benchmarks.matrix_problems.methods import METHODS
 from benchmarks.matrix_problems.problems import PROBLEMS, Problem
 from benchmarks.matrix_problems.stopped_polargrad import two_qdwh_steps
 from lightning_muon import callbacks
-from lightning_muon.optim.orthogonalize import Orthogonalizer
+from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
 
 
 def record(path: Path) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import copy
 import io
+import sys
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -82,7 +84,7 @@ def test_each_group_goes_its_own_way() -> None:
 
 
 def test_matrices_of_one_shape_go_as_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_muon.optim import muon_update as muon_adamw
+    from lightning_muon.optim.update import muon as muon_adamw
 
     shapes = []
 
@@ -96,6 +98,26 @@ def test_matrices_of_one_shape_go_as_one_batch(monkeypatch: pytest.MonkeyPatch) 
         parameter.grad = torch.randn_like(parameter)
     MuonAdamW(route_parameters(model)).step()
     assert sorted(shapes) == [(1, 24, 8), (5, 8, 8)]
+
+
+def test_a_step_on_one_device_runs_no_distributed_code() -> None:
+    """The plan is made in the first step; after that, no function of optim/sharding is called."""
+    model = network()
+    optimizer = MuonAdamW(route_parameters(model), neuron_beta=0.9, update_scale="nuclear_norm")
+    train(model, [optimizer], steps=1)
+    called: set[str] = set()
+
+    def listen(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            called.add(frame.f_code.co_filename)
+
+    sys.setprofile(listen)
+    try:
+        optimizer.step()
+    finally:
+        sys.setprofile(None)
+    assert any(name.endswith("update/muon.py") for name in called)
+    assert not [name for name in called if "/sharding/" in name]
 
 
 def test_hyperparameters_are_read_at_each_step() -> None:

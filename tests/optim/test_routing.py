@@ -158,7 +158,7 @@ def test_a_linear_layer_whose_class_speaks_of_norms_is_one() -> None:
 def test_magnitudes_of_weight_norm_are_vectors() -> None:
     with pytest.warns(FutureWarning):
         layer = nn.utils.weight_norm(nn.Linear(8, 8))
-    with pytest.warns(UserWarning, match=r"adamw updates 0.weight_v \(8, 8\): nothing tells"):
+    with pytest.warns(UserWarning, match=r"adamw updates 0.weight_v \(8, 8\): their role is not known"):
         routes = {route.name: route for route in find_routes(nn.Sequential(layer, nn.Linear(8, 3)))}
     assert routes["0.weight_g"].reason == "vector"
     assert routes["0.weight_g"].options == {"weight_decay": 0.0}
@@ -276,7 +276,9 @@ def test_experts_are_told_by_their_declared_widths(widths: tuple[int, int], tran
 
 
 def test_experts_of_unknown_storage_are_announced() -> None:
-    with pytest.warns(UserWarning, match=r"adamw updates up_proj \(4, 8, 12\), down_proj \(4, 12, 8\): nothing tells"):
+    with pytest.warns(
+        UserWarning, match=r"adamw updates up_proj \(4, 8, 12\), down_proj \(4, 12, 8\): their role is not known"
+    ):
         assert muon(ExpertStacks(up_proj=(8, 12), down_proj=(12, 8))) == set()
 
 
@@ -348,7 +350,7 @@ def test_a_parameter_of_unknown_role_is_announced() -> None:
             self.A_log = nn.Parameter(torch.zeros(8, 4))
             self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
 
-    with pytest.warns(UserWarning, match=r"adamw updates A_log \(8, 4\): nothing tells"):
+    with pytest.warns(UserWarning, match=r"adamw updates A_log \(8, 4\): their role is not known"):
         assert muon(StateSpace()) == set()
 
 

@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 
-from lightning_muon.optim.orthogonalize import Orthogonalizer
+from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
 
 STEPS, HALF = 50, 25
 TRAIN = """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_muon.optim import orthogonalize
-from lightning_muon.optim.orthogonalize import Orthogonalizer
+from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
 
 SHAPES = [(64, 64), (32, 128), (128, 32), (1, 50), (50, 1), (1, 1)]
 # The band in which five steps of the classic quintic leave singular values that were not tiny.

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_muon.optim import orthogonalize
-from lightning_muon.optim.orthogonalize import Orthogonalizer
+from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
 
 METHODS = get_args(Orthogonalizer)
 # How far the singular values of the factor may be from one, for a matrix whose own are not small.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_muon.optim import orthogonalize
-from lightning_muon.optim.optimal_composition import closest_to_one, optimal_composition
+from lightning_muon.optim.polar.quintics import closest_to_one, optimal_composition
 
 # The list in the code of https://arxiv.org/abs/2505.16932, before its safety factor.
 PUBLISHED = [

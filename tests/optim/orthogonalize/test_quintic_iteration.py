@@ -9,10 +9,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_muon.optim import orthogonalize
-from lightning_muon.optim.newton_schulz import quintics
-from lightning_muon.optim.optimal_composition import Quintic
-from lightning_muon.optim.orthogonalize import Orthogonalizer
-from lightning_muon.optim.quintic_iteration import cheapest_runs
+from lightning_muon.optim.polar.newton_schulz import cheapest_runs
+from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
+from lightning_muon.optim.polar.quintics import Quintic, quintics
 
 ROWS, COLUMNS = 48, 192
 SPECTRA = {

@@ -4,9 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_muon.optim.qdwh import halley_steps, halley_weights
-from lightning_muon.optim.rational_iteration import RationalStep
-from lightning_muon.optim.zolo_pd import zolotarev_step, zolotarev_steps
+from lightning_muon.optim.polar.exact import RationalStep, halley_steps, halley_weights, zolotarev_step, zolotarev_steps
 
 LOWER_BOUNDS = [0.9, 0.1, 1e-3, 1e-8, 1e-17]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_muon.optim import orthogonalize
-from lightning_muon.optim.orthogonalize import Orthogonalizer
+from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
 
 METHODS: list[Orthogonalizer] = ["qdwh", "zolo_pd", "svd"]
 Maker = Callable[[Tensor, int, int], Tensor]

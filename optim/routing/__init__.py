@@ -1,0 +1,8 @@
+"""Which algorithm updates which parameter, and why.
+
+- ``routing``: rules and routes, the groups for the optimizer, the routing table
+- ``model_roles``, ``roles``: the role of each parameter in its model and in its module
+- ``output_head``: which layers are output heads
+- ``fused_weights``: matrices that one parameter contains: fused projections and stacks of experts
+- ``wrapped_names``: names without the prefixes of wrappers
+"""

@@ -1,0 +1,77 @@
+"""The role of each parameter in a whole model."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from lightning_muon.optim.routing.output_head import Layer, is_head_name, output_heads
+from lightning_muon.optim.routing.roles import Role, role_of
+from lightning_muon.optim.routing.wrapped_names import plain_name
+
+
+@dataclass(frozen=True)
+class _Use:
+    """One place of a parameter in the model; a tied parameter has several."""
+
+    path: str
+    name: str
+    parameter: nn.Parameter
+    role: Role
+
+
+def model_roles(model: nn.Module) -> list[tuple[list[str], nn.Parameter, Role]]:
+    """Return each parameter of a model once, with all its names (several where it is tied) and its role.
+
+    Raises:
+        ValueError: If a lazy module has not yet seen a batch.
+    """
+    uses = _uses(model)
+    heads = output_heads(model, _layers(uses))
+    by_parameter: defaultdict[int, list[_Use]] = defaultdict(list)
+    for use in uses:
+        by_parameter[id(use.parameter)].append(use)
+
+    result = []
+    for same in by_parameter.values():
+        role = next((use.role for use in same if use.role.algorithm == "adamw"), same[0].role)
+        for use in same:
+            if use.path in heads and use.role.is_layer:
+                role = replace(use.role, algorithm="adamw", reason=heads[use.path])
+        names = [plain_name(f"{use.path}.{use.name}" if use.path else use.name) for use in same]
+        result.append((names, same[0].parameter, role))
+    return result
+
+
+def _uses(model: nn.Module) -> list[_Use]:
+    modules = list(model.named_modules(remove_duplicate=False))
+    unwrapped = {plain_name(path): part for path, part in modules}  # a wrapped module comes after its wrapper
+    uses = []
+    for path, owner in modules:
+        plain = plain_name(path)
+        parent = unwrapped[plain.rpartition(".")[0]] if plain else None
+        for name, parameter in owner.named_parameters(recurse=False):
+            if isinstance(parameter, UninitializedParameter):
+                raise ValueError(f"{path}.{name} has no shape yet: run a batch through the lazy module first")
+            uses.append(_Use(path, name, parameter, role_of(owner, plain, name, parameter, parent)))
+    return uses
+
+
+def _layers(uses: Sequence[_Use]) -> list[Layer]:
+    """Return the layers that may be heads: trained or tied; once each, and again under a second name of a head.
+
+    Frozen layers are neither heads nor twins of blocks: a target network, a teacher, the network of a loss.
+    """
+    embeddings = {id(use.parameter) for use in uses if use.role.is_embedding}
+    layers = []
+    seen = set()
+    for use in uses:
+        key = id(use.parameter)
+        if not use.role.is_layer or not (use.parameter.requires_grad or key in embeddings):
+            continue
+        if key not in seen or is_head_name(plain_name(use.path).rpartition(".")[2]):
+            layers.append(Layer(use.path, use.parameter.shape, use.role.layout, key in embeddings))
+        seen.add(key)
+    return layers

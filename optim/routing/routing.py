@@ -1,0 +1,251 @@
+"""Routes: which algorithm updates which parameter, and why; the parameter groups and the table made from them."""
+
+import difflib
+import itertools
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from lightning_muon.optim.routing.model_roles import model_roles
+from lightning_muon.optim.routing.roles import Role
+from lightning_muon.optim.routing.wrapped_names import plain_name
+from lightning_muon.optim.sharding.ddp import find_shardings, without_ddp
+from lightning_muon.optim.sharding.fsdp1 import full_shapes
+from lightning_muon.optim.sharding.sharding import Sharding, Shardings
+from lightning_muon.optim.update.matrix_layout import MatrixLayout
+from lightning_muon.optim.update.options import ALGORITHMS, Algorithm
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ORDER = ("muon", "adamw", "frozen")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Route parameters whose name matches a pattern, instead of by their role.
+
+    Args:
+        pattern: Shell-style pattern for the full name, such as ``"*.head.weight"``.
+        algorithm: ``"muon"`` or ``"adamw"``.
+        options: Hyperparameters of these parameters, such as ``{"lr": 1e-4}``; they get a group of their own.
+        layout: Where the matrices are, if the role does not say: see :class:`MatrixLayout`.
+    """
+
+    pattern: str
+    algorithm: Algorithm
+    options: dict[str, Any] = field(default_factory=dict)
+    layout: MatrixLayout | None = None
+
+
+@dataclass(frozen=True)
+class Route:
+    """The algorithm of one parameter, and the reason.
+
+    Args:
+        name: As ``named_parameters()`` gives it, without the prefixes of wrappers.
+        parameter: The parameter.
+        algorithm: ``"muon"``, ``"adamw"``, or ``"frozen"`` if it takes no gradient.
+        reason: Why, in one line.
+        layout: Where the matrices of a muon parameter are.
+        options: Hyperparameters that differ from the optimizer's.
+        sharding: Its sharding, if it is distributed over ranks and no DTensor.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    algorithm: Literal["muon", "adamw", "frozen"]
+    reason: str
+    layout: MatrixLayout = field(default_factory=MatrixLayout)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sharding: Sharding | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the whole parameter, of which this rank may have only a shard."""
+        return self.parameter.shape if self.sharding is None else self.sharding.shape
+
+
+def route_parameters(
+    module: nn.Module, rules: Iterable[Rule] = (), *, part: nn.Module | None = None
+) -> list[dict[str, Any]]:
+    """Sort the parameters of a model into groups for :class:`~lightning_muon.optim.MuonAdamW`.
+
+    Muon updates hidden matrices: of linear layers, convolutions (as out × in·kernel), recurrent layers, stacks of
+    experts and fused projections (each block by itself). AdamW updates embeddings, output heads and weights tied to
+    them, norms, biases and other vectors; vectors without weight decay.
+
+    Frozen parameters are left out, and are not updated even if they are unfrozen later, so freeze before routing. To
+    unfreeze a part during training, as in the ``finetune_function`` of Lightning's ``BaseFinetuning``, route this part
+    and add its groups::
+
+        self.make_trainable(pl_module.backbone)
+        for group in route_parameters(pl_module, part=pl_module.backbone):
+            optimizer.add_param_group(group)
+
+    Args:
+        module: The model, before or after ``torch.compile``; if DDP or FSDP wrap it, after that.
+        rules: Exceptions. The first rule that matches a parameter overrides its role.
+        part: A module in the model: only its parameters are returned, with their roles in the whole model. Its name in
+            the model is appended to the names of the groups.
+
+    Returns:
+        One group per algorithm and set of options: ``params``, and beside it ``param_names``, ``reasons`` and, for
+        Muon, ``layouts``, in the same order; ``algorithm``; ``name``, which Lightning's ``LearningRateMonitor`` shows.
+        Under DDP and FSDP1 also ``shardings``, which only the optimizer reads; it is empty in copies and checkpoints.
+        Any ``torch.optim`` optimizer takes the groups.
+
+    Raises:
+        TypeError: If ``module`` is not a module.
+        ValueError: If a rule matches nothing, contradicts a shape, or names an unknown algorithm; if no parameter
+            requires a gradient; or if the part is not in the model.
+    """
+    suffix = "" if part is None else f"_{_path_in(without_ddp(module), part)}"
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"route_parameters takes the module, not its parameters; got {type(module).__name__}")
+    of_part = {id(parameter) for parameter in (module if part is None else part).parameters()}
+    trained = [r for r in find_routes(module, rules) if r.algorithm != "frozen" and id(r.parameter) in of_part]
+    if not trained:
+        raise ValueError(
+            f"{type(part or module).__name__} has no parameter that requires a gradient: there is nothing to train"
+        )
+    members: defaultdict[tuple[str, str], list[Route]] = defaultdict(list)
+    for route in trained:
+        members[route.algorithm, repr(sorted(route.options.items()))].append(route)
+    groups = [_group(routes) for _, routes in sorted(members.items(), key=lambda item: item[0][0] == "adamw")]
+    _name(groups, suffix)
+    return groups
+
+
+def routing_table(routes: Iterable[Route], *, every_parameter: bool = False) -> "Table":
+    """Return routes as a table for ``rich.print``.
+
+    Args:
+        routes: From :func:`find_routes`.
+        every_parameter: One row for each parameter, instead of one for each reason.
+    """
+    from rich.table import Table  # noqa: PLC0415 - only the table needs rich
+
+    rows: defaultdict[tuple[int, str, str], list[Route]] = defaultdict(list)
+    for route in routes:
+        rows[ORDER.index(route.algorithm), route.reason, route.name if every_parameter else ""].append(route)
+    table = Table(title="Who updates what", title_justify="left")
+    for title in ("algorithm", "reason", "parameter" if every_parameter else "parameters"):
+        table.add_column(title)
+    table.add_column("shape" if every_parameter else "elements", justify="right")
+    for (algorithm, reason, _), members in sorted(rows.items(), key=lambda row: row[0][0]):
+        first = members[0]
+        what = first.name if len(members) == 1 else f"{len(members)}, such as {first.name}"
+        elements = f"{sum(route.shape.numel() for route in members):,}"
+        size = "×".join(map(str, first.shape)) if every_parameter else elements
+        table.add_row(ORDER[algorithm], reason, what, size)
+    return table
+
+
+def find_routes(module: nn.Module, rules: Iterable[Rule] = ()) -> list[Route]:
+    """Find the route of each parameter of a model, in the order of ``named_parameters()``.
+
+    Args:
+        module: The model.
+        rules: Exceptions, see :func:`route_parameters`.
+
+    Raises:
+        ValueError: See :func:`route_parameters`.
+    """
+    rules = list(rules)
+    routes: list[Route] = []
+    used: set[int] = set()
+    unknown = []
+    shardings, model = find_shardings(module), without_ddp(module)
+    with full_shapes(model, shardings) as own:
+        for names, parameter, role in model_roles(model):
+            matching = (i for i, rule in enumerate(rules) if any(fnmatchcase(name, rule.pattern) for name in names))
+            if (first := next(matching, None)) is not None:
+                used.add(first)
+                route = _route_by_rule(names[0], parameter, role, rules[first])
+            else:
+                route = _route_by_role(names[0], parameter, role)
+                if not role.known and parameter.requires_grad:
+                    unknown.append(f"{names[0]} {tuple(parameter.shape)}")
+            held = own.get(id(parameter), parameter)
+            routes.append(replace(route, parameter=held, sharding=shardings.get(held)))
+    for index, rule in enumerate(rules):
+        if index not in used:
+            _raise_unused(rule, [route.name for route in routes])
+    if unknown:
+        warnings.warn(
+            f"adamw updates {', '.join(unknown)}: their role is not known. If they contain matrices, say so with"
+            " a rule, such as Rule('*.weight', 'muon', layout=MatrixLayout(stacked=True)).",
+            stacklevel=3,
+        )
+    return routes
+
+
+def _route_by_role(name: str, parameter: nn.Parameter, role: Role) -> Route:
+    if not parameter.requires_grad:
+        return Route(name, parameter, "frozen", "takes no gradient")
+    return Route(name, parameter, role.algorithm, role.reason, role.layout, {} if role.decay else {"weight_decay": 0.0})
+
+
+def _route_by_rule(name: str, parameter: nn.Parameter, role: Role, rule: Rule) -> Route:
+    if rule.algorithm not in ALGORITHMS:
+        raise ValueError(
+            f"rule {rule.pattern!r}: algorithm is {rule.algorithm!r}, choose one of {', '.join(ALGORITHMS)}"
+        )
+    layout = rule.layout or role.layout
+    if rule.algorithm == "muon":
+        try:
+            layout.check(parameter.shape)
+        except ValueError as error:
+            raise ValueError(f"rule {rule.pattern!r} sends {name} to muon: {error}") from None
+    route = _route_by_role(name, parameter, replace(role, algorithm=rule.algorithm, layout=layout))
+    if route.algorithm == "frozen":
+        return route
+    options = {**(route.options if rule.algorithm == "adamw" else {}), **rule.options}
+    return replace(route, reason=f"rule {rule.pattern!r}", options=options)
+
+
+def _raise_unused(rule: Rule, names: Sequence[str]) -> None:
+    if any(fnmatchcase(name, rule.pattern) for name in names):
+        raise ValueError(f"rule {rule.pattern!r} has no effect: earlier rules take all the parameters that it matches")
+    near = difflib.get_close_matches(rule.pattern.replace("*", ""), names, n=3, cutoff=0.3) or list(names[:3])
+    raise ValueError(f"rule {rule.pattern!r} matches no parameter; there are, for instance, {', '.join(near)}")
+
+
+def _group(routes: Sequence[Route]) -> dict[str, Any]:
+    group: dict[str, Any] = {
+        "params": [route.parameter for route in routes],
+        "param_names": [route.name for route in routes],
+        "reasons": [route.reason for route in routes],
+        "algorithm": routes[0].algorithm,
+        **routes[0].options,
+    }
+    if routes[0].algorithm == "muon":
+        group["layouts"] = [asdict(route.layout) for route in routes]
+    if any(route.sharding is not None for route in routes):
+        group["shardings"] = Shardings(route.sharding for route in routes)
+    return group
+
+
+def _path_in(module: nn.Module, part: nn.Module) -> str:
+    for path, candidate in module.named_modules():
+        if candidate is part:
+            return plain_name(path)
+    raise ValueError(f"part is a {type(part).__name__} that is not in the {type(module).__name__} that is routed")
+
+
+def _name(groups: Sequence[dict[str, Any]], suffix: str) -> None:
+    """Name the groups by algorithm and suffix, with a number where two would have the same name."""
+    taken: set[str] = set()
+    for group in groups:
+        vectors = group["algorithm"] == "adamw" and group.get("weight_decay") == 0.0
+        name = str(group.get("name", "adamw_vectors" if vectors else group["algorithm"])) + suffix
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        group["name"] = name if name not in taken else next(n for n in numbered if n not in taken)
+        taken.add(group["name"])

@@ -1,0 +1,58 @@
+"""Adapters: DistributedDataParallel, and the search for the wrappers of DDP and FSDP1 in a model."""
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lightning_muon.optim.sharding.dtensor import is_dtensor
+from lightning_muon.optim.sharding.fsdp1 import fsdp1_shardings
+from lightning_muon.optim.sharding.sharding import Sharding, replicated
+
+
+def find_shardings(module: nn.Module) -> dict[Tensor, Sharding]:
+    """Describe the parameters of a module that are distributed over ranks and are no DTensors. No communication.
+
+    The wrappers, DistributedDataParallel and FullyShardedDataParallel, are looked for in the module itself and, for a
+    LightningModule in training, around it.
+
+    Args:
+        module: The model, or the wrapper around it.
+
+    Returns:
+        The sharding of each such parameter; parameters that are whole on one rank, and DTensors, are left out.
+    """
+    roots = [module]
+    if (around := _wrapper_of_strategy(module)) is not None:
+        roots.append(around)
+    shardings: dict[Tensor, Sharding] = {}
+    for root in roots:
+        for part in root.modules():
+            if isinstance(part, DistributedDataParallel):
+                shardings.update(_of_ddp(part))
+    for root in roots:
+        shardings.update(fsdp1_shardings(root))
+    return shardings
+
+
+def without_ddp(module: nn.Module) -> nn.Module:
+    """Return the model inside a DistributedDataParallel, with the names of one device; any other module as it is."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def _of_ddp(ddp: DistributedDataParallel) -> dict[Tensor, Sharding]:
+    return {
+        parameter: replicated(parameter.shape, ddp.process_group)
+        for name, parameter in ddp.module.named_parameters()
+        if name not in ddp.parameters_to_ignore and not is_dtensor(parameter)
+    }
+
+
+def _wrapper_of_strategy(module: nn.Module) -> nn.Module | None:
+    """Return the wrapper that Lightning's strategy has put around a LightningModule in training."""
+    try:
+        trainer = getattr(module, "trainer", None)
+    except RuntimeError:  # a LightningModule without a trainer
+        return None
+    wrapper = getattr(getattr(trainer, "strategy", None), "model", None)
+    if isinstance(wrapper, nn.Module) and any(part is module for part in wrapper.modules()):
+        return wrapper
+    return None

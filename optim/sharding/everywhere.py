@@ -1,0 +1,74 @@
+"""The transport to all ranks: for DTensors that are not sharded by rows, as under tensor parallelism."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_muon.optim.sharding.dtensor import local_tensor
+from lightning_muon.optim.update.muon import MuonParameter, OrthogonalizeHook, Stages, Steps, Transport
+from lightning_muon.optim.update.options import MuonOptions
+from lightning_muon.optim.update.scale import nuclear_norm
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+class Everywhere(Transport):
+    """Gather a parameter on all ranks by DTensor's own redistribution, whatever its placements are.
+
+    This is slow: the whole parameter travels to every rank where its owner would be enough, and all ranks do the same
+    work. All ranks of the mesh take part, with the same parameters in the same order.
+
+    Args:
+        weight: The parameter.
+        here: This rank's shard of it.
+        options: Those of the parameter group.
+        hooks: Listeners to the polar factors, on the first rank of the mesh.
+    """
+
+    def __init__(
+        self,
+        weight: "DTensor",
+        here: MuonParameter,
+        options: MuonOptions,
+        hooks: Sequence[OrthogonalizeHook] = (),
+    ) -> None:
+        is_first = not any(weight.device_mesh.get_coordinate() or ())
+        super().__init__([here], options, hooks if is_first else ())
+        self.weight = weight
+
+    @override
+    def polar(self, sources: Sequence[Tensor]) -> Stages[tuple[Steps, Tensor | None]]:
+        yield from ()
+        layout, name = self.batch[0].layout, self.batch[0].name
+        matrices = layout.matrices(self._gathered(sources[0]))
+        factors = self.orthogonalize([name] * len(matrices), matrices)
+        norms = self._shard(nuclear_norm(matrices, factors).expand_as(factors)) if self.needs_norms else None
+        return [self._shard(factors)], norms
+
+    @override
+    def normalize_neurons(self, steps: Steps, mean_squares: Sequence[Tensor]) -> Steps:
+        raise NotImplementedError("refused by MuonAdamW: neuron_beta needs rows that are whole on one rank")
+
+    @override
+    def scale(self, steps: Steps, norms: Tensor) -> Steps:
+        return [steps[0] * norms]
+
+    def _gathered(self, shard: Tensor) -> Tensor:
+        """Return the whole tensor of which each rank has a shard. A collective of the mesh."""
+        from torch.distributed.tensor import DTensor  # noqa: PLC0415 - it takes seconds, and is loaded with the weight
+
+        like = self.weight
+        parts = DTensor.from_local(shard, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+        return parts.full_tensor()
+
+    def _shard(self, matrices: Tensor) -> Tensor:
+        """Return this rank's shard of the parameter whose matrices (b, m, n) are given. No communication."""
+        from torch.distributed.tensor import DTensor, Replicate  # noqa: PLC0415
+
+        mesh = self.weight.device_mesh
+        whole = self.batch[0].layout.restore(matrices, self.weight.shape)
+        copies = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim)
+        return local_tensor(copies.redistribute(placements=self.weight.placements))

@@ -1,0 +1,209 @@
+"""Optimizer state that the ranks of DDP share out (ZeRO-1): who has which part, and the updates of its owners."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import pad
+from typing_extensions import override
+
+from lightning_muon.optim.sharding.buckets import Bucket
+from lightning_muon.optim.sharding.exchange import scatter, wire_dtype
+from lightning_muon.optim.sharding.sharding import Range, Sharding, Unit
+from lightning_muon.optim.update.adamw import adamw_update
+from lightning_muon.optim.update.muon import (
+    Applied,
+    Here,
+    MuonParameter,
+    OrthogonalizeHook,
+    Stages,
+    Steps,
+    same_shape_batches,
+)
+from lightning_muon.optim.update.options import AdamWOptions, MuonOptions
+from lightning_muon.optim.update.state import state_dtype
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StateShares:
+    """Describe of which elements of a parameter each rank has the state.
+
+    Args:
+        sharding: The sharding of the parameter.
+        ranges: For each rank of its group.
+    """
+
+    sharding: Sharding
+    ranges: tuple[tuple[Range, ...], ...]
+
+    def numel(self, rank: int | None = None) -> int:
+        """Return the number of elements in the share of a rank, by default of this one."""
+        return sum(stop - start for start, stop in self.ranges[self.sharding.group.rank() if rank is None else rank])
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Return this rank's share of a whole tensor, shape (elements,); a view where it is one range."""
+        flat = tensor.reshape(-1)
+        parts = [flat[start:stop] for start, stop in self.ranges[self.sharding.group.rank()]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else flat[:0]
+
+    def of_state(self, state: Mapping[str, Any]) -> State:
+        """Return this rank's share of the whole state of a parameter; all ranks have the step counts."""
+        return {key: value if value.ndim == 0 else self.of(value).clone() for key, value in state.items()}
+
+
+def consolidate(
+    parameters: Sequence[tuple[Tensor, StateShares]], states: Mapping[Tensor, State], to: int
+) -> list[State] | None:
+    """Bring the state of parameters together on one rank. A collective: all ranks must call this.
+
+    Args:
+        parameters: The parameters whose state is shared out.
+        states: This rank's shares.
+        to: The rank in their groups that gets all shares.
+
+    Returns:
+        On that rank the whole state of each parameter, on the CPU; ``None`` on the others.
+    """
+    whole = [{k: v for k, v in states.get(p, {}).items() if v.ndim == 0} for p, _ in parameters]
+    for group in dict.fromkeys(shares.sharding.group for _, shares in parameters):
+        members = [index for index, (_, shares) in enumerate(parameters) if shares.sharding.group is group]
+        described = [
+            (index, key, value.dtype)
+            for index in members
+            for key, value in states.get(parameters[index][0], {}).items()
+            if value.ndim > 0 and value.numel() > 0
+        ]
+        by_rank: list[Any] = [None] * group.size()
+        dist.all_gather_object(by_rank, described, group=group)
+        for rank, descriptions in enumerate(by_rank):
+            for index, key, dtype in descriptions:
+                param, shares = parameters[index]
+                part = states[param][key] if group.rank() == rank else None
+                if rank != to and part is not None:
+                    dist.send(part, group=group, group_dst=to)
+                if group.rank() == to:
+                    if part is None:
+                        part = torch.empty(shares.numel(rank), dtype=dtype, device=param.device)
+                        dist.recv(part, group=group, group_src=rank)
+                    entry = whole[index].setdefault(key, torch.zeros(shares.sharding.shape, dtype=dtype))
+                    _write(entry, part, shares.ranges[rank])
+    has_all = all(shares.sharding.group.rank() == to for _, shares in parameters)
+    return whole if has_all else None
+
+
+def _write(whole: Tensor, part: Tensor, ranges: Sequence[Range]) -> None:
+    pieces = part.split([stop - start for start, stop in ranges])
+    for (start, stop), piece in zip(ranges, pieces, strict=True):
+        whole.view(-1)[start:stop] = piece
+
+
+class OwnedState(Here):
+    """Compute the steps of replicated matrices on their owners, which alone have their state, and send the steps out.
+
+    Args:
+        bucket: What is sent out together.
+        parameters: The whole parameters of the bucket, with this rank's share (elements,) of their state.
+        options: Those of the parameter group.
+        hooks: Listeners to the polar factors of the matrices that this rank owns.
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        parameters: Sequence[MuonParameter],
+        options: MuonOptions,
+        hooks: Sequence[OrthogonalizeHook] = (),
+    ) -> None:
+        self.bucket = bucket
+        self.parameters = parameters
+        self.units = _owned_units(bucket, parameters)
+        moving = [unit for unit in self.units if unit.gradient is not None]
+        super().__init__(list(same_shape_batches(moving, options["batch_elements"])), options, hooks)
+
+    @override
+    def deliver(self, steps: Steps) -> Stages[list[Applied]]:
+        found = {id(unit): step.reshape(-1) for unit, step in zip(self.batch, self.split(steps), strict=True)}
+        weight = self.parameters[0].weight
+        made = [found[id(u)] if id(u) in found else weight.new_zeros(u.weight.numel()) for u in self.units]
+        elements, _ = yield from scatter(self.bucket, made, None, wire_dtype(weight, self.options), weight.device)
+        return [
+            (p.weight, p.fans, step.view(p.weight.shape).to(state_dtype("momentum_buffer", p.weight)))
+            for p, step in zip(self.parameters, elements, strict=True)
+            if p.gradient is not None
+        ]
+
+
+def _owned_units(bucket: Bucket, parameters: Sequence[MuonParameter]) -> list[MuonParameter]:
+    """Return the units that this rank owns as parameters of their own."""
+    seen: defaultdict[int, int] = defaultdict(int)
+    units = []
+    for member, unit in bucket.owned:
+        p, first = parameters[member], seen[member]
+        seen[member] += unit.numel
+
+        def part(tensor: Tensor | None, start: int, unit: Unit = unit) -> Tensor | None:
+            return None if tensor is None else tensor.reshape(-1)[start : start + unit.numel].view(unit.shape)
+
+        units.append(
+            replace(
+                p,
+                layout=unit.layout,
+                weight=p.weight.reshape(-1)[unit.start : unit.start + unit.numel].view(unit.shape),
+                gradient=part(p.gradient, unit.start),
+                momentum=part(p.momentum, first),
+                mean_square=part(p.mean_square, first),
+            )
+        )
+    return units
+
+
+@dataclass(frozen=True)
+class AdamWShare:
+    """A whole parameter of AdamW, with this rank's share of its state.
+
+    Args:
+        weight: The weights.
+        gradient: Their gradient; ``None`` if there is none.
+        shares: The chunk of elements of each rank; the first rank has the largest.
+        state: Moving averages of the gradient and of its square, each of shape (elements,), and the number of steps;
+            ``None`` without gradient.
+    """
+
+    weight: Tensor
+    gradient: Tensor | None
+    shares: StateShares
+    state: tuple[Tensor, Tensor, Tensor] | None
+
+
+def adamw_shares_step(pack: Sequence[AdamWShare], options: AdamWOptions) -> Iterator[None]:
+    """Update parameters by one step of AdamW, each element by the rank that has its state; pause while weights travel.
+
+    Args:
+        pack: Parameters of one dtype and process group, whose new weights travel together.
+        options: Those of the parameter group.
+    """
+    parts = [p.shares.of(p.weight) for p in pack]
+    moving = [
+        (part, p.shares.of(p.gradient), *p.state)
+        for p, part in zip(pack, parts, strict=True)
+        if p.gradient is not None and p.state is not None and part.numel() > 0
+    ]
+    adamw_update(moving, options)
+    group = pack[0].shares.sharding.group
+    chunks = [p.shares.numel(0) for p in pack]
+    packed = torch.cat([pad(part, (0, chunk - part.numel())) for part, chunk in zip(parts, chunks, strict=True)])
+    gathered = packed.new_empty(group.size() * packed.numel())
+    work = dist.all_gather_into_tensor(gathered, packed, group=group, async_op=True)
+    yield
+
+    work.wait()
+    of_ranks = gathered.view(group.size(), -1).split(chunks, dim=1)
+    for p, elements in zip(pack, of_ranks, strict=True):
+        if p.gradient is not None:
+            p.weight.copy_(elements.reshape(-1)[: p.weight.numel()].view(p.weight.shape))

@@ -1,0 +1,124 @@
+"""What MuonAdamW saves and loads: checks, and the state in the form that each strategy wants."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_muon.optim.parameter_group import group_label
+from lightning_muon.optim.sharding.dtensor import laid_out_as
+from lightning_muon.optim.sharding.fsdp1 import is_flattened
+from lightning_muon.optim.sharding.zero1 import StateShares
+from lightning_muon.optim.update.state import ADAMW_STATE, HALF, MUON_STATE, state_dtype, state_names
+
+Groups = Sequence[Mapping[str, Any]]
+
+
+@contextmanager
+def restored(optimizer: torch.optim.Optimizer, shares: Sequence[tuple[Tensor, StateShares]]) -> Iterator[None]:
+    """Check and complete what torch's ``load_state_dict`` does inside this context.
+
+    Averages of half-precision parameters keep the dtype in which they were saved. State of DTensors is sharded like
+    them, state that is shared out is cut, and what :func:`fill_state` has added is dropped. Layouts and shardings stay
+    those of the optimizer.
+
+    Args:
+        optimizer: The optimizer that loads.
+        shares: Its parameters whose state the ranks share out.
+
+    Raises:
+        ValueError: If the groups of the state dict contain other parameters, or update them by another algorithm.
+    """
+    loaded: dict[str, Any] = {}
+
+    def before(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+        _check_same_parameters(optimizer.param_groups, state_dict["param_groups"])
+        loaded.update(state_dict)
+
+    def after(_: torch.optim.Optimizer) -> None:
+        for group, saved in zip(optimizer.param_groups, loaded["param_groups"], strict=True):
+            for param, key in zip(group["params"], saved["params"], strict=True):
+                if param.dtype in HALF:
+                    for name, value in loaded["state"].get(key, {}).items():
+                        if name != "step":  # torch has cast the others to the dtype of the parameter
+                            optimizer.state[param][name] = value.to(device=param.device, copy=True)
+        for param, state in optimizer.state.items():
+            optimizer.state[param] = {key: laid_out_as(value, param) for key, value in state.items()}
+        drop_filled_state(optimizer.param_groups, optimizer.state)
+        for param, shared in shares:
+            if param in optimizer.state:
+                optimizer.state[param] = shared.of_state(optimizer.state[param])
+
+    # After the hooks that others registered before loading, and before their hooks after it.
+    hooks = [
+        optimizer.register_load_state_dict_pre_hook(before),
+        optimizer.register_load_state_dict_post_hook(after, prepend=True),
+    ]
+    layouts = [group.get("layouts") for group in optimizer.param_groups]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for group, layout in zip(optimizer.param_groups, layouts, strict=True):
+        if layout is not None:
+            group["layouts"] = layout
+        group.pop("shardings", None)  # an empty one, of another optimizer on groups of route_parameters
+
+
+def fill_state(groups: Groups, state: Mapping[Tensor, Any], state_dict: dict[str, Any]) -> None:
+    """Add zeros to the saved state of parameters that FSDP1 has flattened, so that all have state of the same names.
+
+    FSDP1 saves the parameters of one flat parameter as if they had one optimizer, with the same names on every rank,
+    whatever part of them the rank has. The zeros take no memory.
+
+    Args:
+        groups: The optimizer's parameter groups.
+        state: Its state.
+        state_dict: The state dict; changed in place.
+    """
+    names = frozenset[str]().union(*map(state_names, groups))
+    for group, saved in zip(groups, state_dict["param_groups"], strict=True):
+        for p, key in zip(group["params"], saved["params"], strict=True):
+            if is_flattened(p) and p in state:
+                zeros = {name: _zeros(name, p) for name in sorted(names - state[p].keys())}
+                state_dict["state"][key] = {**state_dict["state"][key], **zeros}
+
+
+def drop_filled_state(groups: Groups, state: Mapping[Tensor, dict[str, Any]]) -> None:
+    """Undo :func:`fill_state` in loaded state, under any strategy."""
+    for group in groups:
+        foreign = (ADAMW_STATE | MUON_STATE) - state_names(group)
+        for p in group["params"]:
+            if p in state:
+                for name in foreign & state[p].keys():
+                    del state[p][name]
+
+
+def _zeros(name: str, param: Tensor) -> Tensor:
+    if name == "step":
+        return torch.zeros((), dtype=state_dtype(name, param))
+    return torch.zeros((), dtype=state_dtype(name, param), device=param.device).expand(param.shape)
+
+
+def _check_same_parameters(groups: Groups, saved_groups: Groups) -> None:
+    """Raise a ValueError if saved groups contain other parameters, or update them by another algorithm."""
+    for index, (group, saved) in enumerate(zip(groups, saved_groups, strict=False)):
+        for key in ("algorithm", "param_names"):
+            if key in saved and saved[key] != group[key]:
+                raise ValueError(
+                    f"{group_label(group, index)}: {key} of the state dict differs:"
+                    f" {_first_difference(saved[key], group[key])}."
+                    " Route the parameters as in the run that saved it."
+                )
+
+
+def _first_difference(saved: Any, expected: Any) -> str:
+    if isinstance(saved, list) and isinstance(expected, list):
+        for a, b in zip(saved, expected, strict=False):
+            if a != b:
+                return f"it has {a!r} where this optimizer has {b!r}"
+        return f"it has {len(saved)} parameters where this optimizer has {len(expected)}"
+    return f"it has {saved!r} where this optimizer has {expected!r}"
