@@ -23,7 +23,7 @@ from lightning_muon.callbacks.measures.weight_steps import UpdateSample, is_deco
 from lightning_muon.callbacks.monitor import StepMonitor
 from lightning_muon.callbacks.sampling import spread_evenly
 from lightning_muon.callbacks.shards import entry_norms, find_shards, names_with_gradient, over_ranks
-from lightning_muon.optim.parameter_state import HALF
+from lightning_muon.optim.update.state import HALF
 
 # Lightning's default, for a trainer with log_every_n_steps=0.
 STEPS_WITHOUT_LOG = 50

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_muon.optim.wrapped_names import plain_name
+from lightning_muon.optim.routing.wrapped_names import plain_name
 
 
 class LabelledGroup(NamedTuple):

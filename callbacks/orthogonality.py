@@ -18,7 +18,7 @@ from lightning_muon.callbacks.measures.singular_values import extreme_singular_v
 from lightning_muon.callbacks.monitor import StepMonitor
 from lightning_muon.callbacks.sampling import SampledParameter, sampled_matrices
 from lightning_muon.callbacks.shards import largest_over_ranks, names_with_gradient
-from lightning_muon.optim.parameter_state import HALF
+from lightning_muon.optim.update.state import HALF
 
 
 class OrthogonalityMonitor(StepMonitor):

@@ -8,8 +8,8 @@ from torch.optim import Optimizer
 
 from lightning_muon.callbacks.arguments import NameChoice
 from lightning_muon.callbacks.matrices import muon_groups
-from lightning_muon.optim.matrix_layout import MatrixLayout
-from lightning_muon.optim.parameter_state import HALF
+from lightning_muon.optim.update.matrix_layout import MatrixLayout
+from lightning_muon.optim.update.state import HALF
 
 
 class SampledParameter(NamedTuple):

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 
-from lightning_muon.optim.parameter_state import HALF
 from lightning_muon.optim.sharding.dtensor import is_dtensor, local_tensor
-from lightning_muon.optim.sharding.fully_sharded_data_parallel import is_flattened
+from lightning_muon.optim.sharding.fsdp1 import is_flattened
+from lightning_muon.optim.update.state import HALF
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from lightning_muon.callbacks.shards import EACH_RANK, entry_norms, over_ranks
+from lightning_muon.optim.routing.wrapped_names import plain_name
 from lightning_muon.optim.sharding.dtensor import local_tensor
-from lightning_muon.optim.wrapped_names import plain_name
 
 
 class OutputMeter:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_muon.callbacks.shards import entry_norms, find_shards, over_ranks
-from lightning_muon.optim.parameter_state import HALF
+from lightning_muon.optim.update.state import HALF
 
 # More than about a hundredth of a step that is smaller than this many roundings of the weights is rounding.
 ROUNDINGS = 128

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_muon.optim.matrix_layout import MatrixLayout
+from lightning_muon.optim.update.matrix_layout import MatrixLayout
 
 
 @torch.no_grad()
