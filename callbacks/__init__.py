@@ -10,9 +10,9 @@ They serve ``MuonAdamW``, ``torch.optim.Muon``, and every optimizer whose parame
 - :class:`AutoWeightDecay`: weight decay that holds the weights at a good size.
 - :class:`MuonDashboard`: TensorBoard pages with all of this.
 
-Inside, ``monitor`` decides when to measure, and ``logging`` how to log. ``matrices`` finds Muon's matrices, ``sampling``
-chooses some, and ``shards`` combines values over ranks. ``limits`` warns, and ``arguments`` checks what users pass.
-``measures`` computes, ``decay`` decides on weight decays, and ``page`` makes TensorBoard's pages.
+Inside, ``monitor`` decides when to measure, and ``logging`` how to log. ``matrices`` finds Muon's matrices,
+``sampling`` chooses some, and ``shards`` combines values over ranks. ``limits`` warns, ``arguments`` checks what users
+pass, ``measures`` computes, ``decay`` decides on weight decays, and ``page`` makes TensorBoard's pages.
 """
 
 from lightning_muon.callbacks.auto_weight_decay import AutoWeightDecay

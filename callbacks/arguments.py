@@ -23,16 +23,13 @@ def is_whole(value: object) -> TypeGuard[int]:
 
 
 def check_whole(callback: str, least: int = 1, optional: bool = False, **arguments: int | None) -> None:
-    """Raise unless every argument is a whole number and large enough.
+    """Raise a MisconfigurationException unless every argument is a whole number and large enough.
 
     Args:
         callback: The class that takes the arguments, for the message.
         least: The smallest valid value.
         optional: Whether None is valid too.
         arguments: Values by the names of the arguments.
-
-    Raises:
-        MisconfigurationException: For the first invalid argument.
     """
     for name, value in arguments.items():
         if not (optional and value is None) and not (is_whole(value) and value >= least):
@@ -73,11 +70,7 @@ class NameChoice:
         return set() if isinstance(self.wanted, bool) else {name for name in names if self.takes(name)}
 
     def check(self, names: Iterable[str]) -> None:
-        """Raise if a pattern matches none of the names.
-
-        Raises:
-            MisconfigurationException: With the pattern and the names that are most similar to it.
-        """
+        """Raise a MisconfigurationException with the most similar names if a pattern matches none of the names."""
         if isinstance(self.wanted, bool):
             return
         names = list(names)

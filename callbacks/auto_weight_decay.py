@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -28,8 +28,7 @@ from lightning_muon.optim.update.state import HALF
 # Lightning's default, for a trainer with log_every_n_steps=0.
 STEPS_WITHOUT_LOG = 50
 
-# Matrices of a group whose update is measured for the target "bf16": more than other monitors copy, because the target
-# depends on them.
+# Matrices of a group that are copied for the target "bf16": more than other monitors copy, because it depends on them.
 SAMPLE = 8
 
 # Arguments of only one of the two modes.
@@ -40,17 +39,15 @@ TARGET_ARGUMENTS = ("per", "bounds")
 class AutoWeightDecay(StepMonitor):
     r"""Give Muon's groups the weight decay that keeps their weights at a good size.
 
-    There are two modes:
+    **With a limit** (default) the decay is a constant that is turned on and off. When the largest RMS among the Muon
+    matrices of all optimizers, smoothed, passes ``limit``, or grows so fast that it will within ``horizon`` steps, the
+    decay of all Muon groups goes up to ``weight_decay`` by a linear ramp. When it is below ``release · limit``, and not
+    about to pass the limit again, the decay goes back. With Moonlight's scale an update has an RMS of 0.2, so a decay
+    of λ holds a weight's RMS below 0.2 / λ, however the updates add up.
 
-    **A limit** (default): a constant decay that is turned on and off. When the largest RMS among the Muon matrices of
-    all optimizers, smoothed, passes ``limit``, or grows so fast that it will within ``horizon`` steps, the decay of all
-    Muon groups goes up to ``weight_decay`` by a linear ramp. When the RMS is below ``release · limit`` and not about to
-    pass the limit again, the decay goes back. With Moonlight's scale an update has an RMS of 0.2, so a decay of λ holds
-    a weight's RMS below 0.2 / λ, however the updates add up.
-
-    **A target** (``target_rms``): the decay is computed. A step :math:`W' = (1 - ηλ) W - ηU` with learning rate η and
-    decay λ changes the norm by :math:`\ln\|W'\| - \ln\|W\| = \ln(1 - ηλ) + \ln(\|W - ηU/(1 - ηλ)\| / \|W\|)`. So the
-    norms at two measurements and the decays between them give the growth by the updates alone, :math:`G`. The decay
+    **With a target** the decay is computed. A step :math:`W' = (1 - ηλ) W - ηU` with learning rate η and decay λ
+    changes the norm by :math:`\ln\|W'\| - \ln\|W\| = \ln(1 - ηλ) + \ln(\|W - ηU/(1 - ηλ)\| / \|W\|)`. So the norms at
+    two measurements, and the decays between them, give the growth by the updates alone, :math:`G`. The decay
 
     .. math:: λ = G / \sum η + \ln(R / R^*) / (η \cdot \mathrm{horizon})
 
@@ -58,18 +55,16 @@ class AutoWeightDecay(StepMonitor):
     the first term is multiplied by :math:`R / R^*`, because the same updates matter less to larger weights. From the
     second measurement on, the decay goes from each group's own to λ by a linear ramp.
 
-    A group has the other decay only during the steps of its optimizer. Between them it has its own, so a schedule or a
-    checkpoint sees that, and may change it. Matrices without a gradient do not count.
+    A group has the other decay only during steps: a schedule or a checkpoint sees its own, and may change it. Matrices
+    without a gradient do not count. A measurement computes the norm of every Muon matrix. State and decision are saved
+    in checkpoints.
 
     - ``weight_decay/<group>``: the decay of the last step, the mean over the group's matrices, at every measurement.
-    - ``weight_decay/decisions``: each decision with its reason, as a text; on the console too.
-
-    A measurement computes the norm of every Muon matrix. State and decision are saved in checkpoints.
+    - ``weight_decay/decisions``: each decision with its reason, as a text, and on the console.
 
     Args:
-        target_rms: The RMS to bring the weights to, or ``"bf16"``: the RMS at which the typical update at the full
-            learning rate is as large as the spacing of bfloat16 numbers, 2⁷ · lr · rms(U). Default: the mode with a
-            limit.
+        target_rms: The target, or ``"bf16"``: the RMS at which the typical update at the full learning rate is as large
+            as the spacing of bfloat16 numbers, 2⁷ · lr · rms(U). Default: use ``limit``.
         limit: The RMS that no matrix should pass.
         weight_decay: The decay that is turned on. A group whose own decay is larger keeps it.
         horizon: With a limit, the steps over which the growth is extrapolated; 0 waits until the limit is passed. With
@@ -82,9 +77,9 @@ class AutoWeightDecay(StepMonitor):
         every_n_steps: How often to measure. Default: the trainer's ``log_every_n_steps``.
 
     Raises:
-        MisconfigurationException: If an argument is invalid, or has no effect in the mode. At the start of training: if
-            the trainer has two of these, or a Muon group has no ``weight_decay``; with a target, if there is no Muon
-            group, a group's decay is not decoupled (as AdamW's is), or ``per="matrix"`` meets weights in half precision.
+        MisconfigurationException: If an argument is invalid, or has no effect in the mode; at the start of training, if
+            the trainer has two of these, or a Muon group has no ``weight_decay``. With a target, if there is no Muon
+            group, a decay is not decoupled as AdamW's is, or ``per="matrix"`` is used with weights in half precision.
 
     Example::
 
@@ -212,9 +207,8 @@ class AutoWeightDecay(StepMonitor):
             return
         chosen: dict[str, list[Tensor]] = {}
         for labelled in self._swap.groups_of(optimizer):
-            ids = {id(matrix) for matrix in labelled.group["params"]}
-            members = spread_evenly([name for name in names if id(matrices[name]) in ids], SAMPLE)
-            chosen[labelled.label] = [matrices[name] for name in members]
+            members = dict(labelled.named_parameters(self._names))
+            chosen[labelled.label] = [members[n] for n in spread_evenly([n for n in names if n in members], SAMPLE)]
         sample = UpdateSample(trainer, chosen)
         yield
         sample.finish({label: self._taken[label] for label in chosen})
@@ -249,22 +243,16 @@ class AutoWeightDecay(StepMonitor):
                 for label, update_rms in sample.rms():
                     self._control.saw_update(label, update_rms)
         finite = {name: size for name, size in measured.items() if math.isfinite(size.norm)}
-        sets = dict(self._matrix_sets(trainer.optimizers))
+        sets = {
+            name: MatrixSet(labelled.label, float(labelled.group["lr"]), planned_lr(labelled.group), members)
+            for labelled in muon_groups(trainer.optimizers)
+            for name, members in self._sets(labelled)
+        }
         if decision := self._control.judge(logged_step(trainer), finite, sets):
             message = f"AutoWeightDecay, step {logged_step(trainer)}: {decision}"
             rank_zero_info(message)
             log_text(trainer, "weight_decay/decisions", message)
         log_scalars(trainer, self._curve)
-
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        self._close()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        super().on_exception(trainer, pl_module, exception)
-        self._close()
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -294,35 +282,25 @@ class AutoWeightDecay(StepMonitor):
         target = None if isinstance(self.target_rms, str) else float(self.target_rms)
         return TargetControl(target, Aim(self.horizon, self.smoothing, self.bounds), self.ramp_steps)
 
-    def _matrix_sets(self, optimizers: Sequence[Optimizer]) -> Iterator[tuple[str, MatrixSet]]:
-        """Yield the sets of matrices that have one decay, with their names."""
-        for labelled in muon_groups(optimizers):
-            label, group = labelled.label, labelled.group
-            lrs = float(group["lr"]), planned_lr(group)
-            names = [self._matrix_names[id(matrix)] for matrix in group["params"] if id(matrix) in self._matrix_names]
-            if self.per == "group":
-                yield label, MatrixSet(label, *lrs, names)
-            else:
-                yield from ((name, MatrixSet(label, *lrs, [name])) for name in names)
-
-    def _set_names(self, labelled: LabelledGroup) -> list[str]:
-        """Return the names of a group's sets: its own, or those of its matrices."""
-        if self.per == "group":
-            return [labelled.label]
-        return [self._matrix_names.get(id(matrix), "") for matrix in labelled.group["params"]]
+    def _sets(self, labelled: LabelledGroup) -> list[tuple[str, list[str]]]:
+        """Return the sets of a group's matrices that have one decay: the name of each, and those of its matrices."""
+        names = [self._matrix_names.get(id(matrix), "") for matrix in labelled.group["params"]]
+        return [(labelled.label, names)] if self.per == "group" else [(name, [name]) for name in names]
 
     def _choose_decays(self, labelled: LabelledGroup) -> list[float]:
         own = labelled.group["weight_decay"]
-        return [self._control.decay(name, own) for name in self._set_names(labelled)]
+        return [self._control.decay(name, own) for name, _ in self._sets(labelled)]
 
     def _record_step(self, labelled: LabelledGroup, taken: float, decays: Sequence[float]) -> None:
         lr = labelled.group["lr"]
         self._taken[labelled.label] = lr, taken
         self._curve[f"weight_decay/{labelled.label}"] = sum(decays) / len(decays)
-        for name, decay in zip(self._set_names(labelled), decays, strict=True):
+        for (name, _), decay in zip(self._sets(labelled), decays, strict=True):
             self._control.took(name, lr, decay)
 
+    @override
     def _close(self) -> None:
+        super()._close()
         self._swap.close()
         self._samples.clear()
 

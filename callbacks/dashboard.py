@@ -117,8 +117,8 @@ class MuonDashboard(Callback):
         if self._hyperparameters_end is None and metrics:
             columns, start, self._hyperparameters_end = page_entry(self._hyperparameters, metrics)
             for writer in _writers(trainer):
-                for summary in (columns, start):
-                    writer.experiment._get_file_writer().add_summary(summary)
+                writer.experiment._get_file_writer().add_summary(columns)
+                writer.experiment._get_file_writer().add_summary(start)
 
     def _log_final_metric(self, trainer: Trainer) -> None:
         final = [float(trainer.callback_metrics[name]) for name in judging_metrics(trainer)]
@@ -134,23 +134,18 @@ class MuonDashboard(Callback):
         if step == self._spectrum_at or not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             return
         first, self._spectrum_at = self._spectrum_at is None, step
-        names = module_names(pl_module)
-        chosen = sampled_matrices(trainer.optimizers, names, self.sample, self.max_elements)
-        if first and not chosen:
-            self._warn_of_no_histograms(trainer)
-        for name, sampled in chosen.items():
-            matrix = whole(sampled.parameter)
-            if trainer.is_global_zero and (values := singular_values(matrix, **sampled.layout)) is not None:
-                for writer in _writers(trainer):
-                    writer.experiment.add_histogram(f"weight_spectrum/{name}", values, step)
-
-    def _warn_of_no_histograms(self, trainer: Trainer) -> None:
-        if muon_groups(trainer.optimizers):
+        chosen = sampled_matrices(trainer.optimizers, module_names(pl_module), self.sample, self.max_elements)
+        if first and not chosen and muon_groups(trainer.optimizers):
             warn(
                 trainer,
                 f"MuonDashboard: no Muon matrix is whole and has at most max_elements={self.max_elements} elements, so"
                 " there are no histograms of singular values. Raise max_elements, or set spectrum_every_n_steps=0.",
             )
+        for name, sampled in chosen.items():
+            matrix = whole(sampled.parameter)
+            if trainer.is_global_zero and (values := singular_values(matrix, **sampled.layout)) is not None:
+                for writer in _writers(trainer):
+                    writer.experiment.add_histogram(f"weight_spectrum/{name}", values, step)
 
 
 def _writers(trainer: Trainer) -> list[TensorBoardLogger]:

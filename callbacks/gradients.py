@@ -16,7 +16,7 @@ from lightning_muon.callbacks.matrices import muon_matrices
 from lightning_muon.callbacks.measures.singular_values import condition_and_stable_rank, tridiagonals, unit_grams
 from lightning_muon.callbacks.monitor import StepMonitor
 from lightning_muon.callbacks.sampling import SampledParameter, sampled_matrices
-from lightning_muon.callbacks.shards import any_over_ranks, largest_over_ranks, names_with_gradient, whole
+from lightning_muon.callbacks.shards import any_over_ranks, names_with_gradient, whole, worst_over_ranks
 from lightning_muon.optim.sharding.dtensor import is_dtensor
 
 # A measurement takes as long as those of several other monitors, and its values change slowly.
@@ -25,8 +25,6 @@ LOGS_TO_A_MEASUREMENT = 10
 # The momentum in the state of Muon, SGD and MuonAdamW; of AdamW, Adam, …
 MOMENTA = ("momentum_buffer", "exp_avg")
 
-QUANTITIES = ("condition", "stable_rank")
-
 
 class GradientMonitor(StepMonitor):
     r"""Log condition number and stable rank of the gradient and of the momentum, for a sample of Muon's matrices.
@@ -34,17 +32,15 @@ class GradientMonitor(StepMonitor):
     Each quantity is logged as ``max``, ``mean`` and ``min`` over the sample, to about 1 %:
 
     - ``gradient_condition/…`` and ``momentum_condition/…``: :math:`\kappa = \sigma_{\max} / \sigma_{\min}`, the
-      anisotropy of the gradient, which the polar factor removes and which slows plain gradient descent (Lau et al.,
-      "PolarGrad", 2025, arXiv:2505.21799). At most 1e7, where float32 no longer resolves the smallest singular value:
-      1e7 means that rank is lost.
+      anisotropy, which slows plain gradient descent and which the polar factor removes (Lau et al., "PolarGrad", 2025,
+      arXiv:2505.21799). At most 1e7, where float32 does not resolve the smallest singular value: rank is lost.
     - ``gradient_stable_rank/…`` and ``momentum_stable_rank/…``: :math:`\lVert G \rVert_F^2 / \sigma_{\max}^2`, the
       number of directions that carry the gradient, from 1 to the smaller side (Rudelson and Vershynin, "Sampling from
       large matrices", 2007).
 
     Both are independent of the scale of the matrix. The gradient is the one before clipping, the momentum the one after
-    the step, if the optimizer has one. Of several matrices in a parameter the worst counts: the largest κ, the smallest
-    rank. Left out are matrices of zeros, matrices that FSDP1 has flattened, and momenta that no rank has as a whole: so
-    ``shard_state`` shards those of fused projections.
+    the step. Of several matrices in a parameter the worst counts. Left out are matrices of zeros, those that FSDP1 has
+    flattened, and momenta that no rank holds as a whole, such as those of fused projections with ``shard_state``.
 
     Args:
         every_n_steps: How often to measure. Default: ten times the trainer's ``log_every_n_steps``.
@@ -127,25 +123,19 @@ class GradientMonitor(StepMonitor):
         measured, self._measured = self._measured, []
         if not names:
             return
-        columns = [(kind, quantity) for kind in ("gradient", "momentum") for quantity in QUANTITIES]
-        # By parameter: condition numbers and minus the ranks; the largest of each is the worst.
-        worst = torch.full((len(names), len(columns)), -torch.inf, dtype=torch.float64)
-        places = {name: place for place, name in enumerate(names)}
+        rows = []
         for owners, projected in measured:
-            values = condition_and_stable_rank(projected.cpu()) * torch.tensor([1.0, -1.0], dtype=torch.float64)
-            for (kind, name), value in zip(owners, values, strict=True):
-                if value[0] != 0:  # else a matrix of zeros
-                    column = columns.index((kind, QUANTITIES[0]))
-                    there = worst[places[name], column : column + 2]
-                    there.copy_(torch.maximum(there, value))  # NaN is largest
-        worst = largest_over_ranks(trainer, worst)
+            condition, rank = condition_and_stable_rank(projected.cpu()).unbind(1)
+            worst = torch.column_stack([condition, -rank])  # the largest are the worst
+            rows.append((owners, worst.masked_fill(condition.unsqueeze(1) == 0, -torch.inf)))  # no matrices of zeros
+        kinds = ("gradient", "momentum")
+        found = worst_over_ranks(trainer, [(kind, name) for kind in kinds for name in names], rows, columns=2)
         self.log_summary(
             trainer,
             {
-                f"{kind}_{quantity}": {
-                    name: abs(value) for name, value in zip(names, found, strict=True) if value != -torch.inf
-                }
-                for (kind, quantity), found in zip(columns, worst.T.tolist(), strict=True)
+                f"{kind}_{quantity}": {name: abs(values[i]) for (of, name), values in found.items() if of == kind}
+                for kind in kinds
+                for i, quantity in enumerate(("condition", "stable_rank"))
             },
         )
 
@@ -154,15 +144,10 @@ class GradientMonitor(StepMonitor):
 
 
 class GramBatch(NamedTuple):
-    """Measurements of a batch of matrices, on their device.
+    """Measurements of a batch of matrices, on their device."""
 
-    Args:
-        owners: For each, ``"gradient"`` or ``"momentum"``, and the name of the parameter.
-        projected: Their :func:`tridiagonals`.
-    """
-
-    owners: list[tuple[str, str]]
-    projected: Tensor
+    owners: list[tuple[str, str]]  # for each, "gradient" or "momentum", and the name of the parameter
+    projected: Tensor  # their tridiagonals
 
 
 def momentum_of(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
@@ -176,12 +161,12 @@ def momentum_of(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
 def complete(
     trainer: Trainer, sample: Mapping[str, SampledParameter], tensors: Mapping[str, Tensor | None]
 ) -> dict[str, Tensor]:
-    """Return whole tensors, without those that are missing. A collective of all ranks.
+    """Return whole tensors by name, without those that are missing. A collective of all ranks.
 
     Args:
         trainer: The trainer with the ranks.
         sample: Parameters by name.
-        tensors: By the same names, each laid out as its parameter. A DTensor is left out if any rank lacks it.
+        tensors: Each is laid out as its parameter. A DTensor is left out if any rank lacks it.
     """
     sharded = [name for name, one in sample.items() if is_dtensor(one.parameter)]
     missing = any_over_ranks(trainer, [(tensor := tensors[name]) is None or not is_dtensor(tensor) for name in sharded])

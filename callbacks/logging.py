@@ -21,15 +21,10 @@ def logged_step(trainer: Trainer) -> int:
 
 
 def summarize(quantity: str, values: Mapping[str, float], chosen: NameChoice) -> Iterator[tuple[str, float]]:
-    """Yield tags and values: ``quantity/max``, ``/mean``, ``/min``, and one for each chosen name.
+    """Yield tags and values: ``quantity/max``, ``/mean``, ``/min`` of values by name, and one for each chosen name.
 
-    If one value is NaN, all three summaries are NaN, so that it is seen. The name of a module called ``max``, ``mean``
-    or ``min`` gets a dot in front.
-
-    Args:
-        quantity: The first part of the tags.
-        values: Values by name.
-        chosen: The names that are logged too.
+    If one value is NaN, all three are NaN, so that it is seen. A module called ``max``, ``mean`` or ``min`` gets a dot
+    in front of its name.
     """
     if values:
         numbers = [math.nan] if any(map(math.isnan, values.values())) else list(values.values())

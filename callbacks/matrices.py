@@ -14,17 +14,13 @@ from lightning_muon.optim.routing.wrapped_names import plain_name
 class LabelledGroup(NamedTuple):
     """A parameter group and the label under which its values are logged.
 
-    Args:
-        label: The group's ``name``, or ``group_<place>``. Where several groups have one name, the second gets the
-            suffix ``-1``, the third ``-2``, and so on.
-        optimizer: The optimizer of the group.
-        place: Index of the group in the optimizer's ``param_groups``.
-        group: The group.
+    The label is the group's ``name``, or ``group_<place>``. Of groups with one name, the second gets the suffix ``-1``,
+    the third ``-2``, and so on.
     """
 
     label: str
     optimizer: Optimizer
-    place: int
+    place: int  # index in the optimizer's param_groups
     group: dict[str, Any]
 
     @property
@@ -34,11 +30,7 @@ class LabelledGroup(NamedTuple):
         return bool(self.group.get("algorithm", default) == "muon")
 
     def named_parameters(self, names: Mapping[int, str]) -> Iterator[tuple[str, Tensor]]:
-        """Yield each parameter with its name in the module.
-
-        Args:
-            names: See :func:`module_names`. A parameter that is not in the module has its name in the optimizer.
-        """
+        """Yield each parameter with its name from :func:`module_names`, or the optimizer's if it is not there."""
         for own, parameter in zip(own_names(self.label, self.group), self.group["params"], strict=True):
             yield names.get(id(parameter), plain_name(own)), parameter
 
@@ -58,21 +50,15 @@ def labelled_groups(optimizers: Iterable[Optimizer]) -> list[LabelledGroup]:
 
 
 def muon_groups(optimizers: Iterable[Optimizer]) -> list[LabelledGroup]:
-    """Return the groups that hold Muon's matrices.
+    """Return the groups that hold Muon's matrices: those with ``algorithm="muon"``, and all of ``torch.optim.Muon``.
 
-    These are the groups with ``algorithm="muon"`` of any optimizer, so that optimizers can be compared on the same
-    matrices, and all groups of ``torch.optim.Muon``.
+    The algorithm counts, not the optimizer, so that several optimizers can be compared on the same matrices.
     """
     return [labelled for labelled in labelled_groups(optimizers) if labelled.is_muon]
 
 
 def muon_matrices(optimizers: Iterable[Optimizer], names: Mapping[int, str]) -> dict[str, Tensor]:
-    """Return Muon's matrices by their names in the module; this rank may hold nothing of a sharded one.
-
-    Args:
-        optimizers: The optimizers with the groups.
-        names: See :func:`module_names`.
-    """
+    """Return Muon's matrices by their :func:`module_names`; this rank may hold nothing of a sharded one."""
     return {name: matrix for labelled in muon_groups(optimizers) for name, matrix in labelled.named_parameters(names)}
 
 
@@ -87,10 +73,7 @@ def own_names(label: str, group: Mapping[str, Any]) -> list[str]:
 
 
 def names_in_module(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, str]:
-    """Map the optimizer's names of Muon's matrices to the names in the module.
-
-    An optimizer of a part of the module has names relative to that part.
-    """
+    """Map an optimizer's own names of Muon's matrices, which may be relative to a part, to :func:`module_names`."""
     found: dict[str, str] = {}
     for labelled in muon_groups([optimizer]):
         own_then_module = zip(own_names(labelled.label, labelled.group), labelled.named_parameters(names), strict=True)

@@ -24,8 +24,7 @@ class StepMonitor(Callback):
 
     An optimizer that is due stays due until it steps: several optimizers may take turns, a gradient scaler may skip a
     step, and manual optimization may accumulate. A subclass overrides :meth:`around_step`, which runs around one step
-    of each optimizer that is due, and :meth:`report`, which runs once at the end of the batch. Batches in which nothing
-    is due cost nothing.
+    of each optimizer that is due, and :meth:`report`, which runs once at the end of the batch.
 
     Args:
         every_n_steps: How often to measure, in optimizer steps. Default: the trainer's ``log_every_n_steps``.
@@ -84,12 +83,8 @@ class StepMonitor(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        check_only_one(
-            trainer,
-            type(self),
-            ", itself or a subclass: both would log under the same tags. Keep one of them, and give it its options"
-            " where it stands in the config.",
-        )
+        reason = "both would log under the same tags. Keep one of them, and give it its options"
+        check_only_one(trainer, type(self), f", itself or a subclass: {reason} where it stands in the config.")
         self._due.clear()
         self._warned_of_not_finite = False
         self._saw_a_step, self._due_since = False, None
@@ -131,37 +126,22 @@ class StepMonitor(Callback):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._stop_watching()
+        self._close()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._stop_watching()
+        self._close()
 
-    def log_summary(
-        self, trainer: Trainer, quantities: Mapping[str, Mapping[str, float]], others: Mapping[str, float] | None = None
-    ) -> None:
-        """Log summaries of quantities over the matrices; warn the first time that a value is not finite.
-
-        Args:
-            trainer: The trainer with the loggers.
-            quantities: By quantity, the values by name.
-            others: Scalars by tag, logged as they are.
-        """
-        scalars = dict(others or {})
+    def log_summary(self, trainer: Trainer, quantities: Mapping[str, Mapping[str, float]], **others: float) -> None:
+        """Log summaries of quantities, given by name, and other scalars; warn once if a value is not finite."""
+        scalars = dict(others)
         for quantity, values in quantities.items():
             self.warn_of_not_finite(trainer, quantity, values)
             scalars |= summarize(quantity, values, self._chosen)
         log_scalars(trainer, scalars)
 
     def warn_of_not_finite(self, trainer: Trainer, quantity: str, values: Mapping[str, float], so: str = "") -> None:
-        """Warn once a run with the names of the matrices whose value is NaN or infinite.
-
-        Args:
-            trainer: The trainer with the loggers.
-            quantity: What was measured.
-            values: Values by name.
-            so: What follows from it, for the message.
-        """
+        """Warn once a run with the names whose value is NaN or infinite, and with what follows from it (``so``)."""
         names = [name for name, value in values.items() if not math.isfinite(value)]
         if names and not self._warned_of_not_finite:
             self._warned_of_not_finite = True
@@ -189,6 +169,10 @@ class StepMonitor(Callback):
         measurement, _ = self._watched[optimizer]
         next(measurement, None)  # of several steps in a batch, only the first is measured
 
+    def _close(self) -> None:
+        """Remove what a run leaves on the optimizers and the module."""
+        self._stop_watching()
+
     def _stop_watching(self) -> None:
         for measurement, handle in self._watched.values():
             handle.remove()
@@ -197,10 +181,6 @@ class StepMonitor(Callback):
 
 
 def check_only_one(trainer: Trainer, kind: type[Callback], reason: str) -> None:
-    """Raise if a trainer has more than one callback of a class.
-
-    Raises:
-        MisconfigurationException: With the reason, which completes the sentence.
-    """
+    """Raise a MisconfigurationException, which ends with the reason, if a trainer has two callbacks of a class."""
     if sum(isinstance(callback, kind) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
         raise MisconfigurationException(f"{kind.__name__} is in the trainer's callbacks more than once{reason}")

@@ -21,12 +21,10 @@ class OptimizerTimeMonitor(StepMonitor):
       the first over the sum of the second.
 
     The update lasts from the last ``on_before_optimizer_step`` to the end of ``step()``, gradient clipping included;
-    those of several optimizers are added. The step lasts from the start to the end of its batches, all of them if
-    gradients are accumulated, without waiting for data, validation and checkpoints.
-
-    The step before the logged one is measured, so that the work of other monitors does not count. With
-    ``every_n_steps=1`` it does. On a GPU the times are those of CUDA events; the only synchronization is when the value
-    is logged.
+    those of several optimizers are added. The step lasts from the start to the end of its batches (several if gradients
+    are accumulated), without waiting for data, validation and checkpoints. The step before the logged one is measured,
+    so that the work of other monitors does not count, unless ``every_n_steps=1``. A GPU is timed by CUDA events, with
+    one synchronization when the value is logged.
 
     Args:
         every_n_steps: How often to log. Default: the trainer's ``log_every_n_steps``.
@@ -130,11 +128,7 @@ class OptimizerTimeMonitor(StepMonitor):
 
 
 class Moment:
-    """The current time; on a GPU, a CUDA event on its stream.
-
-    Args:
-        device: The device that is timed.
-    """
+    """The current time; on a GPU, a CUDA event on its stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._at = time.perf_counter()

@@ -1,6 +1,5 @@
 """How far the polar factors that Muon applies are from orthogonal."""
 
-import math
 from collections.abc import Generator, Sequence
 
 import torch
@@ -17,7 +16,7 @@ from lightning_muon.callbacks.measures.polar_factors import AppliedFactors, Fact
 from lightning_muon.callbacks.measures.singular_values import extreme_singular_values
 from lightning_muon.callbacks.monitor import StepMonitor
 from lightning_muon.callbacks.sampling import SampledParameter, sampled_matrices
-from lightning_muon.callbacks.shards import largest_over_ranks, names_with_gradient
+from lightning_muon.callbacks.shards import names_with_gradient, worst_over_ranks
 from lightning_muon.optim.update.state import HALF
 
 
@@ -37,12 +36,12 @@ class OrthogonalityMonitor(StepMonitor):
     **Optimizers with** ``register_orthogonalize_hook``, such as ``MuonAdamW``, pass their factors to the monitor in the
     steps that are measured; other steps cost nothing.
 
-    **Other optimizers**, such as ``torch.optim.Muon``: a sample of the weights is copied before the step, and the
-    factors are computed from how they moved, :math:`O = ((1 - \eta\lambda) W - W') / \eta s` with learning rate
-    :math:`\eta`, decoupled weight decay :math:`\lambda` and scale :math:`s`. The scale of ``torch.optim.Muon`` is
-    known. For others :math:`O` is scaled to a mean squared singular value of one, so only the spread of the values is
-    meaningful. Weights in half precision, and those that FSDP1 has flattened, are left out, with a warning at the
-    start. Nothing is logged for the other optimizers of ``torch.optim``, which do not orthogonalize.
+    **For others**, a sample of the weights is copied before the step, and the factors are computed from how they moved,
+    :math:`O = ((1 - \eta\lambda) W - W') / \eta s` with learning rate :math:`\eta`, decoupled weight decay
+    :math:`\lambda` and scale :math:`s`. The scale of ``torch.optim.Muon`` is known; else :math:`O` is scaled to a mean
+    squared singular value of one, so only the spread is meaningful. Weights in half precision, and those that FSDP1 has
+    flattened, are left out, with a warning at the start. Other optimizers of ``torch.optim`` do not orthogonalize:
+    nothing is logged for them.
 
     Args:
         every_n_steps: How often to measure. Default: the trainer's ``log_every_n_steps``.
@@ -104,21 +103,17 @@ class OrthogonalityMonitor(StepMonitor):
         measured, self._measured = self._measured, []
         if not names:
             return
-        # By name: the error, minus the smallest and the largest singular value; the largest of each is the worst.
-        worst = {name: [-math.inf] * 3 for name in names}
+        rows = []
         for owners, errors, tridiagonals in measured:
-            extremes = extreme_singular_values(tridiagonals.cpu())
-            values = torch.column_stack([errors.cpu(), -extremes[:, 0], extremes[:, 1]])
-            for owner, found in zip(owners, values.tolist(), strict=True):
-                worst[owner] = [larger(*pair) for pair in zip(worst[owner], found, strict=True)]
-        everywhere = largest_over_ranks(trainer, torch.tensor(list(worst.values()), dtype=torch.float64)).tolist()
-        seen = {name: values for name, values in zip(names, everywhere, strict=True) if values[0] != -math.inf}
+            smallest, largest = extreme_singular_values(tridiagonals.cpu()).unbind(1)
+            rows.append((owners, torch.column_stack([errors.cpu(), -smallest, largest])))  # the largest are the worst
+        worst = worst_over_ranks(trainer, names, rows, columns=3)
         self.log_summary(
             trainer,
             {
-                "orthogonality_error": {name: error for name, (error, _, _) in seen.items()},
-                "singular_value_min": {name: -smallest for name, (_, smallest, _) in seen.items()},
-                "singular_value_max": {name: largest for name, (_, _, largest) in seen.items()},
+                "orthogonality_error": {name: error for name, (error, _, _) in worst.items()},
+                "singular_value_min": {name: -smallest for name, (_, smallest, _) in worst.items()},
+                "singular_value_max": {name: largest for name, (_, _, largest) in worst.items()},
             },
         )
 
@@ -185,8 +180,3 @@ class OrthogonalityMonitor(StepMonitor):
 def has_factor_hook(optimizer: Optimizer) -> bool:
     """Return whether an optimizer passes what it orthogonalizes to hooks."""
     return hasattr(optimizer, "register_orthogonalize_hook")
-
-
-def larger(one: float, other: float) -> float:
-    """Return the larger of two numbers; NaN if one is."""
-    return other if other > one or math.isnan(other) else one

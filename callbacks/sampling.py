@@ -13,19 +13,12 @@ from lightning_muon.optim.update.state import HALF
 
 
 class SampledParameter(NamedTuple):
-    """A parameter of the sample.
+    """A parameter of the sample."""
 
-    Args:
-        parameter: A whole tensor, or a DTensor.
-        layout: The arguments of its ``lightning_muon.optim.MatrixLayout``, from the group.
-        group: Its parameter group.
-        place: Index of the group in the optimizer's ``param_groups``.
-    """
-
-    parameter: Tensor
-    layout: dict[str, Any]
+    parameter: Tensor  # whole, or a DTensor
+    layout: dict[str, Any]  # arguments of its MatrixLayout, from the group
     group: dict[str, Any]
-    place: int
+    place: int  # index of the group in the optimizer's param_groups
 
     def matrices(self, whole: Tensor) -> Tensor:
         """Return the matrices (b, m, n) in the whole parameter, or in a tensor of its shape."""
@@ -40,7 +33,7 @@ def sampled_matrices(
     choice: NameChoice | None = None,
     half: bool = True,
 ) -> dict[str, SampledParameter]:
-    """Choose parameters with Muon's matrices, spread evenly over the model.
+    """Choose parameters with Muon's matrices, by name, spread evenly over the model.
 
     The choice depends on names, global shapes and dtypes alone, so it is the same on all ranks. Parameters that FSDP1
     has flattened to one dimension are left out.
@@ -52,9 +45,6 @@ def sampled_matrices(
         max_elements: The largest global number of elements of a parameter.
         choice: Patterns whose matches come first, see :func:`spread_evenly`.
         half: Whether parameters in half precision may be in the sample.
-
-    Returns:
-        Parameters by name.
     """
     fitting: dict[str, SampledParameter] = {}
     for labelled in muon_groups(optimizers):

@@ -1,9 +1,10 @@
 """Shards: what a rank holds of a tensor, norms of it, and values combined over ranks."""
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,40 +21,28 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 Groups = tuple[ProcessGroup | None, ...]
+Owner = TypeVar("Owner", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What this rank holds of a tensor.
+    """What this rank holds of a tensor, and the ranks that hold the rest."""
 
-    Args:
-        local: The elements on this rank: all, some rows, any flat range, or none.
-        groups: The ranks that hold the rest: one group for each mesh dimension along which the tensor is sharded.
-            Replicas are not among them. Empty if this rank holds all elements; None stands for all ranks.
-    """
-
-    local: Tensor
-    groups: Groups = ()
+    local: Tensor  # all elements, some rows, any flat range, or none
+    groups: Groups = ()  # one for each mesh dimension along which it is sharded; no replicas; None is all ranks
 
 
-# For values that every rank has of its own, such as times or outputs.
+# For values of a rank's own, such as times or outputs.
 EACH_RANK = Shard(torch.empty(0), (None,))
 
 
 class OverRanks(NamedTuple):
-    """Values combined over the ranks that share a tensor; float64 on the CPU.
+    """Values of n tensors, each combined over the ranks that share it; float64 on the CPU."""
 
-    Args:
-        sum: Sums of the values on the ranks, shape (quantities, n).
-        norm: Euclidean norms of the values on the ranks, shape (quantities, n).
-        max: Largest values, shape (quantities, n); NaN if one is NaN.
-        entries: Global numbers of elements of the n tensors, shape (n,).
-    """
-
-    sum: Tensor
-    norm: Tensor
-    max: Tensor
-    entries: Tensor
+    sum: Tensor  # (quantities, n)
+    norm: Tensor  # (quantities, n), Euclidean
+    max: Tensor  # (quantities, n); NaN if one is NaN
+    entries: Tensor  # (n,), global numbers of elements
 
 
 def find_shards(trainer: Trainer, tensors: Sequence[Tensor]) -> list[Shard]:
@@ -94,10 +83,7 @@ def entry_norms(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def largest_entries(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the largest magnitude of each tensor's entries, shape (tensors,), float32 on the device of the first.
-
-    The value of an empty tensor is 0, and that of a tensor with a NaN is NaN.
-    """
+    """Return the largest magnitude of each tensor's entries, like :func:`entry_norms`; 0 if empty, NaN if one is."""
     tensors = [tensor if tensor.numel() else tensor.new_zeros(1) for tensor in tensors]
     if not tensors:
         return torch.empty(0)
@@ -109,10 +95,10 @@ def largest_entries(tensors: Iterable[Tensor]) -> Tensor:
 def over_ranks(
     trainer: Trainer, shards: Sequence[Shard], measured: Sequence[Tensor], entries: Sequence[int] | None = None
 ) -> OverRanks:
-    """Combine what each rank measured of its shards; the result is the same on all ranks.
+    """Combine what each rank measured of its shards; the result is the same on all ranks. A collective.
 
-    A collective: every rank passes shards of the same tensors in the same order, even if they are empty. The values are
-    gathered and combined here, because no backend promises that the maximum with a NaN is NaN.
+    Every rank passes shards of the same tensors in the same order, even if they are empty. The values are gathered and
+    combined here, because no backend promises that the maximum with a NaN is NaN.
 
     Args:
         trainer: The trainer with the ranks.
@@ -142,16 +128,13 @@ def over_ranks(
 
 
 def names_with_gradient(trainer: Trainer, parameters: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the parameters that have a gradient on any rank. A collective of all ranks.
-
-    A rank that holds no element of a parameter has no gradient of it.
-    """
+    """Return the names of the parameters with a gradient on any rank: not all hold elements. A collective."""
     found = any_over_ranks(trainer, [parameter.grad is not None for parameter in parameters.values()])
     return [name for name, has_gradient in zip(parameters, found, strict=True) if has_gradient]
 
 
 def any_over_ranks(trainer: Trainer, flags: Sequence[bool]) -> list[bool]:
-    """Return for each flag whether it is set on any rank. A collective of all ranks."""
+    """Return for each flag whether it is set on any rank. A collective."""
     if trainer.world_size == 1 or not flags:
         return list(flags)
     return [bool(flag) for flag in largest_over_ranks(trainer, torch.tensor(flags, dtype=torch.float32)).tolist()]
@@ -162,6 +145,25 @@ def largest_over_ranks(trainer: Trainer, values: Tensor) -> Tensor:
     if trainer.world_size == 1:
         return values
     return _gather(values.to(trainer.strategy.root_device).unsqueeze(0), dist.group.WORLD).amax(0).to(values.device)
+
+
+def worst_over_ranks(
+    trainer: Trainer, owners: Iterable[Owner], measured: Iterable[tuple[Sequence[Owner], Tensor]], columns: int
+) -> dict[Owner, list[float]]:
+    """Return the largest of each value of an owner, over its rows and over the ranks; NaN if one is. A collective.
+
+    Args:
+        trainer: The trainer with the ranks.
+        owners: The owners, the same on all ranks.
+        measured: Owners of n rows, and their values (n, columns). An owner without rows on any rank is left out.
+        columns: Number of values in a row.
+    """
+    worst = {owner: [-math.inf] * columns for owner in owners}
+    for owners_of_rows, values in measured:
+        for owner, row in zip(owners_of_rows, values.tolist(), strict=True):
+            worst[owner] = [b if b > a or math.isnan(b) else a for a, b in zip(worst[owner], row, strict=True)]
+    found = largest_over_ranks(trainer, torch.tensor(list(worst.values()), dtype=torch.float64)).tolist()
+    return {owner: values for owner, values in zip(worst, found, strict=True) if values[0] != -math.inf}
 
 
 def _combine(of_ranks: Tensor) -> Tensor:

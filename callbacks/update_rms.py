@@ -3,38 +3,22 @@
 import math
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from contextlib import closing
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_muon.callbacks.arguments import check_whole, is_number
 from lightning_muon.callbacks.limits import Limit
 from lightning_muon.callbacks.logging import log_scalars
-from lightning_muon.callbacks.matrices import LabelledGroup, labelled_groups
-from lightning_muon.callbacks.measures.weight_steps import (
-    ROUNDINGS,
-    StepOptions,
-    is_decoupled,
-    remove_decay,
-    weight_steps,
-    wide_copy,
-)
+from lightning_muon.callbacks.matrices import labelled_groups
+from lightning_muon.callbacks.measures.weight_steps import ROUNDINGS, GroupSample, StepOptions
 from lightning_muon.callbacks.monitor import StepMonitor
 from lightning_muon.callbacks.sampling import spread_evenly
-from lightning_muon.callbacks.shards import (
-    Shard,
-    entry_norms,
-    find_shards,
-    local_gradients,
-    names_with_gradient,
-    over_ranks,
-)
+from lightning_muon.callbacks.shards import names_with_gradient, over_ranks
 
 
 class UpdateRMSMonitor(StepMonitor):
@@ -48,9 +32,6 @@ class UpdateRMSMonitor(StepMonitor):
       can share a learning rate (Liu et al., "Muon is Scalable for LLM Training", 2025, arXiv:2502.16982, section 2.2).
     - ``parameter_update_rms/<name>``: the same for a parameter, see ``per_parameter``.
 
-    The weights move by :math:`\eta \cdot` ``update_rms``. If that differs between a Muon group and another by more
-    than ``max_ratio``, there is one warning.
-
     Some entries of a sample of the parameters are copied for the step. Left out are parameters that do not move (no
     gradient, a learning rate of zero, a skipped step), and those that only decay, such as layers below a head of zeros
     in the first step. Weights in half precision move by the rounded update. If the optimizer adds the decay to the
@@ -58,12 +39,11 @@ class UpdateRMSMonitor(StepMonitor):
 
     Args:
         every_n_steps: How often to measure. Default: the trainer's ``log_every_n_steps``.
-        per_parameter: Log the value of each parameter of the sample too (true), or of those whose names match a
-            pattern.
+        per_parameter: Log the value of each parameter of the sample (true), or of those whose names match a pattern.
         sample: How many parameters of a group are measured, spread evenly over those with a gradient.
         max_elements: About how many entries of a parameter are copied: of larger parameters, every n-th row.
-        max_ratio: Warn if learning rate times update RMS differs by a larger factor between a Muon group and another.
-            Null: never.
+        max_ratio: Warn once if :math:`\eta \cdot` ``update_rms``, by which the weights move, differs by a larger factor
+            between a Muon group and another. Null: never.
 
     Raises:
         MisconfigurationException: If an argument is invalid; at the start of training, if a pattern matches nothing, or
@@ -96,7 +76,7 @@ class UpdateRMSMonitor(StepMonitor):
         self.max_elements = max_elements
         self.max_ratio = max_ratio
         self._limit = self._make_limit()
-        self._updates: list[GroupUpdate] = []
+        self._samples: list[GroupSample] = []
 
     @override
     def watches(self, optimizer: Optimizer) -> bool:
@@ -111,7 +91,7 @@ class UpdateRMSMonitor(StepMonitor):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self._updates.clear()
+        self._samples.clear()
         self._limit = self._make_limit()
 
     @override
@@ -119,53 +99,36 @@ class UpdateRMSMonitor(StepMonitor):
     def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
         """Measure the updates of some weights of each group."""
         trainer = pl_module.trainer
-        options = StepOptions(optimizer)
-        try:
+        samples: list[GroupSample] = []
+        with closing(StepOptions(optimizer)) as options:
             groups = [group for group in labelled_groups(trainer.optimizers) if group.optimizer is optimizer]
             parameters = [dict(group.named_parameters(self._names)) for group in groups]
-            has_gradient = set(names_with_gradient(trainer, {n: p for group in parameters for n, p in group.items()}))
-            names = [
-                spread_evenly([name for name in group if name in has_gradient], self.sample, self._chosen)
-                for group in parameters
-            ]
-            sampled = [[group[name] for name in chosen] for group, chosen in zip(parameters, names, strict=True)]
-            shards = [
-                [replace(shard, local=some_rows(shard.local, self.max_elements)) for shard in group]
-                for group in (find_shards(trainer, weights) for weights in sampled)
-            ]
-            before = [[wide_copy(shard.local) for shard in group] for group in shards]
-            gradients = [
-                entry_norms(some_rows(gradient, self.max_elements) for gradient in local_gradients(weights))
-                for weights in sampled
-            ]
+            moving = set(names_with_gradient(trainer, {n: p for group in parameters for n, p in group.items()}))
+            for group, of_group in zip(groups, parameters, strict=True):
+                names = spread_evenly([name for name in of_group if name in moving], self.sample, self._chosen)
+                chosen = {name: of_group[name] for name in names}
+                samples.append(GroupSample(trainer, group, chosen, self.max_elements))
             yield
-        finally:
-            options.close()
-        for group, chosen, held, old, gradient in zip(groups, names, shards, before, gradients, strict=True):
-            lr, decay = float(options.lr(group.place)), float(options.weight_decay(group.place))
-            if chosen and lr != 0:
-                steps = weight_steps(old, [shard.local for shard in held])
-                moved = entry_norms(steps)
-                remove_decay(steps, old, lr * decay if is_decoupled(optimizer, group.group) else 0.0, group.group)
-                norms = [entry_norms(steps), moved, gradient, entry_norms(old)]
-                self._updates.append(GroupUpdate(group, lr, chosen, held, norms))
+        for sample in samples:
+            sample.finish(options)
+        self._samples += [sample for sample in samples if sample.norms]
 
     @override
     def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        updates, self._updates = self._updates, []
-        if not updates:
+        samples, self._samples = self._samples, []
+        if not samples:
             return
-        shards = [shard for of_group in updates for shard in of_group.shards]
-        quantities = [torch.cat(norms) for norms in zip(*(of_group.norms for of_group in updates), strict=True)]
+        shards = [shard for sample in samples for shard in sample.shards]
+        quantities = [torch.cat(norms) for norms in zip(*(sample.norms for sample in samples), strict=True)]
         found = over_ranks(trainer, shards, quantities)
         values = zip(*found.norm.tolist(), found.entries.tolist(), shards, strict=True)
         of_groups: dict[str, float] = {}
         of_parameters: dict[str, float] = {}
         moves: defaultdict[bool, dict[str, float]] = defaultdict(dict)
-        for group, lr, names, *_ in updates:
-            squares, entries = 0.0, 0.0
+        for sample in samples:
+            group, lr, squares, entries = sample.group, sample.lr, 0.0, 0.0
             # Not strict: the values of the next group follow in the same iterator.
-            for name, (norm, moved, gradient, weight, size, shard) in zip(names, values, strict=False):
+            for name, (norm, moved, gradient, weight, size, shard) in zip(sample.names, values, strict=False):
                 rounding = ROUNDINGS * torch.finfo(shard.local.dtype).eps * weight
                 only_decayed = gradient == 0 and norm <= rounding
                 if moved != 0 and not only_decayed:
@@ -191,29 +154,6 @@ class UpdateRMSMonitor(StepMonitor):
             "Take update_scale: moonlight, with which Muon and AdamW share a learning rate, or set lr and adamw_lr so"
             " that both move alike.",
         )
-
-
-class GroupUpdate(NamedTuple):
-    """Measurements of n parameters of a group in one step.
-
-    Args:
-        group: The group.
-        lr: Its learning rate in the step.
-        names: Of the parameters.
-        shards: What this rank holds of them, or some rows of it.
-        norms: Of the updates times the learning rate, the whole steps, the gradients, and the weights. Each (n,).
-    """
-
-    group: LabelledGroup
-    lr: float
-    names: list[str]
-    shards: list[Shard]
-    norms: list[Tensor]
-
-
-def some_rows(tensor: Tensor, max_elements: int) -> Tensor:
-    """Return a view of every n-th row, from the first on, with at most about ``max_elements`` elements."""
-    return tensor[:: math.ceil(tensor.numel() / max_elements)] if tensor.numel() > max_elements else tensor
 
 
 def ratios(muon: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Generator, Sequence
-from typing import NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -34,26 +33,24 @@ class WeightRMSMonitor(StepMonitor):
     r"""Log the size of Muon's weights and of layer outputs, and how far bfloat16 resolves the updates.
 
     Muon's updates have a fixed size. Without weight decay the weights grow, and with them the spacing of bfloat16
-    numbers, until an update is rounded away. Each quantity is logged as ``max``, ``mean`` and ``min`` over the matrices:
+    numbers, until updates are rounded away. Each quantity is logged as ``max``, ``mean`` and ``min`` over the matrices:
 
     - ``weight_rms/…``: root mean square of the entries.
     - ``weight_absmax/…``: largest entry in magnitude.
     - ``doublings_to_overflow/…``: :math:`\log_2(3.39 \cdot 10^{38} / \mathrm{absmax})`, how often the largest entry may
       double before bfloat16 overflows.
     - ``bf16_headroom/…``: RMS of the update in units of the spacing of bfloat16 numbers at the weight's RMS,
-      :math:`\mathrm{rms}(W' - W) / 2^{\lfloor \log_2 \mathrm{rms}(W) \rfloor - 7}`. Below one half, most updates would
-      be lost in bfloat16 weights.
-    - ``lost_updates/…``: fraction of the entries, 0 to 1, that would not change if they were bfloat16 numbers and their
-      update was rounded to nearest; of weights that are in bfloat16, those that did not change.
-    - ``output_rms/…``: root mean square of the outputs of the modules chosen by ``outputs``, in the last forward pass
-      before the step, over all ranks. Modules inside one that ``torch.compile`` compiled as a whole cannot be measured.
+      :math:`\mathrm{rms}(W' - W) / 2^{\lfloor \log_2 \mathrm{rms}(W) \rfloor - 7}`. Below one half, most updates of
+      bfloat16 weights would be lost.
+    - ``lost_updates/…``: fraction of the entries that would not change if they were bfloat16 numbers and their update
+      was rounded to nearest; of weights in bfloat16, those that did not change.
+    - ``output_rms/…``: root mean square of the outputs of the modules chosen by ``outputs``, over all ranks, in the
+      last forward pass before the step. Modules inside one that ``torch.compile`` compiled cannot be measured.
+    - ``weight_bits``: the smallest number of bits of a weight, one scalar. With 16, updates really are lost.
 
-    One scalar is for all matrices: ``weight_bits``, the smallest number of bits of a weight. With 16, updates are lost.
-
-    ``bf16_headroom`` and ``lost_updates`` are measured on a sample of those matrices that are not zero and whose
-    gradient and learning rate are not zero. The sample is copied for the step; the other quantities take a pass over
-    the weights. If a limit is passed, one warning names the layer and says what to do. Without Muon matrices only
-    outputs are measured.
+    ``bf16_headroom`` and ``lost_updates`` are measured on a sample, copied for the step, of those matrices that are not
+    zero, and whose gradient and learning rate are not zero. The other quantities take a pass over the weights. If a
+    limit is passed, one warning names the layer and says what to do. Without Muon matrices only outputs are measured.
 
     Args:
         every_n_steps: How often to measure. Default: the trainer's ``log_every_n_steps``.
@@ -101,7 +98,8 @@ class WeightRMSMonitor(StepMonitor):
         self._outputs = OutputMeter({})
         self._wants_outputs = False
         self._only_outputs = False
-        self._sampled: list[SampledUpdates] = []
+        # Names, shards, and measurements: norms of weights, updates and gradients, and numbers of lost updates.
+        self._sampled: list[tuple[list[str], list[Shard], list[Tensor]]] = []
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -161,8 +159,7 @@ class WeightRMSMonitor(StepMonitor):
             return
         updates = list(torch._foreach_sub([shard.local for shard in shards], before))
         lost = torch.stack([count_lost(old, update) for old, update in zip(before, updates, strict=True)])
-        measured = [entry_norms(before), entry_norms(updates), gradients, lost]
-        self._sampled.append(SampledUpdates(names, shards, measured))
+        self._sampled.append((names, shards, [entry_norms(before), entry_norms(updates), gradients, lost]))
 
     @override
     def _stop_watching(self) -> None:
@@ -189,7 +186,7 @@ class WeightRMSMonitor(StepMonitor):
             "output_rms": self._outputs.rms(trainer) if self._outputs.modules else {},
         }
         bits = [8 * matrices[name].itemsize for name, _ in present]
-        self.log_summary(trainer, quantities, {"weight_bits": min(bits)} if bits else None)
+        self.log_summary(trainer, quantities, **({"weight_bits": min(bits)} if bits else {}))
         in_bf16 = {name for name, matrix in matrices.items() if matrix.dtype == torch.bfloat16}
         really_lost = {name: lost for name, lost in quantities["lost_updates"].items() if name in in_bf16}
         for quantity, limit in self._limits.items():
@@ -239,20 +236,6 @@ class WeightRMSMonitor(StepMonitor):
                 True,
             ),
         }
-
-
-class SampledUpdates(NamedTuple):
-    """Measurements of n matrices of an optimizer in one step.
-
-    Args:
-        names: Of the matrices.
-        shards: What this rank holds of them.
-        measured: Norms of the weights before, the updates, and the gradients; numbers of lost updates. Each (n,).
-    """
-
-    names: list[str]
-    shards: list[Shard]
-    measured: list[Tensor]
 
 
 def bf16_spacing(value: float) -> float:

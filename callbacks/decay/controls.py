@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -18,15 +18,10 @@ MEASUREMENTS_TO_PREDICT = 5
 
 
 class MatrixSize(NamedTuple):
-    """The size of a matrix.
+    """The size of a matrix."""
 
-    Args:
-        norm: Euclidean norm of its entries.
-        entries: Their number.
-    """
-
-    norm: float
-    entries: float
+    norm: float  # Euclidean, of the entries
+    entries: float  # their number
 
     @property
     def rms(self) -> float:
@@ -35,34 +30,21 @@ class MatrixSize(NamedTuple):
 
 
 class MatrixSet(NamedTuple):
-    """Matrices that get the same decay.
+    """Matrices that get the same decay."""
 
-    Args:
-        group: Label of their group.
-        lr: The group's learning rate.
-        planned_lr: See :func:`~lightning_muon.callbacks.decay.target_decay.planned_lr`.
-        matrices: Their names.
-    """
-
-    group: str
-    lr: float
-    planned_lr: float
-    matrices: Sequence[str]
+    group: str  # label
+    lr: float  # of the group
+    planned_lr: float  # see target_decay.planned_lr
+    matrices: Sequence[str]  # names
 
 
 @dataclass
 class Ramp:
-    """A linear ramp from each group's own decay to the wanted one, in logged steps.
+    """A linear ramp from each group's own decay to the wanted one, in logged steps."""
 
-    Args:
-        active: True while ramping up, and then; False on the way back.
-        strength: Position: 0 is the own decay, 1 the wanted one.
-        ramped_at: Step of the last update.
-    """
-
-    active: bool = False
-    strength: float = 0.0
-    ramped_at: int = 0
+    active: bool = False  # True while ramping up, and at the top
+    strength: float = 0.0  # position: 0 is the own decay, 1 the wanted one
+    ramped_at: int = 0  # step of the last update
 
     def advance(self, step: int, ramp_steps: int) -> None:
         """Move up to a step."""
@@ -77,32 +59,28 @@ class Ramp:
 
 @dataclass
 class ThresholdState(Ramp):
-    """What :class:`ThresholdControl` saves in checkpoints.
+    """What :class:`ThresholdControl` saves in checkpoints."""
 
-    Args:
-        smoothed: Moving average of the largest RMS.
-        growth: Moving average of its change per step.
-        measurements: Number of measurements.
-        measured_at: Step of the last one.
-    """
-
-    smoothed: float = 0.0
-    growth: float = 0.0
+    smoothed: float = 0.0  # moving average of the largest RMS
+    growth: float = 0.0  # moving average of its change per step
     measurements: int = 0
-    measured_at: int = 0
+    measured_at: int = 0  # step of the last measurement
 
 
 class DecayControl(ABC):
     """Decide on the decay of sets of matrices; a set has the name of its group, or of its only matrix."""
 
-    @property
-    @abstractmethod
-    def active(self) -> bool:
-        """Whether the wanted decay applies, fully or in part, or is being ramped up."""
+    ramp: Ramp
+    ramp_steps: int  # from each group's own decay to the wanted one
 
-    @abstractmethod
+    @property
+    def active(self) -> bool:
+        """Whether the wanted decay applies, or is being ramped up."""
+        return self.ramp.active
+
     def advance(self, step: int) -> None:
         """Move the ramp up to a step."""
+        self.ramp.advance(step, self.ramp_steps)
 
     @abstractmethod
     def decay(self, name: str, own: float) -> float:
@@ -114,13 +92,7 @@ class DecayControl(ABC):
 
     @abstractmethod
     def judge(self, step: int, sizes: Mapping[str, MatrixSize], sets: Mapping[str, MatrixSet]) -> str | None:
-        """Use a measurement; return the decision and its reason if there is something to report.
-
-        Args:
-            step: Of the measurement.
-            sizes: By name, the matrices whose norm is finite.
-            sets: By name, the sets to decide on.
-        """
+        """Use the sizes of those matrices whose norm is finite; return the decision and its reason, if there is one."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -131,35 +103,24 @@ class DecayControl(ABC):
         """Restore the state from a checkpoint."""
 
 
+@dataclass
 class ThresholdControl(DecayControl):
     """Turn a constant decay on when the largest RMS of all matrices passes a limit, and off well below it.
 
     The arguments are those of :class:`~lightning_muon.callbacks.AutoWeightDecay`.
     """
 
-    def __init__(
-        self, limit: float, weight_decay: float, horizon: int, ramp_steps: int, release: float, smoothing: float
-    ) -> None:
-        self.limit = limit
-        self.weight_decay = weight_decay
-        self.horizon = horizon
-        self.ramp_steps = ramp_steps
-        self.release = release
-        self.smoothing = smoothing
-        self._state = ThresholdState()
-
-    @property
-    @override
-    def active(self) -> bool:
-        return self._state.active
-
-    @override
-    def advance(self, step: int) -> None:
-        self._state.advance(step, self.ramp_steps)
+    limit: float
+    weight_decay: float
+    horizon: int
+    ramp_steps: int
+    release: float
+    smoothing: float
+    ramp: ThresholdState = field(default_factory=ThresholdState)
 
     @override
     def decay(self, name: str, own: float) -> float:
-        return self._state.between(own, max(own, self.weight_decay))
+        return self.ramp.between(own, max(own, self.weight_decay))
 
     @override
     def took(self, name: str, lr: float | Tensor, decay: float) -> None:
@@ -176,14 +137,14 @@ class ThresholdControl(DecayControl):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return asdict(self._state)
+        return asdict(self.ramp)
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._state = ThresholdState(**state)
+        self.ramp = ThresholdState(**state)
 
     def _update_averages(self, rms: float, step: int) -> None:
-        state = self._state
+        state = self.ramp
         if state.measurements == 0:
             state.smoothed = rms
         else:
@@ -196,7 +157,7 @@ class ThresholdControl(DecayControl):
         state.measured_at = step
 
     def _decide(self, largest: str, now: float) -> str | None:
-        state = self._state
+        state = self.ramp
         predictable = state.measurements >= MEASUREMENTS_TO_PREDICT
         expected = state.smoothed + (self.horizon * max(0.0, state.growth) if predictable else 0.0)
         found = (
@@ -216,55 +177,40 @@ class ThresholdControl(DecayControl):
         return None
 
 
+@dataclass
 class TargetControl(DecayControl):
-    """Compute the decay of each set from the growth that its updates cause, to bring it to a target.
+    """Compute the decay of each set from the growth that its updates cause, to bring it to a target."""
 
-    Args:
-        target_rms: The target of all sets. None: each group's is the RMS at which the headroom in bfloat16 ends.
-        aim: How to approach it.
-        ramp_steps: Steps from each group's own decay to the computed one.
-    """
-
-    def __init__(self, target_rms: float | None, aim: Aim, ramp_steps: int) -> None:
-        self.target_rms = target_rms
-        self.aim = aim
-        self.ramp_steps = ramp_steps
-        self._ramp = Ramp()
-        self._decays: defaultdict[str, TargetDecay] = defaultdict(TargetDecay)  # by set
-        self._bf16_targets: defaultdict[str, Bf16Target] = defaultdict(Bf16Target)  # by group
-
-    @property
-    @override
-    def active(self) -> bool:
-        return self._ramp.active
-
-    @override
-    def advance(self, step: int) -> None:
-        self._ramp.advance(step, self.ramp_steps)
+    target_rms: float | None  # None: for each group, the RMS at which the headroom in bfloat16 ends
+    aim: Aim
+    ramp_steps: int
+    ramp: Ramp = field(default_factory=Ramp)
+    decays: defaultdict[str, TargetDecay] = field(default_factory=lambda: defaultdict(TargetDecay))  # by set
+    bf16_targets: defaultdict[str, Bf16Target] = field(default_factory=lambda: defaultdict(Bf16Target))  # by group
 
     @override
     def decay(self, name: str, own: float) -> float:
-        wanted = self._decays[name].decay if name in self._decays else None
-        return own if wanted is None else self._ramp.between(own, wanted)
+        wanted = self.decays[name].decay if name in self.decays else None
+        return own if wanted is None else self.ramp.between(own, wanted)
 
     @override
     def took(self, name: str, lr: float | Tensor, decay: float) -> None:
-        if name in self._decays:  # from the first measurement on
-            self._decays[name].took(lr, decay)
+        if name in self.decays:  # from the first measurement on
+            self.decays[name].took(lr, decay)
 
     def saw_update(self, group: str, rms: float) -> None:
         """Record the RMS of an update of a group, per unit of the learning rate."""
         if 0 < rms < math.inf:
-            self._bf16_targets[group].saw(rms, self.aim.smoothing)
+            self.bf16_targets[group].saw(rms, self.aim.smoothing)
 
     @override
     def judge(self, step: int, sizes: Mapping[str, MatrixSize], sets: Mapping[str, MatrixSet]) -> str | None:
         news: dict[str, Reasoning] = {}
         for one in {one.group: one for one in sets.values()}.values():
-            self._bf16_targets[one.group].saw_lr(one.lr, one.planned_lr)
+            self.bf16_targets[one.group].saw_lr(one.lr, one.planned_lr)
         for name, one in sets.items():
-            target = self._bf16_targets[one.group].rms if self.target_rms is None else self.target_rms
-            decay = self._decays[name]
+            target = self.bf16_targets[one.group].rms if self.target_rms is None else self.target_rms
+            decay = self.decays[name]
             left_out = [matrix for matrix in one.matrices if matrix not in sizes]
             reasoning = decay.measure(_rms(one.matrices, sizes), left_out, target, self.aim)
             if reasoning and decay.is_news(self.aim.bounds):
@@ -272,32 +218,32 @@ class TargetControl(DecayControl):
         if not news:
             return None
         for name in news:
-            self._decays[name].told = self._decays[name].decay
+            self.decays[name].told = self.decays[name].decay
         return self._decision(news, sets)
 
     @override
     def state_dict(self) -> dict[str, Any]:
         return {
-            **asdict(self._ramp),
-            "sets": {name: decay.state() for name, decay in self._decays.items()},
-            "bf16": {group: asdict(target) for group, target in self._bf16_targets.items()},
+            **asdict(self.ramp),
+            "sets": {name: decay.state() for name, decay in self.decays.items()},
+            "bf16": {group: asdict(target) for group, target in self.bf16_targets.items()},
         }
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        self._decays.update({name: TargetDecay(**decay) for name, decay in state.pop("sets").items()})
-        self._bf16_targets.update({group: Bf16Target(**target) for group, target in state.pop("bf16").items()})
-        self._ramp = Ramp(**state)
+        self.decays.update({name: TargetDecay(**decay) for name, decay in state.pop("sets").items()})
+        self.bf16_targets.update({group: Bf16Target(**target) for group, target in state.pop("bf16").items()})
+        self.ramp = Ramp(**state)
 
     def _decision(self, news: Mapping[str, Reasoning], sets: Mapping[str, MatrixSet]) -> str:
         """Give the reason for the set with the largest decay, and list the others."""
         name = max(news, key=lambda name: news[name].decay)
-        source = f" (the target is {self._bf16_targets[sets[name].group]})" if self.target_rms is None else ""
+        source = f" (the target is {self.bf16_targets[sets[name].group]})" if self.target_rms is None else ""
         others = [f"{other} to {news[other].decay:.3g}" for other in news if other != name]
         also = f" Likewise {some(others)}." if others else ""
-        ramp = "" if self._ramp.active else f" All change over from their own decay in {self.ramp_steps} steps."
-        self._ramp.active = True
+        ramp = "" if self.ramp.active else f" All change over from their own decay in {self.ramp_steps} steps."
+        self.ramp.active = True
         return f"weight decay of {name} goes to {news[name].decay:.3g}: {news[name]}{source}.{also}{ramp}"
 
 

@@ -13,32 +13,23 @@ from lightning_muon.optim.sharding.dtensor import local_tensor
 
 
 class SwappedDecay(NamedTuple):
-    """A group that has another decay than its own.
-
-    Args:
-        group: The group.
-        own: Its own decay.
-        swapped: The decay that it has for the step.
-        wanted: The decay of the whole group, or one for each of its matrices.
-    """
+    """A group that has another decay than its own."""
 
     group: LabelledGroup
     own: float
-    swapped: float
-    wanted: Sequence[float]
+    swapped: float  # the decay for the step
+    wanted: Sequence[float]  # one for the whole group, or one for each of its matrices
 
 
 class DecaySwap:
     """Set the decay of Muon's groups before each step, and restore their own afterwards.
 
-    Between steps every group has its own decay, so a schedule or a checkpoint sees that, and may change it. A group has
-    one decay, so where its matrices are to have different ones, it takes the smallest. :meth:`catch_up` applies the
-    rest to each matrix.
+    Between steps a schedule or a checkpoint sees the own decay, and may change it. An optimizer takes one decay for a
+    group: where the matrices are to have different ones, it takes the smallest, and :meth:`catch_up` applies the rest.
 
     Args:
         choose: Return the decay of a group for the next step, or one for each of its matrices.
-        record: Called after a step for each group, with the group, the decay that the optimizer applied, and the
-            decays that were chosen.
+        record: Called after a step with the group, the decay that the optimizer applied, and the chosen decays.
     """
 
     def __init__(

@@ -33,42 +33,24 @@ NEAR_THE_PLAN = 0.5
 
 
 class Aim(NamedTuple):
-    """How to approach a target.
+    """How to approach a target."""
 
-    Args:
-        horizon: Steps in which the distance to the target, as a logarithm, falls to 1/e.
-        smoothing: Weight of the past in the moving averages.
-        bounds: The smallest and the largest decay.
-    """
-
-    horizon: int
-    smoothing: float
-    bounds: tuple[float, float]
+    horizon: int  # steps in which the distance to it, as a logarithm, falls to 1/e
+    smoothing: float  # weight of the past in the moving averages
+    bounds: tuple[float, float]  # smallest and largest decay
 
 
 class Reasoning(NamedTuple):
-    """The numbers from which a decay was computed.
+    """The numbers from which a decay was computed."""
 
-    Args:
-        rms: The measured RMS.
-        target: The target.
-        growth: Fraction by which the updates alone let the RMS grow, per step.
-        holding: The decay that holds the RMS where it is.
-        at_target: The decay that will hold it at the target. It is smaller below the target, because the same updates
-            matter less to larger weights.
-        steering: The decay to add to approach the target.
-        bounded: ``at_target + steering``, clamped to the bounds.
-        decay: That, clamped to steps that remove at most ``LARGEST_STEP`` of the weights.
-    """
-
-    rms: float
+    rms: float  # measured
     target: float
-    growth: float
-    holding: float
-    at_target: float
-    steering: float
-    bounded: float
-    decay: float
+    growth: float  # fraction by which the updates alone let the RMS grow, per step
+    holding: float  # the decay that holds the RMS where it is
+    at_target: float  # the decay that holds it at the target; below it, the same updates will matter less there
+    steering: float  # what is added to approach the target
+    bounded: float  # at_target + steering, clamped to the bounds
+    decay: float  # that, clamped to steps that remove at most LARGEST_STEP of the weights
 
     def __str__(self) -> str:
         wanted = self.at_target + self.steering
@@ -84,29 +66,17 @@ class Reasoning(NamedTuple):
 
 @dataclass
 class TargetDecay:
-    """The decay of one set of weights, and the state from which it is computed.
+    """The decay of one set of weights, and the state from which it is computed."""
 
-    Args:
-        decay: The last computed decay; None before the first.
-        rms: The last measured RMS; 0 if no growth can be computed from it.
-        left_out: The matrices that were not part of it.
-        steps: Steps since.
-        lr: Sum of their learning rates.
-        log_kept: Sum of their ln(1 − lr·decay), the change of the logarithm of the RMS by decay alone.
-        growth: Moving average of the growth by updates alone between two measurements, as a logarithm.
-        growth_lr: The same average of the sums of learning rates.
-        told: The last reported decay.
-    """
-
-    decay: float | None = None
-    rms: float = 0.0
-    left_out: list[str] = field(default_factory=list)
-    steps: int = 0
-    lr: float | Tensor = 0.0
-    log_kept: float | Tensor = 0.0
-    growth: float = 0.0
-    growth_lr: float = 0.0
-    told: float | None = None
+    decay: float | None = None  # computed last
+    rms: float = 0.0  # measured last; 0 if no growth can be computed from it
+    left_out: list[str] = field(default_factory=list)  # matrices that were not part of it
+    steps: int = 0  # steps since
+    lr: float | Tensor = 0.0  # sum of their learning rates
+    log_kept: float | Tensor = 0.0  # sum of their ln(1 − lr·decay): what decay alone did to the logarithm of the RMS
+    growth: float = 0.0  # moving average of the growth by updates alone between two measurements, as a logarithm
+    growth_lr: float = 0.0  # the same average of the sums of learning rates
+    told: float | None = None  # reported last
 
     def took(self, lr: float | Tensor, decay: float) -> None:
         """Record a step. There is no synchronization for a learning rate on a device."""
@@ -182,26 +152,15 @@ class Bf16Target:
 
     Between 2^e and 2^(e+1) bfloat16 numbers are 2^(e-7) apart, so at an RMS of :math:`R` their spacing is at most
     :math:`2^{-7} R`. The typical update is as large as the spacing while :math:`R \le 2^7 \operatorname{rms}(ηU)`.
-
-    Args:
-        update_rms: Moving average of rms(U); 0 before the first update.
-        lr: The full learning rate. At the end of a schedule the updates vanish, whatever the size of the weights.
-        largest_lr: The largest learning rate so far.
-        last_lr: The learning rate of the last measurement.
     """
 
-    update_rms: float = 0.0
-    lr: float = 0.0
+    update_rms: float = 0.0  # moving average of rms(U); 0 before the first update
+    lr: float = 0.0  # the full learning rate: at the end of a schedule updates vanish, whatever the weights are
     largest_lr: float = 0.0
     last_lr: float = 0.0
 
     def saw_lr(self, lr: float, planned: float) -> None:
-        """Record the learning rate of a measurement.
-
-        Args:
-            lr: The learning rate.
-            planned: See :func:`planned_lr`.
-        """
+        """Record the learning rate of a measurement, and the :func:`planned_lr`."""
         rising = lr > self.last_lr
         self.largest_lr, self.last_lr = max(self.largest_lr, lr), lr
         follows_the_plan = rising or self.largest_lr >= NEAR_THE_PLAN * planned

@@ -16,12 +16,9 @@ from lightning_muon.optim.sharding.dtensor import local_tensor
 
 
 class OutputMeter:
-    """Measure the outputs of modules in the forward passes between :meth:`start` and :meth:`stop`.
+    """Measure modules, given by name, in the forward passes between :meth:`start` and :meth:`stop`.
 
-    The last of several passes counts. Of several outputs, the first floating-point tensor counts.
-
-    Args:
-        modules: By their names.
+    The last of several passes counts, and of several outputs the first floating-point tensor.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
@@ -46,8 +43,7 @@ class OutputMeter:
         """Return the root mean square over all ranks, by module. A collective of all ranks."""
         measured, self._measured = self._measured, {}
         norms, sizes = zip(*(measured.get(name, (torch.zeros(()), 0)) for name in self.modules), strict=True)
-        device = trainer.strategy.root_device
-        stacked = torch.stack([norm.to(device) for norm in norms])
+        stacked = torch.stack([norm.to(trainer.strategy.root_device) for norm in norms])
         found = over_ranks(trainer, [EACH_RANK] * len(self.modules), [stacked], sizes)
         values = (found.norm[0] / found.entries.sqrt()).tolist()
         return {name: rms for name, rms, size in zip(self.modules, values, found.entries, strict=True) if size}
@@ -75,7 +71,7 @@ def named_layers(module: LightningModule) -> Iterator[tuple[str, nn.Module]]:
 
 
 def compiled_names(module: LightningModule) -> set[str]:
-    """Return the names of the modules whose hooks do not run, because ``torch.compile`` compiled a module around them."""
+    """Return the names of the modules whose hooks do not run, because ``torch.compile`` compiled them or a parent."""
     if getattr(module, "_compiler_ctx", None) is not None:  # torch.compile(module), which Lightning unwraps
         return {name for name, _ in named_layers(module)}
     compiled: set[str] = set()

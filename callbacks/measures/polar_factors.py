@@ -14,21 +14,16 @@ from lightning_muon.callbacks.measures.weight_steps import ROUNDINGS, StepOption
 from lightning_muon.callbacks.sampling import SampledParameter
 from lightning_muon.callbacks.shards import whole
 
-# So many elements of Gram matrices, 4 MiB, stay in the cache of a CPU during Lanczos' iteration: 24 of 768 × 768 took
-# four times as long in one batch as in batches of 2 to 8. Small ones are pooled, because calls dominate their time.
+# So many elements, 4 MiB, stay in the cache of a CPU during Lanczos' iteration: 24 Gram matrices of 768 × 768 took four
+# times as long in one batch as in batches of 2 to 8. Small ones are pooled, because calls dominate their time.
 POOLED_ELEMENTS = 1 << 20
 
 
 class AppliedFactors:
-    r"""Find what an optimizer has orthogonalized from how a few weights moved in a step.
+    """Find what an optimizer has orthogonalized from how a few weights, given by name, moved in a step.
 
-    A step :math:`W' = (1 - \eta\lambda) W - \eta s O` with learning rate :math:`\eta`, decoupled weight decay
-    :math:`\lambda` and scale :math:`s` is solved for :math:`O`. The scale of ``torch.optim.Muon`` is known. For any
-    other optimizer :math:`O` is scaled to a mean squared singular value of one, so only the spread is meaningful.
-
-    Args:
-        optimizer: The optimizer, before its step.
-        sampled: Parameters by name.
+    A step W' = (1 − ηλ)W − ηsO with scale s is solved for O. The scale of ``torch.optim.Muon`` is known. For any other
+    optimizer O is scaled to a mean squared singular value of one, so only the spread is meaningful.
     """
 
     def __init__(self, optimizer: Optimizer, sampled: Mapping[str, SampledParameter]) -> None:
@@ -39,10 +34,9 @@ class AppliedFactors:
 
     @torch.no_grad()
     def found(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return the factors (b, m, n) of each parameter that has moved. A collective of all ranks for DTensors.
+        """Return the factors (b, m, n) of those parameters that have moved. A collective of all ranks for DTensors.
 
-        Args:
-            names: Those of the sampled parameters that had a gradient. The others do not even decay.
+        The names are of parameters that had a gradient: the others do not even decay.
         """
         moves = {name: self._move(name, self.sampled[name]) for name in names}
         seen = {name: factors[has_moved] for name, (has_moved, factors) in moves.items()}  # waits for the device
@@ -89,17 +83,11 @@ def orthogonalizes(optimizer: Optimizer) -> bool:
 
 
 class FactorBatch(NamedTuple):
-    """Measurements of b polar factors, on their device.
+    """Measurements of b polar factors, on their device."""
 
-    Args:
-        owners: The parameter of each factor.
-        errors: Their orthogonality errors, shape (b,).
-        tridiagonals: The :func:`lanczos` of their Gram matrices, shape (b, 2, k).
-    """
-
-    owners: list[str]
-    errors: Tensor
-    tridiagonals: Tensor
+    owners: list[str]  # the parameter of each factor
+    errors: Tensor  # (b,), see orthogonality_error
+    tridiagonals: Tensor  # (b, 2, k), see lanczos
 
 
 class FactorMeter:

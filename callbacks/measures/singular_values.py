@@ -1,20 +1,18 @@
 """Extreme singular values, condition number and stable rank of many matrices at once, without their decomposition.
 
-Two routes, both from Gram matrices and by Lanczos' iteration, which runs on the device without synchronization:
-
-- :func:`lanczos`, then :func:`extreme_singular_values`: float32, for polar factors, whose values are near one.
-- :func:`unit_grams`, :func:`tridiagonals`, then :func:`condition_and_stable_rank`: float64, for gradients and momenta,
-  whose values may span many orders of magnitude.
+Both ways use Gram matrices and Lanczos' iteration, which needs no synchronization with the device. Polar factors, whose
+values are near one, take :func:`lanczos`, then :func:`extreme_singular_values`, in float32. Gradients and momenta take
+:func:`unit_grams`, :func:`tridiagonals`, then :func:`condition_and_stable_rank`, in float64.
 """
 
 import torch
 from torch import Tensor
 
-# Measured in float64 on the results of five Newton-Schulz steps of 540 matrices with smaller sides from 64 to 768, whose
-# gradients had full rank, a quarter of it, or singular values from 1 down to 1e-5. With 16 steps the largest value is
-# too small by 3e-3 in the median of the worst kind, and by at most 0.02 (0.03 in one further matrix). The smallest is
-# nearly exact where it stands apart, and too large by 0.045 (0.07 there) where the values reach zero densely. 32 steps
-# take twice as long for 1e-3 and 2e-3, 0.023 and 0.035.
+# Measured on what five Newton-Schulz steps make of 540 matrices with smaller sides from 64 to 768, whose gradients had
+# full rank, a quarter of it, or singular values from 1 down to 1e-5. With 16 steps the largest value is too small by
+# 3e-3 in the median of the worst kind, by 0.02 at most, and by 0.03 in one further matrix. The smallest is nearly exact
+# where it stands apart, and too large by 0.045 and 0.07 where the values reach zero densely. 32 steps take twice as
+# long for 1e-3 and 2e-3, 0.023 and 0.035.
 LANCZOS_STEPS = 16
 
 # Up to this rank more steps cost little, and find all values as exactly as a Gram matrix in float32 has them: the
@@ -35,10 +33,10 @@ def lanczos(grams: Tensor, steps: int | None = None) -> Tensor:
     In an orthonormal basis of the space of v, Gv, G²v … a symmetric G is tridiagonal. The extreme eigenvalues converge
     first, and always from inside. The start v is fixed, not random.
 
-    The basis is not orthogonalized again. By rounding it loses directions that it has found, and finds them twice. That
-    doubles some eigenvalues, but moves none out of the range of G, so the iteration may also go on after the space is
-    exhausted. Sources: Golub and Van Loan, "Matrix Computations" (2013), section 10.3; Paige, "Accuracy and
-    effectiveness of the Lanczos algorithm for the symmetric eigenproblem" (1980).
+    The basis is not orthogonalized again. Rounding makes it lose directions and find them twice, which doubles some
+    eigenvalues, but moves none out of the range of G. So the iteration may also go on after the space is exhausted.
+    Sources: Golub and Van Loan, "Matrix Computations" (2013), section 10.3; Paige, "Accuracy and effectiveness of the
+    Lanczos algorithm for the symmetric eigenproblem" (1980).
 
     Args:
         grams: Symmetric, shape (b, r, r).
@@ -71,13 +69,9 @@ def lanczos(grams: Tensor, steps: int | None = None) -> Tensor:
 
 
 def extreme_singular_values(entries: Tensor) -> Tensor:
-    """Return the smallest and the largest singular value of each matrix O from :func:`lanczos` of its OᵀO.
+    """Return the smallest and the largest singular value of matrices O from :func:`lanczos` of OᵀO, on the CPU.
 
-    Args:
-        entries: Shape (b, 2, k), on the CPU.
-
-    Returns:
-        Shape (b, 2), float64; NaN where an entry is not finite.
+    The entries (b, 2, k) give values (b, 2), float64; NaN where an entry is not finite.
     """
     broken = ~entries.isfinite().all(-1).all(-1)
     diagonal, beside = entries.double().masked_fill(broken.view(-1, 1, 1), 0.0).unbind(1)
@@ -112,13 +106,7 @@ def tridiagonals(grams: Tensor) -> Tensor:
     """Project Gram matrices G, and (G + SHIFT·I)⁻¹, to small matrices with the same largest eigenvalue.
 
     The largest eigenvalue of the inverse is 1 / (σ_min² + SHIFT). Where σ_min is small, Lanczos' iteration finds it at
-    once in the inverse, but last in G.
-
-    Args:
-        grams: From :func:`unit_grams`, shape (b, r, r).
-
-    Returns:
-        The :func:`lanczos` of both: shape (b, 2, 2, k).
+    once in the inverse, but last in G. The :func:`unit_grams` (b, r, r) give the :func:`lanczos` of both, (b, 2, 2, k).
     """
     count = len(grams)
     traces = grams.diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -145,13 +133,8 @@ def condition_and_stable_rank(tridiagonals: Tensor) -> Tensor:
     """Return κ = σ_max / σ_min and ‖G‖_F² / σ_max² of each matrix from its :func:`tridiagonals`, on the CPU.
 
     κ is at most ``LARGEST_CONDITION``. Both converge from inside: κ is never too large, the rank never too small. The
-    error is 0.3 % for random matrices, whose singular values are dense at the ends, and smaller for others.
-
-    Args:
-        tridiagonals: Shape (b, 2, 2, k).
-
-    Returns:
-        Shape (b, 2); zeros for a matrix of zeros, NaN for one that is not finite.
+    error is 0.3 % for random matrices, whose singular values are dense at the ends, and smaller for others. The result
+    has shape (b, 2): zeros for a matrix of zeros, NaN for one that is not finite.
     """
     diagonal, beside = tridiagonals.unbind(2)
     beside = beside[..., :-1]

@@ -1,6 +1,8 @@
-"""The steps of weights: by how much they changed, and the update, learning rate and decay in it."""
+"""Steps of weights: the learning rate, the decay and the update in what a step changed."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,7 +10,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_muon.callbacks.shards import entry_norms, find_shards, over_ranks
+from lightning_muon.callbacks.matrices import LabelledGroup
+from lightning_muon.callbacks.shards import entry_norms, find_shards, local_gradients, over_ranks
 from lightning_muon.optim.update.state import HALF
 
 # More than about a hundredth of a step that is smaller than this many roundings of the weights is rounding.
@@ -28,13 +31,9 @@ COUPLED = (
 class StepOptions:
     """Learning rates and weight decays as the next step of an optimizer uses them.
 
-    Create it in ``on_before_optimizer_step``, before the weights change. Without a gradient scaler the step's pre-hooks
-    have run by then, and what they set, such as another weight decay, is in the groups. With a scaler they run later,
-    so the options are read again after all pre-hooks that were registered before. After the step it is too late:
-    post-hooks may have restored the groups, and schedulers may have gone on.
-
-    Args:
-        optimizer: The optimizer whose groups are read.
+    Create it in ``on_before_optimizer_step``: after the step, post-hooks may have restored the groups, and schedulers
+    may have gone on. Without a gradient scaler the step's pre-hooks, which may set another weight decay, have run by
+    then. With a scaler they run later, so the options are read again after all pre-hooks that are registered already.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -60,8 +59,7 @@ class StepOptions:
 
 
 def _copied(option: float | Tensor) -> float | Tensor:
-    """Return a copy: schedulers change tensors in place."""
-    return option.detach().clone() if isinstance(option, Tensor) else option
+    return option.detach().clone() if isinstance(option, Tensor) else option  # schedulers change tensors in place
 
 
 def is_decoupled(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
@@ -69,16 +67,14 @@ def is_decoupled(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
     return bool(group.get("decoupled_weight_decay", not isinstance(optimizer, COUPLED)))
 
 
+def some_rows(tensor: Tensor, max_elements: int) -> Tensor:
+    """Return a view of every n-th row, from the first on, with at most about ``max_elements`` elements."""
+    return tensor[:: math.ceil(tensor.numel() / max_elements)] if tensor.numel() > max_elements else tensor
+
+
 def wide_copy(tensor: Tensor) -> Tensor:
     """Return a copy of a tensor, in float32 if it has half precision."""
     return tensor.float() if tensor.dtype in HALF else tensor.clone()
-
-
-def weight_steps(before: list[Tensor], after: list[Tensor]) -> list[Tensor]:
-    """Return W − W' of each weight, in the precision of ``before``."""
-    if not before:
-        return []
-    return list(torch._foreach_sub(before, [new.to(old.dtype) for new, old in zip(after, before, strict=True)]))
 
 
 def remove_decay(steps: list[Tensor], before: list[Tensor], decay: float, group: Mapping[str, Any]) -> None:
@@ -88,8 +84,8 @@ def remove_decay(steps: list[Tensor], before: list[Tensor], decay: float, group:
         steps: W − W' of each weight.
         before: W.
         decay: ηλ.
-        group: Its group. With ``cautious_weight_decay`` only those entries decay whose update U has the sign of W, or
-            is zero. The decay has that sign too, so these are the entries whose whole step has it, or is zero.
+        group: Its group. With ``cautious_weight_decay`` only entries decay whose update U is zero or has the sign of W.
+            The decay has that sign too, so these are the entries whose whole step is zero or has it.
     """
     if not decay:
         return
@@ -98,13 +94,36 @@ def remove_decay(steps: list[Tensor], before: list[Tensor], decay: float, group:
     torch._foreach_sub_(steps, before, alpha=decay)
 
 
-class UpdateSample:
-    """The RMS of the updates U of several groups in a step, from copies of some matrices of each.
+class GroupSample:
+    """Some weights of a group, by name, copied for a step: of each about ``max_elements`` entries at most."""
 
-    Args:
-        trainer: The trainer with the ranks.
-        matrices: By group, some matrices that have a gradient.
-    """
+    def __init__(
+        self, trainer: Trainer, group: LabelledGroup, parameters: Mapping[str, Tensor], max_elements: int
+    ) -> None:
+        weights = list(parameters.values())
+        self.group = group
+        self.names = list(parameters)
+        self.shards = [replace(s, local=some_rows(s.local, max_elements)) for s in find_shards(trainer, weights)]
+        self.lr = 0.0
+        self.norms: list[Tensor] = []  # of ηU, the whole step, the gradient and the weight, each (n,)
+        self._before = [wide_copy(shard.local) for shard in self.shards]
+        self._gradients = entry_norms(some_rows(gradient, max_elements) for gradient in local_gradients(weights))
+
+    def finish(self, options: StepOptions) -> None:
+        """Measure the step, unless it moved nothing."""
+        _, optimizer, place, group = self.group
+        self.lr, decay = float(options.lr(place)), float(options.weight_decay(place))
+        if self.names and self.lr != 0:
+            after = [shard.local.to(old.dtype) for shard, old in zip(self.shards, self._before, strict=True)]
+            steps = list(torch._foreach_sub(self._before, after))  # W − W'
+            moved = entry_norms(steps)
+            remove_decay(steps, self._before, self.lr * decay if is_decoupled(optimizer, group) else 0.0, group)
+            self.norms = [entry_norms(steps), moved, self._gradients, entry_norms(self._before)]
+        self._before = []
+
+
+class UpdateSample:
+    """The RMS of the updates U of several groups in a step, from copies of some matrices with a gradient of each."""
 
     def __init__(self, trainer: Trainer, matrices: Mapping[str, Sequence[Tensor]]) -> None:
         self._trainer = trainer
@@ -116,11 +135,7 @@ class UpdateSample:
 
     @torch.no_grad()
     def finish(self, taken: Mapping[str, tuple[float | Tensor, float]]) -> None:
-        """Turn the copies into updates after the step: ηU = (1 − ηλ)W − W'.
-
-        Args:
-            taken: Learning rate and weight decay of the step, by group.
-        """
+        """Turn the copies into updates, ηU = (1 − ηλ)W − W', by the η and λ that each group's step has taken."""
         self._lrs = {group: lr for group, (lr, _) in taken.items()}
         if self._copies:
             kept: list[Any] = [1 - taken[group][0] * taken[group][1] for group in self._groups]

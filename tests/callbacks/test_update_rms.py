@@ -18,8 +18,9 @@ from torch.optim import Optimizer
 
 from lightning_muon.callbacks import AutoWeightDecay, UpdateRMSMonitor
 from lightning_muon.callbacks.matrices import labelled_groups
+from lightning_muon.callbacks.measures.weight_steps import some_rows
 from lightning_muon.callbacks.page.charts import CHARTS
-from lightning_muon.callbacks.update_rms import ratios, some_rows
+from lightning_muon.callbacks.update_rms import ratios
 from lightning_muon.optim import MuonAdamW
 
 Fit = Callable[..., Trainer]
