@@ -102,10 +102,10 @@ class GradientMonitor(StepMonitor):
         has_gradient = names_with_gradient(trainer, {name: one.parameter for name, one in sample.items()})
         sample = {name: sample[name] for name in has_gradient}
         gradients = {name: one.parameter.grad for name, one in sample.items()}
-        grams = gram_matrices(sample, complete(trainer, sample, gradients))
+        grams = gram_matrices(trainer, sample, gradients)
         yield
         momenta = {name: momentum_of(optimizer, one.parameter) for name, one in sample.items()}
-        grams_after = gram_matrices(sample, complete(trainer, sample, momenta))
+        grams_after = gram_matrices(trainer, sample, momenta)
         self._names_measured += sample
         # One batch for each side: with small matrices the calls take more time than the arithmetic.
         batches: defaultdict[tuple[int, torch.device], list[tuple[str, str, Tensor]]] = defaultdict(list)
@@ -158,10 +158,10 @@ def momentum_of(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
     return momentum.view_as(parameter) if momentum is not None and momentum.numel() == parameter.numel() else None
 
 
-def complete(
+def gram_matrices(
     trainer: Trainer, sample: Mapping[str, SampledParameter], tensors: Mapping[str, Tensor | None]
 ) -> dict[str, Tensor]:
-    """Return whole tensors by name, without those that are missing. A collective of all ranks.
+    """Return the :func:`unit_grams` (b, r, r) of the matrices in tensors that exist, by name. A collective.
 
     Args:
         trainer: The trainer with the ranks.
@@ -171,9 +171,5 @@ def complete(
     sharded = [name for name, one in sample.items() if is_dtensor(one.parameter)]
     missing = any_over_ranks(trainer, [(tensor := tensors[name]) is None or not is_dtensor(tensor) for name in sharded])
     left_out = {name for name, is_missing in zip(sharded, missing, strict=True) if is_missing}
-    return {name: whole(tensor) for name, tensor in tensors.items() if tensor is not None and name not in left_out}
-
-
-def gram_matrices(sample: Mapping[str, SampledParameter], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the :func:`unit_grams` of the matrices in whole tensors, shape (b, r, r) each, by name."""
-    return {name: unit_grams(sample[name].matrices(tensor)) for name, tensor in tensors.items()}
+    present = {name: whole(tensor) for name, tensor in tensors.items() if tensor is not None and name not in left_out}
+    return {name: unit_grams(sample[name].matrices(tensor)) for name, tensor in present.items()}
