@@ -1,9 +1,9 @@
-# Every path here is relative, so that the checkout may lie in a folder with spaces in its name.
+# All paths are relative, because the checkout may be in a folder with spaces in its name.
 
 PYTHON ?= python3
 
 BIN := .venv/bin
-# The default answers give the project this name.
+# The project that the default answers generate.
 DEMO := build/demo/my-muon-project
 LINT := build/lint/my-muon-project
 BAKE := $(BIN)/python -m cookiecutter . --no-input --default-config
@@ -11,17 +11,17 @@ BAKE := $(BIN)/python -m cookiecutter . --no-input --default-config
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint clean
 
-help: ## Show what make can do here
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: .venv/.installed ## Make .venv with everything needed to work here
+install: .venv/.installed ## Make .venv with all that development needs
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: install ## Generate a project, train it on real text, let it write
+demo: install ## Generate a project, train it on real text, sample from its model
 	rm -rf build/demo
 	$(BAKE) --output-dir build/demo > /dev/null
 	cd $(DEMO) && PYTHONPATH=src ../../../$(BIN)/python -m my_muon_project fit
@@ -41,6 +41,6 @@ lint: install ## Check style and types, here and in a generated project
 	cd $(LINT) && ../../../$(BIN)/python -m mypy --cache-dir ../../.mypy_cache
 	$(BIN)/python -m mypy --cache-dir build/.mypy_cache
 
-clean: ## Remove .venv, build and what tools left behind
+clean: ## Remove .venv, build and the caches of tools
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,1 +1,10 @@
-"""Commands that measure: each prints a table and leaves a JSON record in results/."""
+"""Benchmarks. Each command prints a table and writes a JSON record to ``results/``.
+
+- ``orthogonalization``: error and time of the polar-factor methods
+- ``optimizer_step``: time and memory of a whole step, beside torch's optimizers and other packages
+- ``matrix_problems``: the matrix problems of the PolarGrad paper, learning rates swept
+- ``traffic``: bytes and collectives of a step on several processes
+- ``monitors``: the cost of the monitors in the demo
+- ``unhealthy_run``: the demo healthy, unhealthy, and with ``AutoWeightDecay``
+- ``tables``: fills the tables of the docs from the records
+"""

@@ -1,4 +1,4 @@
-"""The demo's project, generated in a folder and made importable, for benchmarks that train it."""
+"""The project of the demo, for benchmarks that train it."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from benchmarks.record import REPOSITORY
 
 
 def inside(project: Path) -> list[str]:
-    """Return the arguments with which a run says little, and writes into its project only."""
+    """Return arguments for a run that prints little and writes only into its project."""
     return [
         "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
@@ -20,7 +20,7 @@ def inside(project: Path) -> list[str]:
 
 
 def generate(folder: Path) -> tuple[Path, type[Any], type[Any]]:
-    """Generate the project with the default answers; return its folder, and the classes of its module and its data."""
+    """Generate the project with the default answers, and return its folder, module class and data class."""
     cookiecutter(str(REPOSITORY), no_input=True, default_config=True, output_dir=str(folder))
     project = folder / "my-muon-project"
     sys.path.insert(0, str(project / "src"))

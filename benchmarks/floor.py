@@ -1,4 +1,4 @@
-"""The least time that a step could take: its FLOPs and bytes over what the machine does a second."""
+"""The floor of a step's time: its FLOPs and bytes, divided by the rates of the machine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,27 +8,27 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.stopwatch import seconds
 
-SIDE = 2048  # of the products that show how fast the machine multiplies
-ELEMENTS = 1 << 26  # of the copies that show how fast it reads and writes: far more than a cache holds
+SIDE = 2048  # of the matrices whose product measures the FLOP rate
+ELEMENTS = 1 << 26  # of the tensor whose copy measures the memory rate; much larger than a cache
 REPETITIONS = 5
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a machine does a second.
+    """The rates of a machine.
 
     Args:
-        flops: Of products of bfloat16 matrices.
-        bytes: Read and written, in copies of float32.
+        flops: FLOPs per second in products of bfloat16 matrices.
+        bytes: Bytes read and written per second in copies of float32 tensors.
     """
 
     flops: float
     bytes: float
 
     def floor(self, step: Callable[[], object], least_bytes: int) -> float:
-        """Return the seconds that ``step`` would take at these rates, if it touched ``least_bytes`` of memory.
+        """Return the seconds of ``step`` at these rates, with ``least_bytes`` of memory traffic.
 
-        Only matrix products count as FLOPs; ``step`` is run once, to count them.
+        Run ``step`` once to count its FLOPs. Only matrix products are counted.
         """
         with FlopCounterMode(display=False) as counter:
             step()
@@ -36,11 +36,11 @@ class Rates:
 
 
 def machine_rates(device: str) -> Rates:
-    """Measure a machine: the best of several repetitions, since others may be at work on it."""
+    """Measure the rates of this machine: the best of several repetitions, because it may be busy."""
     factor = torch.randn(SIDE, SIDE, device=device, dtype=torch.bfloat16)
     product = torch.empty_like(factor)
     source = torch.randn(ELEMENTS, device=device)
-    copy = torch.zeros_like(source)  # zeros, so that its pages are there
+    copy = torch.zeros_like(source)  # zeros, so that its pages are allocated before the measurement
     return Rates(
         flops=2 * SIDE**3 / _seconds(lambda: torch.mm(factor, factor, out=product), device),
         bytes=2 * source.numel() * source.element_size() / _seconds(lambda: copy.copy_(source), device),

@@ -1,8 +1,8 @@
-"""What watching costs: the demo with its monitors, beside the demo without them, in turns within one run.
+"""The cost of the monitors: the demo with and without them, in turns within one run.
 
-``python -m benchmarks.monitors`` generates the demo's project, trains its model under its default configuration, and
-switches the monitors on and off every so many steps. It prints how much time is spent in which, and by how much the
-steps in which they measure are longer than those before, beyond what that is without monitors.
+``python -m benchmarks.monitors`` generates the demo's project, trains its model with the default configuration, and
+switches the monitors on and off after a fixed number of steps. It prints the time spent in each monitor. It also prints
+how much longer a logged step is than the steps before it, with monitors minus without.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from benchmarks.demo import generate, inside
 from benchmarks.record import RESULTS, report
 from lightning_muon.cli import MuonCLI
 
-# What of a callback is called in each step, by Lightning or by an optimizer.
+# The methods of a callback that Lightning or an optimizer calls in a step.
 HOOKS = (
     "on_train_batch_start",
     "on_before_optimizer_step",
@@ -34,13 +34,13 @@ HOOKS = (
     "_raise_decay",
     "_lower_decay",
 )
-# Steps that a logged one is compared with.
+# Number of steps that a logged step is compared with.
 NEIGHBOURS = 8
 COLUMNS = ["monitor", "ms in 10 steps", "% of the steps' time", "95 % interval"]
 
 
 class Spent:
-    """Seconds spent in each monitor, by its name: the outermost call counts."""
+    """The seconds spent in each monitor, by name. Nested calls count for the outermost one."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -48,7 +48,7 @@ class Spent:
 
     @contextmanager
     def by(self, owner: str) -> Any:
-        """Count what is done in this context, unless it is inside another."""
+        """Add the time of the context to ``owner``, unless it is inside another context."""
         if self._owner is not None:
             yield
             return
@@ -60,7 +60,7 @@ class Spent:
             self.seconds[owner] += time.perf_counter() - start
 
     def timed(self, function: Callable[..., Any], owner: str) -> Callable[..., Any]:
-        """Return the function, such that its calls count."""
+        """Wrap a function so that its time is added to ``owner``."""
 
         def call(*arguments: Any, **options: Any) -> Any:
             with self.by(owner):
@@ -69,14 +69,14 @@ class Spent:
         return call
 
     def watch(self, monitor: Callback) -> None:
-        """Count the hooks of a callback."""
+        """Measure the hooks of a callback."""
         name = type(monitor).__name__
         for hook in HOOKS:
             if hasattr(monitor, hook):
                 setattr(monitor, hook, self.timed(getattr(monitor, hook), name))
 
     def watch_registered(self, owner: Any, method: str) -> None:
-        """Count the hooks that monitors register with a module or an optimizer while they run themselves."""
+        """Measure the hooks that monitors register on a module or an optimizer."""
         register = getattr(owner, method)
 
         def counted(*arguments: Any, **options: Any) -> Any:
@@ -89,11 +89,11 @@ class Spent:
 
 
 class Turns(Callback):
-    """Train in turns with the monitors and without them, and keep the time of each step.
+    """Train in turns with and without the monitors, and record the time of each step.
 
     Args:
-        monitors: Whose cost is measured.
-        turn: Steps of a turn; all monitors should measure in it as often as they do on average.
+        monitors: The monitors to measure.
+        turn: Steps per turn. Each monitor should measure as often in a turn as on average.
     """
 
     def __init__(self, monitors: list[Callback], turn: int) -> None:
@@ -106,7 +106,7 @@ class Turns(Callback):
         self._end = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have the monitors counted."""
+        """Measure the monitors."""
         self._all = list(trainer.callbacks)  # type: ignore[attr-defined]
         for monitor in self.monitors:
             self.spent.watch(monitor)
@@ -116,7 +116,7 @@ class Turns(Callback):
                 self.spent.watch_registered(optimizer, "register_orthogonalize_hook")
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Keep the time, and change turns; this comes last of all callbacks."""
+        """Record the time of the step, and begin the next turn if due. This callback runs last."""
         now = time.perf_counter()
         is_logged = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         steps = trainer.global_step - self.turn  # the first turn warms up
@@ -125,16 +125,19 @@ class Turns(Callback):
         elif steps == 0:
             self.spent.seconds.clear()
         if steps >= 0 and steps % self.turn == 0:
-            # With, without, without, with: so that a machine that becomes slower does not count.
+            # The order is with, without, without, with, so that a linear drift of the machine cancels.
             self._watching = steps // self.turn % 4 in {0, 3}
             without = [callback for callback in self._all if callback not in self.monitors]
             trainer.callbacks = self._all if self._watching else without  # type: ignore[attr-defined]
         self._end = time.perf_counter()
 
     def longer_by(self, watching: bool) -> list[float]:
-        """Return by how many seconds each logged step was longer than the median of those before, of one kind of turn.
+        """Return how many seconds longer each logged step was than the median of the steps before it.
 
-        The step before is left out: in it the optimizer's time is taken.
+        The step directly before is not used, because ``OptimizerTimeMonitor`` measures in it.
+
+        Args:
+            watching: Use the turns with monitors, or those without.
         """
         return [
             step.seconds
@@ -148,9 +151,9 @@ class Step(NamedTuple):
     """One step.
 
     Args:
-        watching: Whether the monitors were there.
-        is_logged: Whether it is one in which they measure.
-        seconds: How long it took, from the end of the last one.
+        watching: Whether the monitors were on.
+        is_logged: Whether it is a logged step, in which monitors measure.
+        seconds: Time since the end of the step before.
     """
 
     watching: bool
@@ -159,11 +162,11 @@ class Step(NamedTuple):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the demo and record what its monitors cost."""
+    """Train the demo and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=12, help="pairs of turns, with and without monitors")
-    parser.add_argument("--turn", type=int, default=100, help="steps of a turn")
-    parser.add_argument("--quick", action="store_true", help="few and short turns: to see that it runs")
+    parser.add_argument("--turn", type=int, default=100, help="steps per turn")
+    parser.add_argument("--quick", action="store_true", help="few and short turns, to check that it runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     options = parser.parse_args(arguments)
     if options.quick:
@@ -183,7 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def rows(turns: Turns) -> list[dict[str, Any]]:
-    """Return a row for each monitor by its own time, and one for all by the difference of the turns."""
+    """Return one row per monitor from its own time, and one for all from the difference of the turns."""
     steps = sum(step.watching for step in turns.steps)
     step = statistics.median(step.seconds for step in turns.steps if not step.is_logged)
     found: list[dict[str, Any]] = []
@@ -200,14 +203,14 @@ def rows(turns: Turns) -> list[dict[str, Any]]:
 
 
 def trimmed_mean(values: Sequence[float] | Tensor) -> float:
-    """Return the mean without the tenth at either end, where others have used the machine."""
+    """Return the mean without the lowest and highest tenth, which other load on the machine distorts."""
     ordered = torch.as_tensor(values, dtype=torch.float64).sort().values
     cut = len(ordered) // 10
     return float(ordered[cut : len(ordered) - cut].mean())
 
 
 def interval(ones: Sequence[float], others: Sequence[float], resamples: int = 10_000) -> tuple[float, float]:
-    """Return the 95 % interval of a difference of trimmed means, by the bootstrap.
+    """Return the 95 % bootstrap interval of a difference of trimmed means.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13.
     """
@@ -224,12 +227,12 @@ def interval(ones: Sequence[float], others: Sequence[float], resamples: int = 10
 
 
 def _row(name: str, seconds: float, step: float) -> dict[str, Any]:
-    """Return the row of what costs so many seconds a step, where a step without takes ``step`` seconds."""
+    """Return a row. ``seconds`` is the cost per step, ``step`` the time of a step without monitors."""
     return {"monitor": name, "ms in 10 steps": 1e4 * seconds, "% of the steps' time": 100 * seconds / step}
 
 
 def train(folder: Path, turn: int, steps: int) -> Turns:
-    """Generate the demo's project in a folder, and train its model for so many steps."""
+    """Generate the demo's project in a folder, and train its model in turns."""
     project, module, data = generate(folder)
     found: list[Turns] = []
 
@@ -242,7 +245,7 @@ def train(folder: Path, turn: int, steps: int) -> Turns:
             self.trainer.callbacks = [*kept, found[0]]  # type: ignore[attr-defined]
 
         def after_fit(self) -> None:
-            """Print nothing of the run."""
+            """Do not print the closing lines of the run."""
 
     Measured(
         module,

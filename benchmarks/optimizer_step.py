@@ -1,7 +1,7 @@
-"""The time of a whole optimizer step: ours, torch's two optimizers side by side, and peers.
+"""Time and memory of a whole optimizer step: ``MuonAdamW``, torch's Muon beside AdamW, and other packages.
 
-``python -m benchmarks.optimizer_step`` runs all in one process, in turns, and prints medians and ratios. The parameter
-sets have the shapes of real models; gradients are random.
+``python -m benchmarks.optimizer_step`` runs all in one process, in turns, and prints medians and ratios. The parameters
+have the shapes of real models. The gradients are random.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from lightning_muon.optim import MuonAdamW, route_parameters
 
 
 class Model(nn.Module):
-    """Matrices, vectors and an embedding of given shapes: all that a step sees of a model."""
+    """Layers, an embedding and a tied head: the parameters of a model, without a forward pass."""
 
     def __init__(self, layers: list[nn.Module], vocabulary: int, width: int) -> None:
         super().__init__()
@@ -47,14 +47,14 @@ class Experts(nn.Module):
 
 
 def gpt(width: int, depth: int, vocabulary: int) -> nn.Module:
-    """GPT-2's parameters: attention and MLP with biases, two norms a block."""
+    """Return the parameters of GPT-2: attention and MLP with biases, two norms per block."""
     block = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
     layers = [nn.Linear(*shape) for _ in range(depth) for shape in block]
     return Model([*layers, *(nn.LayerNorm(width) for _ in range(2 * depth))], vocabulary, width)
 
 
 def resnet50() -> nn.Module:
-    """The convolutions of ResNet-50, as (out, in, kernel)."""
+    """Return the convolutions of ResNet-50."""
     shapes, channels = [(64, 3, 7)], 64
     for inner, number in ((64, 3), (128, 4), (256, 6), (512, 3)):
         for index in range(number):
@@ -65,7 +65,7 @@ def resnet50() -> nn.Module:
 
 
 def mixture(width: int = 256, depth: int = 8, number: int = 8) -> nn.Module:
-    """Attention, and experts stacked in one parameter."""
+    """Return attention layers, and experts stacked in one parameter."""
     attention = [nn.Linear(width, size, bias=False) for _ in range(depth) for size in (3 * width, width)]
     return Model([*attention, *(Experts(number, width, 2 * width) for _ in range(depth))], 8192, width)
 
@@ -99,7 +99,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 REFERENCE = "torch Muon + AdamW"
-# Those whose FLOPs are products of bfloat16, where the device has them: a floor can be given for their time.
+# Optimizers whose FLOPs are products of bfloat16 where the device supports them. Only these have a floor.
 MULTIPLIES_IN_BFLOAT16 = {
     REFERENCE,
     "ours",
@@ -108,34 +108,34 @@ MULTIPLIES_IN_BFLOAT16 = {
     "ours, NorMuon",
     "ours, cautious",
 }
-# Pairs of steps are repeated until they have taken this long, at least three and at most ``--rounds`` of them.
+# Repeat pairs of steps for this long: at least three pairs, at most ``--rounds``.
 SECONDS = 20.0
 
 
 @dataclass
 class Contestant:
-    """An optimizer, or several, on a model of their own."""
+    """One or more optimizers on their own model."""
 
     optimizers: list[torch.optim.Optimizer]
     gradients: dict[nn.Parameter, Tensor]
 
     def prepare(self) -> None:
-        """Put the gradients back in place: some optimizers take them away."""
+        """Set the gradients again: some optimizers remove them."""
         for parameter, gradient in self.gradients.items():
             parameter.grad = gradient
 
     def step(self) -> None:
-        """Take one step with all of them."""
+        """Take one step with each optimizer."""
         for optimizer in self.optimizers:
             optimizer.step()
 
     def least_bytes(self) -> int:
-        """Return what a step must read (gradients, state and weights) and write (state and weights)."""
+        """Return the bytes that a step must read (gradients, state, weights) and write (state, weights)."""
         weights = sum(p.numel() * p.element_size() for p in self.gradients)
         return 3 * weights + 2 * self.state_bytes()
 
     def state_bytes(self) -> int:
-        """Return what their state takes."""
+        """Return the bytes of the optimizer state."""
         tensors = (
             t for o in self.optimizers for state in o.state.values() for t in state.values() if torch.is_tensor(t)
         )
@@ -143,7 +143,7 @@ class Contestant:
 
 
 def torch_muon(model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Return ``torch.optim.Muon`` for hidden matrices of two dimensions beside AdamW, as its documentation does."""
+    """Return ``torch.optim.Muon`` for 2-D hidden matrices and AdamW for the rest, as its documentation shows."""
     hidden, rest = split(model)
     matrices = [p for p in hidden if p.ndim == 2]
     adamw = torch.optim.AdamW([*rest, *(p for p in hidden if p.ndim != 2)])
@@ -153,7 +153,7 @@ def torch_muon(model: nn.Module) -> list[torch.optim.Optimizer]:
 def contestants(
     build: Callable[[], nn.Module], device: str, peers: Iterable[str]
 ) -> Iterator[tuple[str, Callable[[], Contestant]]]:
-    """Yield each contestant's name, and how to make it."""
+    """Yield the name of each contestant and a function that makes it."""
 
     def make(optimizers: Callable[[nn.Module], list[torch.optim.Optimizer]]) -> Contestant:
         torch.manual_seed(0)
@@ -174,10 +174,10 @@ def _ours(options: dict[str, Any], model: nn.Module) -> list[torch.optim.Optimiz
 
 
 def measure(build: Callable[[], nn.Module], device: str, rounds: int, peers: Iterable[str]) -> list[dict[str, Any]]:
-    """Time each contestant against the reference, turn by turn.
+    """Measure each contestant in turns with the reference.
 
-    Two stand in memory at a time. The ratio is the median over pairs of steps, so that what else the machine does
-    falls on both.
+    Only these two are in memory at a time. The ratio is the median over pairs of steps, so that other load on the
+    machine affects both.
     """
     rates = machine_rates(device)
     made = dict(contestants(build, device, peers))
@@ -222,12 +222,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--rounds", type=int, default=7, help="paired steps of each contestant")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, one round: does it run?")
-    parser.add_argument("--peers", nargs="*", choices=list(PEERS), help="which of them (default: those installed)")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, one round, to check that it runs")
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), help="other packages (default: those installed)")
     parser.add_argument("--results", type=Path, help="folder for the JSON record")
     options = parser.parse_args(arguments)
     models = {"tiny": partial(gpt, 16, 1, 16)} if options.quick else {name: MODELS[name] for name in options.models}
-    # What --quick finds means nothing: it must not replace what was measured.
+    # --quick gives no valid results, so it must not replace the records.
     results = options.results or (REPOSITORY / "build" / "benchmarks" if options.quick else RESULTS)
     rounds = 1 if options.quick else options.rounds
     for model, build in models.items():

@@ -1,8 +1,7 @@
-"""Error and time of every way to compute the polar factor.
+"""Error and time of all polar-factor methods, for several shapes, precisions and spectra.
 
-``python -m benchmarks.orthogonalization`` goes over shapes, precisions and spectra. Errors are against the singular
-value decomposition in float64. Methods take turns, and their times are divided by that of ``newton_schulz`` in the same
-turn.
+``python -m benchmarks.orthogonalization`` computes errors against the singular value decomposition in float64. The
+methods run in turns, and each time is divided by that of ``newton_schulz`` in the same turn.
 """
 
 import argparse
@@ -26,12 +25,12 @@ HALF = ("bfloat16", "float16")
 SHAPES = [(768, 768), (768, 3072), (256, 1024), (24, 128, 128)]
 SPECTRA = ("gaussian", "condition 1e3", "condition 1e6", "half rank")
 QUICK_SHAPES = [(32, 48), (3, 16, 16)]
-# Turns are repeated until they have taken this long, at least three and at most ``--rounds`` of them.
+# Repeat turns for this long: at least three turns, at most ``--rounds``.
 SECONDS = 5.0
 
 
 class Method(NamedTuple):
-    """A method with its options, and the precisions that it runs in."""
+    """A method, its options, and the precisions to measure."""
 
     orthogonalizer: Orthogonalizer
     options: dict[str, Any]
@@ -53,16 +52,16 @@ METHODS = {
 
 
 class Case(NamedTuple):
-    """A batch of matrices A, and of each, transposed if wide, the r singular vectors u and v that count."""
+    """A batch of matrices A, with r singular vectors u and v of each (of its transpose if it is wide)."""
 
     matrices: Tensor  # (b, m, n)
     u: Tensor  # (b, max(m, n), r)
     v: Tensor  # (b, min(m, n), r)
 
     def errors(self, factors: Tensor) -> dict[str, float]:
-        """Return the largest errors in the batch of computed factors O; H is the symmetric part of VᵀOᵀAV.
+        """Return the largest errors of a batch of computed factors O. H is the symmetric part of VᵀOᵀAV.
 
-        Where A is rank-deficient, O is compared on the range of A: it is not determined elsewhere.
+        If A is rank-deficient, compare O on the range of A only: elsewhere the factor is not determined.
         """
         a, o = _tall(self.matrices).double() @ self.v, _tall(factors).double() @ self.v
         rank = self.v.shape[-1]
@@ -78,7 +77,7 @@ class Case(NamedTuple):
 
 
 def make_case(shape: tuple[int, ...], spectrum: str, dtype: torch.dtype, device: str) -> Case:
-    """Make matrices with a spectrum: gaussian, evenly spaced in the logarithm, or half of it zero."""
+    """Make matrices with a spectrum: gaussian, logarithmically spaced, or half zero."""
     generator = torch.Generator().manual_seed(0)
     gaussian = torch.randn(shape, generator=generator, dtype=torch.float64).reshape(-1, *shape[-2:])
     u, values, vh = torch.linalg.svd(gaussian, full_matrices=False)
@@ -88,7 +87,7 @@ def make_case(shape: tuple[int, ...], spectrum: str, dtype: torch.dtype, device:
     elif spectrum == "half rank":
         values = values * (torch.arange(values.shape[-1]) < values.shape[-1] // 2)
     matrices = ((u * values.unsqueeze(-2)) @ vh).to(dtype)
-    # The factor of the matrix as it was rounded.
+    # The singular vectors of the rounded matrix.
     u, values, vh = torch.linalg.svd(_tall(matrices).double(), full_matrices=False)
     rank = values.shape[-1] // 2 if spectrum == "half rank" else values.shape[-1]
     return Case(matrices.to(device), u[..., :rank].to(device), vh[..., :rank, :].mT.to(device))
@@ -99,7 +98,7 @@ def _tall(matrices: Tensor) -> Tensor:
 
 
 def measure(shape: tuple[int, ...], dtype: str, device: str, rounds: int) -> list[dict[str, Any]]:
-    """Return a row for each method that runs in this precision on matrices of this shape."""
+    """Return one row for each method that supports this precision, for matrices of this shape."""
     methods = {name: method for name, method in METHODS.items() if dtype in method.precisions}
     matrix_dtype = torch.float64 if dtype == "float64" else torch.float32
     cases = {spectrum: make_case(shape, spectrum, matrix_dtype, device) for spectrum in SPECTRA}
@@ -124,13 +123,13 @@ def measure(shape: tuple[int, ...], dtype: str, device: str, rounds: int) -> lis
 
 
 def _run(method: Method, matrices: Tensor, dtype: str) -> Tensor:
-    # By default svd computes in float64 whatever the matrix has: it is the reference.
+    # svd is the reference: by default it computes in float64 for every input.
     precision = None if method.orthogonalizer == "svd" else dtype
     return orthogonalize(matrices, method.orthogonalizer, dtype=precision, check_finite=False, **method.options)
 
 
 def _times(methods: dict[str, Method], matrices: Tensor, dtype: str, rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each method in each round, after one that does not count."""
+    """Return the seconds of each method in each round, after one warm-up round."""
     times: dict[str, list[float]] = {name: [] for name in methods}
     start = time.perf_counter()
     for turn in range(rounds + 1):
@@ -146,11 +145,11 @@ def _times(methods: dict[str, Method], matrices: Tensor, dtype: str, rounds: int
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9, help="turns of all methods, fewer where they are slow")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of all methods; fewer if they are slow")
     parser.add_argument("--precisions", nargs="+", choices=[*FULL, *HALF], default=[*FULL, *HALF])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
-    parser.add_argument("--quick", action="store_true", help="tiny matrices, one round: does it run?")
+    parser.add_argument("--quick", action="store_true", help="tiny matrices, one round, to check that it runs")
     parser.add_argument("--results", type=Path, help="folder for the JSON record")
     options = parser.parse_args(arguments)
     if options.threads:
@@ -162,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
         for dtype in options.precisions:
             rows += measure(shape, dtype, options.device, rounds)
             print(f"{rows[-1]['shape']} in {dtype}: done", flush=True)
-    # What --quick finds means nothing: it must not replace what was measured.
+    # --quick gives no valid results, so it must not replace the records.
     scratch = REPOSITORY / "build" / "benchmarks"
     report(
         "Polar factors: time, and errors against the SVD in float64",

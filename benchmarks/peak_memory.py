@@ -1,4 +1,4 @@
-"""How much memory a function takes beyond what is there before."""
+"""The peak memory of a function."""
 
 import ctypes
 from collections.abc import Callable
@@ -10,9 +10,9 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_memory(function: Callable[[], object], device: str) -> int | None:
-    """Return the largest number of bytes that ``function`` holds at a time; None where nobody counts them.
+    """Return the peak memory of ``function`` in bytes, beyond the memory before the call.
 
-    On CUDA torch counts; on Linux the kernel does, in pages that are in memory.
+    On CUDA torch counts the allocations. On Linux the kernel counts resident pages. Elsewhere return None.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -23,7 +23,7 @@ def peak_memory(function: Callable[[], object], device: str) -> int | None:
         return torch.cuda.max_memory_allocated() - before
     if not CLEAR.exists():
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before would be used again, and not be counted
+    ctypes.CDLL(None).malloc_trim(0)  # else freed memory is used again and not counted
     CLEAR.write_text("5")  # sets VmHWM to VmRSS; see proc_pid_clear_refs(5)
     before = _status("VmRSS")
     function()

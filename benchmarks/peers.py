@@ -1,6 +1,6 @@
-"""Other optimizers with Muon that pip can install, each with the same split into matrices and the rest.
+"""Other packages with Muon, on the same split into hidden matrices and other parameters.
 
-They come with ``pip install 'lightning-muon[bench]'``; those that are absent are left out.
+``pip install 'lightning-muon[bench]'`` installs them; benchmarks skip those that are not installed.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from lightning_muon.optim import route_parameters
 
 
 def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the parameters that we send to Muon, and the others."""
+    """Return the parameters that ``route_parameters`` assigns to Muon, and the others."""
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for group in route_parameters(model):
@@ -45,5 +45,5 @@ PEERS: dict[str, Callable[[nn.Module], list[torch.optim.Optimizer]]] = {
 
 
 def installed_peers() -> list[str]:
-    """Return the names of those that are installed."""
+    """Return the names of the installed packages."""
     return [name for name in PEERS if find_spec(name)]

@@ -1,4 +1,4 @@
-"""What every benchmark leaves behind: a readable table, and a JSON file that says on what machine and when."""
+"""The record of a benchmark: a printed table, and a JSON file with machine and date."""
 
 import json
 import os
@@ -17,7 +17,7 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 
 
 def machine() -> dict[str, Any]:
-    """Describe the machine and the versions that a figure depends on."""
+    """Return the machine and the versions on which a result depends."""
     cpu = next(
         (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.processor(),
@@ -44,12 +44,15 @@ def report(
     """Print rows as a table and write them to ``<results>/<name>.json``.
 
     Args:
-        title: Heads the table.
-        rows: One dict a row; numbers are shown with three digits.
-        columns: Keys of the rows to show, in this order; the file has all.
-        details: Settings that belong to the result.
-        name: Of the file, without its ending.
-        results: The folder of the file.
+        title: Title of the table.
+        rows: One dict per row. Numbers are printed with three digits.
+        columns: Keys to print, in this order. The file has all keys.
+        details: Settings of the benchmark, for the file.
+        name: Name of the file, without suffix.
+        results: Folder of the file.
+
+    Returns:
+        The path of the file.
     """
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
@@ -71,7 +74,7 @@ def report(
 
 
 def shown(value: Any) -> str:
-    """Return a value as it stands in a table."""
+    """Format a value for a table."""
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""How long a function takes."""
+"""The time of a function."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import torch
 
 
 def seconds(function: Callable[[], object], device: str) -> float:
-    """Return the seconds that a function takes on a device, with what it has left to the device to do."""
+    """Return the seconds of a function on a device, including its asynchronous work."""
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()

@@ -1,6 +1,6 @@
-"""Put what was measured into the docs: ``python -m benchmarks.tables`` fills every table from its JSON record.
+"""Fill the tables of the docs from the JSON records: ``python -m benchmarks.tables``.
 
-A table stands between two comments, and the first says what is in it::
+A table is between two comments. The first comment selects its record, rows and columns::
 
     <!-- table: orthogonalization-cpu | where: precision=float32 shape=768×3072 | columns: method; ms -->
     <!-- end of table -->
@@ -23,10 +23,10 @@ TABLE = re.compile(
 
 
 def filled(text: str, results: Path = RESULTS) -> str:
-    """Return the text with every table filled from the records in a folder.
+    """Return a text with all tables filled from the records of a folder.
 
     Raises:
-        ValueError: If a record is missing, or has no such rows or columns.
+        ValueError: If a record, or a row or column of it, is missing.
     """
     return TABLE.sub(lambda match: f"{match['head']}{_table(match, results)}{match['end']}", text)
 
@@ -55,7 +55,7 @@ def _machine(machine: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Fill the tables of all pages."""
+    """Fill the tables of all pages in docs/."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args(arguments)
     for page in sorted(DOCS.glob("*.md")):

@@ -1,6 +1,6 @@
-"""What a step sends: bytes and collectives of the optimizer on several processes, beside a full all-gather.
+"""Bytes and collectives of an optimizer step on several processes, beside those of a full all-gather.
 
-``python -m benchmarks.traffic`` starts processes on this machine (gloo, CPU), and counts where they call
+``python -m benchmarks.traffic`` starts processes on this machine (gloo, CPU) and counts their calls of
 torch.distributed.
 """
 
@@ -35,7 +35,7 @@ COLUMNS += ["there and back, W ranks, MB", "all-gather instead, MB"]
 
 @dataclass
 class Traffic:
-    """What a rank has sent to others, in bytes, and in how many collectives."""
+    """The bytes that a rank has sent to others, and the number of collectives."""
 
     sent: int = 0
     collectives: int = 0
@@ -43,7 +43,7 @@ class Traffic:
 
 @contextmanager
 def counted() -> Iterator[Traffic]:
-    """Count what this rank sends while the context lasts."""
+    """Count the traffic of this rank inside the context."""
     traffic = Traffic()
 
     def watch(collective: Callable[..., Any], sent: Callable[..., int]) -> Callable[..., Any]:
@@ -63,7 +63,7 @@ def counted() -> Iterator[Traffic]:
         return int((size - 1) * arguments[1].nbytes)
 
     def all_reduce(arguments: tuple[Any, ...], _: int, size: int) -> int:
-        return int(2 * (size - 1) * arguments[0].nbytes // size)  # as a ring does it
+        return int(2 * (size - 1) * arguments[0].nbytes // size)  # a ring all-reduce
 
     with (
         patch.object(dist, "all_to_all_single", watch(dist.all_to_all_single, all_to_all)),
@@ -74,7 +74,7 @@ def counted() -> Iterator[Traffic]:
 
 
 def spread(model: nn.Module, way: str) -> nn.Module:
-    """Spread a model over all processes."""
+    """Shard or replicate a model over all processes."""
     world_size = dist.get_world_size()
     if way.startswith("ddp"):
         return DistributedDataParallel(model)
@@ -88,7 +88,7 @@ def spread(model: nn.Module, way: str) -> nn.Module:
 
 
 def measure(way: str, wire: str) -> Traffic:
-    """Count a step of the optimizer alone, on the parameters of a GPT."""
+    """Return the traffic of one optimizer step on the parameters of a GPT."""
     torch.manual_seed(0)
     model = spread(_untied(gpt(WIDTH, DEPTH, VOCABULARY)), way)
     options: dict[str, Any] = {"communication_dtype": wire, "shard_state": way == "ddp, sharded state"}
@@ -102,7 +102,7 @@ def measure(way: str, wire: str) -> Traffic:
 
 
 def _untied(model: nn.Module) -> nn.Module:
-    model.head = nn.Linear(WIDTH, VOCABULARY, bias=False)  # FSDP would have to shard a tied one with the embedding
+    model.head = nn.Linear(WIDTH, VOCABULARY, bias=False)  # FSDP cannot shard a tied head alone
     return model
 
 
@@ -125,14 +125,14 @@ def _process(rank: int, world_size: int, folder: str, ways: list[str]) -> None:
     if rank == 0:
         torch.save(rows, f"{folder}/rows-{world_size}")
     dist.barrier()
-    os._exit(0)  # gloo's threads may abort a process whose interpreter ends; everything is written
+    os._exit(0)  # else gloo's threads may abort the process at exit; all files are written
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.traffic", description=__doc__)
     parser.add_argument("--processes", nargs="+", type=int, default=[2, 4])
-    parser.add_argument("--quick", action="store_true", help="two processes: does it run?")
+    parser.add_argument("--quick", action="store_true", help="two processes, to check that it runs")
     parser.add_argument("--results", type=Path, help="folder for the JSON record")
     options = parser.parse_args(arguments)
     elements, rows = _matrix_elements(), []
@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
                 row["there and back, W ranks, MB"] = 2 * megabytes * (ranks - 1) / ranks**2
                 row["all-gather instead, MB"] = megabytes * (ranks - 1) / ranks
             rows.append(row)
-    # What --quick finds is not the whole table: it must not replace what was measured.
+    # --quick gives a part of the table only, so it must not replace the record.
     results = options.results or (REPOSITORY / "build" / "benchmarks" if options.quick else RESULTS)
     settings = {"quick": options.quick, "width": WIDTH, "depth": DEPTH, "elements of matrices": elements}
     report("What a step sends", rows, COLUMNS, settings, "traffic-cpu", results)

@@ -1,6 +1,6 @@
-"""A run that goes wrong in silence, beside a healthy one and one that AutoWeightDecay holds.
+"""An unhealthy run, beside a healthy one and one that ``AutoWeightDecay`` corrects.
 
-``python -m benchmarks.unhealthy_run`` trains the demo three times and prints what the monitors saw.
+``python -m benchmarks.unhealthy_run`` trains the demo three times and prints what the monitors logged.
 """
 
 import argparse
@@ -37,9 +37,9 @@ FIGURES: dict[str, tuple[str, Callable[[Sequence[float]], float]]] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train and record."""
+    """Train the three runs and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few steps: to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="few steps, to check that it runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     options = parser.parse_args(arguments)
     steps = 25 if options.quick else 300
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def train(project: Path, module: type[Any], data: type[Any], arguments: list[str]) -> Path:
-    """Train the demo's model, and return the folder that it was logged to."""
+    """Train the demo's model and return its log folder."""
     in_project = [argument.replace("configs/", f"{project / 'configs'}/") for argument in arguments]
     run = MuonCLI(
         module, data, default_config=project / "configs" / "default.yaml", args=["fit", *in_project, *inside(project)]

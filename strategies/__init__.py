@@ -1,13 +1,19 @@
-"""Where the weights live: sharded over devices, and checkpoints that move between them.
+"""Where the weights live: sharding a model over devices, and checkpoints that load under any of these layouts.
 
-Importing it makes ``Trainer(strategy="fsdp2")`` and ``--trainer.strategy fsdp2`` known.
+- ``fsdp2``: ``FSDP2Strategy``, which shards any module with torch's ``fully_shard``.
+- ``fsdp1``: additions to Lightning's ``FSDPStrategy``: ``BlockWrapPolicy``, ``clip_by_norm``, ``check_resumable``.
+- ``blocks``: ``find_blocks``, the modules that both of them shard one by one.
+- ``checkpoint_folder``: sharded checkpoints on disk: writing, reading, ``consolidate_checkpoint``.
+- ``model_state``: tensors sharded and gathered, and the loading of weights.
+- ``optimizer_state``: the state of any optimizer, by the names of its parameters.
+
+Importing this package registers ``FSDP2Strategy`` for ``Trainer(strategy="fsdp2")`` and ``--trainer.strategy fsdp2``.
 """
 
 from lightning.pytorch.strategies import StrategyRegistry
 
 from lightning_muon.strategies.blocks import BlockPolicy, find_blocks
-from lightning_muon.strategies.checkpoint_folder import is_checkpoint_folder
-from lightning_muon.strategies.consolidate import consolidate_checkpoint
+from lightning_muon.strategies.checkpoint_folder import consolidate_checkpoint, is_checkpoint_folder
 from lightning_muon.strategies.fsdp1 import BlockWrapPolicy, check_resumable, clip_by_norm
 from lightning_muon.strategies.fsdp2 import FSDP2Strategy
 
@@ -23,5 +29,5 @@ __all__ = [
 ]
 
 StrategyRegistry.register(
-    "fsdp2", FSDP2Strategy, description="Fully sharded data parallelism on DTensors, of any module", override=True
+    "fsdp2", FSDP2Strategy, description="Fully sharded data parallelism of any module, on DTensors", override=True
 )

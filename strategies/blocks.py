@@ -1,4 +1,4 @@
-"""Which modules of a model are sharded each by itself: gathered when they run, and let go again."""
+"""The blocks of a model: the modules that are sharded one by one, each gathered only while it runs."""
 
 import difflib
 from collections import Counter
@@ -13,20 +13,20 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 def find_blocks(root: nn.Module, blocks: Sequence[str] | BlockPolicy | None = None) -> list[nn.Module]:
-    """Find the blocks of a model, inner ones before those that hold them.
+    """Find the blocks of a model, inner blocks before the ones that contain them.
 
     Args:
         root: The model; it is never a block itself.
         blocks: Names of classes, such as ``["Block"]``; or a function ``(name, module) -> bool``. ``None`` takes the
-            modules of a class that occurs at least twice in one ``ModuleList``, ``ModuleDict`` or ``Sequential``, which
-            are the layers of nearly every model; of nested ones the outermost.
+            modules whose class occurs at least twice in one ``ModuleList``, ``ModuleDict`` or ``Sequential``, which are
+            the layers of nearly every model. If they are nested, it takes the outermost.
 
     Returns:
-        The blocks. One that shares a parameter with the rest of the model, such as an embedding tied to the head, is
-        left out: what is tied has to be gathered together.
+        The blocks, without any that shares a parameter with the rest of the model, such as an embedding tied to the
+        head: tied parameters must be gathered together.
 
     Raises:
-        ValueError: If a name, or the function, matches no module.
+        ValueError: If a name or the function matches no module.
     """
     if blocks is None:
         found = list(_repeated(root))
@@ -36,8 +36,11 @@ def find_blocks(root: nn.Module, blocks: Sequence[str] | BlockPolicy | None = No
             raise ValueError(f"blocks: the function {blocks} matches no module of {type(root).__name__}")
     else:
         found = _of_classes(root, blocks)
-    holders = _holders(root)
-    return [block for block in reversed(found) if _owns_its_parameters(block, holders)]
+    holders: dict[int, set[int]] = {}  # by the id of a parameter, the ids of the modules that hold it directly
+    for module in root.modules():
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(id(parameter), set()).add(id(module))
+    return [block for block in reversed(found) if _shares_no_parameter(block, holders)]
 
 
 def _repeated(module: nn.Module) -> Iterator[nn.Module]:
@@ -67,15 +70,6 @@ def _has_parameters(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _holders(root: nn.Module) -> dict[int, set[int]]:
-    """For each parameter, by its id, the ids of the modules that hold it directly."""
-    holders: dict[int, set[int]] = {}
-    for module in root.modules():
-        for parameter in module.parameters(recurse=False):
-            holders.setdefault(id(parameter), set()).add(id(module))
-    return holders
-
-
-def _owns_its_parameters(block: nn.Module, holders: dict[int, set[int]]) -> bool:
+def _shares_no_parameter(block: nn.Module, holders: dict[int, set[int]]) -> bool:
     inside = {id(module) for module in block.modules()}
     return all(holders[id(parameter)] <= inside for parameter in block.parameters())

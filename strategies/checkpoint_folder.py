@@ -1,11 +1,11 @@
-"""Sharded checkpoints: a folder into which each rank writes its shards, and one file for what is not a tensor.
+"""Sharded checkpoints: a folder to which each rank writes its shards, and one file for everything that is no tensor.
 
-The tensors are in torch's distributed checkpoint format (``.metadata`` and ``*.distcp``), the rest is in ``meta.pt``,
-where Lightning has it too.
+The tensors are in torch's distributed checkpoint format (``.metadata`` and ``*.distcp``). The rest is in ``meta.pt``,
+as in the sharded checkpoints of Lightning's own strategies.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,16 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorSt
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from lightning_muon.strategies.optimizer_state import numbered
+
 META = "meta.pt"
 
-# Here, and under Lightning's ModelParallelStrategy; under its FSDPStrategy.
+# The part that holds the weights: here and under Lightning's ModelParallelStrategy; under its FSDPStrategy.
 _WEIGHTS = ("state_dict", "model")
-
-Keys = tuple[Any, ...]
-"""Where a tensor is: ``("state_dict", name)``, or ``("optimizer_0", "state", name, key)``."""
 
 
 def is_checkpoint_folder(path: Path) -> bool:
-    """Whether a sharded checkpoint lies there."""
+    """Return whether a path is a sharded checkpoint."""
     return (path / META).is_file() and (path / ".metadata").is_file()
 
 
@@ -36,16 +35,20 @@ def write_checkpoint_folder(checkpoint: Mapping[str, Any], folder: Path) -> None
     """Write a checkpoint of sharded tensors. A collective.
 
     Args:
-        checkpoint: As Lightning dumps it, with optimizer states by the names of their parameters.
-        folder: Made where it is missing; an earlier checkpoint in it is replaced.
+        checkpoint: A checkpoint of Lightning's, with optimizer states by the names of their parameters.
+        folder: Created if missing; an earlier checkpoint in it is replaced.
     """
     tensors: dict[str, Any] = {}
-    for keys, tensor in _tensors(_sharded_parts(checkpoint)):
-        _put(tensors, keys, tensor)
-    # Of what is not sharded, such as the statistics of a batch norm, rank 0's is saved, as under DDP.
+    rest = dict(checkpoint)
+    tensors["state_dict"], rest["state_dict"] = _split(checkpoint["state_dict"])
+    if "optimizer_states" in checkpoint:
+        states = [_split(state) for state in checkpoint["optimizer_states"]]
+        tensors |= {f"optimizer_{number}": sharded for number, (sharded, _) in enumerate(states) if sharded}
+        rest["optimizer_states"] = [others for _, others in states]
+    # A tensor that is not sharded, such as the statistics of a batch norm, is saved from rank 0, as under DDP.
     save(tensors, checkpoint_id=folder, planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True))
     if dist.get_rank() == 0:
-        torch.save(_without_tensors(checkpoint), folder / META)
+        torch.save(rest, folder / META)
     dist.barrier()
 
 
@@ -56,26 +59,30 @@ def read_checkpoint_folder(
     optimizers: bool = True,
     weights_only: bool | None = None,
 ) -> dict[str, Any]:
-    """Read a checkpoint, whatever number of ranks wrote it.
+    """Read a checkpoint that any number of ranks wrote.
 
     Args:
-        folder: What :func:`write_checkpoint_folder` wrote, or one of Lightning's own sharding strategies.
-        weights: The state dict of the model: each tensor is read in shards like those that the model has under its
-            name, optimizer states included; a collective. Without it all are read whole, by this process alone.
+        folder: Written by :func:`write_checkpoint_folder` or by one of Lightning's own sharding strategies.
+        weights: The state dict of the model. Each weight, and each part of the optimizer state, is then read with the
+            sharding that the model has under this name; a collective. Without it, this process reads full tensors.
         optimizers: Whether to read the states of the optimizers.
-        weights_only: Passed on to ``torch.load``.
+        weights_only: Passed to ``torch.load``.
 
     Returns:
         The checkpoint, with optimizer states by the names of their parameters.
     """
     metadata = FileSystemReader(folder).read_metadata()
     parts: dict[str, Any] = {}
-    for name, keys in metadata.planner_data.items():
-        if optimizers or not keys[0].startswith("optimizer_"):
-            like = None if weights is None else weights.get(keys[1] if keys[0] in _WEIGHTS else keys[2])
-            _put(parts, tuple(map(str, keys)), _allocated(metadata.state_dict_metadata[name], like))
+    # The path of a tensor is (state_dict, name), or (optimizer_0, state, name, key).
+    for name, path in metadata.planner_data.items():
+        if optimizers or not path[0].startswith("optimizer_"):
+            like = None if weights is None else weights.get(path[1] if path[0] in _WEIGHTS else path[2])
+            inner = parts
+            for key in path[:-1]:
+                inner = inner.setdefault(str(key), {})
+            inner[str(path[-1])] = _allocated(metadata.state_dict_metadata[name], like)
     with warnings.catch_warnings():
-        # Without other processes torch warns that there are none.
+        # In a single process torch warns that nothing is distributed.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         load(parts, checkpoint_id=folder, no_dist=weights is None)
 
@@ -86,47 +93,53 @@ def read_checkpoint_folder(
         states = checkpoint.setdefault("optimizer_states", [{} for _ in range(count)])
         for number, state in enumerate(states):
             _merge(state, parts.get(f"optimizer_{number}", {}))
-            state["param_groups"] = _lists(state["param_groups"])
+            state["param_groups"] = _with_lists(state["param_groups"])
     return checkpoint
 
 
-def _sharded_parts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a checkpoint that hold the model's tensors, by the names that they have in the folder."""
-    states = checkpoint.get("optimizer_states", ())
-    return {"state_dict": checkpoint["state_dict"], **{f"optimizer_{i}": state for i, state in enumerate(states)}}
+def consolidate_checkpoint(folder: str | Path, file: str | Path) -> None:
+    """Convert a sharded checkpoint to one file, in one process and without a GPU.
 
+    The file has the same weights, optimizer states and progress, and the form that one device writes. It loads on one
+    device, under DDP and under fsdp2.
 
-def _without_tensors(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The checkpoint without the tensors of those parts."""
-    rest = {**checkpoint, "state_dict": _others(checkpoint["state_dict"])}
+    Args:
+        folder: The sharded checkpoint.
+        file: The file to write; it must not exist.
+
+    Raises:
+        FileNotFoundError: If the folder is not a sharded checkpoint.
+        FileExistsError: If ``file`` exists.
+    """
+    folder, file = Path(folder), Path(file)
+    if not is_checkpoint_folder(folder):
+        raise FileNotFoundError(f"'{folder}' is no sharded checkpoint: it has no meta.pt or no .metadata")
+    if file.exists():
+        raise FileExistsError(f"'{file}' exists already: give another name")
+    checkpoint = read_checkpoint_folder(folder)
     if "optimizer_states" in checkpoint:
-        rest["optimizer_states"] = [_others(state) for state in checkpoint["optimizer_states"]]
-    return rest
+        checkpoint["optimizer_states"] = [numbered(state) for state in checkpoint["optimizer_states"]]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(checkpoint, file)
 
 
-def _tensors(tree: Mapping[Any, Any], keys: Keys = ()) -> Iterator[tuple[Keys, Tensor]]:
+def _split(tree: Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Split nested dicts into the tensors, without empty dicts, and the rest."""
+    tensors, rest = dict[Any, Any](), dict[Any, Any]()
     for key, value in tree.items():
         if isinstance(value, Tensor):
-            yield (*keys, key), value
+            tensors[key] = value
         elif isinstance(value, Mapping):
-            yield from _tensors(value, (*keys, key))
-
-
-def _others(tree: Mapping[Any, Any]) -> dict[Any, Any]:
-    return {
-        key: _others(value) if isinstance(value, Mapping) else value
-        for key, value in tree.items()
-        if not isinstance(value, Tensor)
-    }
-
-
-def _put(tree: dict[Any, Any], keys: Keys, value: Any) -> None:
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[keys[-1]] = value
+            inner, rest[key] = _split(value)
+            if inner:
+                tensors[key] = inner
+        else:
+            rest[key] = value
+    return tensors, rest
 
 
 def _merge(tree: dict[Any, Any], other: Mapping[Any, Any]) -> None:
+    """Add the leaves of nested dicts to other nested dicts, in place."""
     for key, value in other.items():
         if isinstance(value, Mapping):
             _merge(tree.setdefault(key, {}), value)
@@ -134,17 +147,17 @@ def _merge(tree: dict[Any, Any], other: Mapping[Any, Any]) -> None:
             tree[key] = value
 
 
-def _lists(tree: Any) -> Any:
-    """Nested dicts with lists in place of dicts with keys from "0", as the distributed format has lists of dicts."""
+def _with_lists(tree: Any) -> Any:
+    """Turn each dict with the keys "0", "1", … into a list: the distributed format stores lists of dicts like this."""
     if not isinstance(tree, Mapping):
         return tree
     if tree and all(key == str(number) for number, key in enumerate(tree)):
-        return [_lists(value) for value in tree.values()]
-    return {key: _lists(value) for key, value in tree.items()}
+        return [_with_lists(value) for value in tree.values()]
+    return {key: _with_lists(value) for key, value in tree.items()}
 
 
 def _allocated(entry: TensorStorageMetadata | BytesStorageMetadata, like: Any) -> Tensor | None:
-    """Memory for a saved tensor: sharded as the model's of this name, where it has the same shape, else whole."""
+    """Allocate a tensor to read into: sharded like the model's, if this has the saved shape, else a full one."""
     if isinstance(entry, BytesStorageMetadata):
         return None
     if isinstance(like, Tensor) and like.shape == entry.size:

@@ -1,4 +1,4 @@
-"""What Lightning's ``FSDPStrategy`` (FSDP1) lacks: blocks of any model, clipping by norm, a look at the checkpoint."""
+"""Additions to Lightning's ``FSDPStrategy`` (FSDP1): blocks of any model, clipping by norm, a check before resuming."""
 
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,7 +19,7 @@ from lightning_muon.strategies.checkpoint_folder import is_checkpoint_folder
 
 
 class BlockWrapPolicy(ModuleWrapPolicy):
-    """Wraps the modules that ``FSDP2Strategy`` would: ``FSDPStrategy(auto_wrap_policy=BlockWrapPolicy())``.
+    """Wrap the blocks that ``FSDP2Strategy`` shards: ``FSDPStrategy(auto_wrap_policy=BlockWrapPolicy())``.
 
     Args:
         blocks: Names of classes. Default: the layers that repeat, see :func:`~lightning_muon.strategies.find_blocks`.
@@ -38,11 +38,11 @@ class BlockWrapPolicy(ModuleWrapPolicy):
 
 
 class ClippingFSDPPrecision(FSDPPrecision):
-    """Lightning's ``FSDPPrecision``, which refuses to clip by norm for want of the wrapped model, with the model.
+    """Clip by norm through the wrapped model; Lightning's ``FSDPPrecision`` does not have it, and refuses.
 
     Args:
         precision: As in ``Trainer(precision=…)``.
-        strategy: Its ``model`` knows the norm of all its shards. It clips all parameters together.
+        strategy: Its ``model`` computes the norm over the shards of all ranks, and clips all parameters together.
     """
 
     def __init__(self, precision: Any, strategy: FSDPStrategy) -> None:
@@ -58,17 +58,17 @@ class ClippingFSDPPrecision(FSDPPrecision):
 
 
 def clip_by_norm(strategy: FSDPStrategy) -> None:
-    """Make ``Trainer(gradient_clip_val=…)`` work under this strategy; a precision plugin of the user's stays."""
+    """Make ``Trainer(gradient_clip_val=…)`` work under this strategy, unless it has a precision plugin of its own."""
     if type(strategy.precision_plugin) is FSDPPrecision:
         strategy.precision_plugin = ClippingFSDPPrecision(strategy.precision_plugin.precision, strategy)
 
 
 def check_resumable(path: Path) -> None:
-    """Refuse a checkpoint from which ``FSDPStrategy`` cannot go on training, before it goes on wrongly.
+    """Check that ``FSDPStrategy`` can resume training from a checkpoint without mixing up the optimizer's state.
 
-    It takes the numbers of the parameters in an optimizer's state for positions in ``model.parameters()``; in a file of
-    one device or DDP they count through the groups. The state would go to other parameters, where shapes allow it in
-    silence.
+    ``FSDPStrategy`` reads the parameter numbers in the optimizer's state as positions in ``model.parameters()``. In a
+    file from one device or DDP they count through the parameter groups instead. State would then go to the wrong
+    parameters, without an error if the shapes agree.
 
     Raises:
         ValueError: If the checkpoint is such a file, or a folder that FSDP2 wrote.
@@ -80,7 +80,7 @@ def check_resumable(path: Path) -> None:
     try:
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except UnpicklingError:
-        return  # It holds more than plain values, and was not written by this program.
+        return  # It contains more than plain values, so it is not from this program.
     for state in checkpoint.get("optimizer_states", ()):
         if not _numbered_like_the_model(state, list(checkpoint["state_dict"])):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The strategy that shards any model with FSDP2."""
+"""``FSDP2Strategy``: shard any model with torch's ``fully_shard``, and save checkpoints that load anywhere."""
 
 import shutil
 from collections.abc import Generator, Mapping
@@ -41,48 +41,46 @@ from lightning_muon.strategies.checkpoint_folder import (
     read_checkpoint_folder,
     write_checkpoint_folder,
 )
-from lightning_muon.strategies.model_state import load_model_state
+from lightning_muon.strategies.model_state import gather, load_model_state
 from lightning_muon.strategies.optimizer_state import gathered, matched, named_state, numbered
-from lightning_muon.strategies.shard import gather
 
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    r"""Shards parameters, gradients and optimizer state over all devices, with torch's ``fully_shard`` (FSDP2).
+    r"""Shard parameters, gradients and optimizer state over all devices with torch's ``fully_shard`` (FSDP2).
 
-    The module needs no ``configure_model``: after it was made as for one device, its blocks are sharded each by itself,
-    so that only one or two of them are whole at a time, and what remains is sharded together. ``training_step`` and the
-    other steps may call any method of any submodule. If a ``configure_model`` shards something itself, only what it did
-    counts; it finds ``self.device_mesh["data_parallel"]``.
+    The module needs no ``configure_model``: it is made as for one device. Then each of its blocks is sharded on its
+    own, so that only one or two of them are gathered at a time, and the rest is sharded together. ``training_step`` and
+    the other steps may call any method of any submodule. If ``configure_model`` itself shards something, with
+    ``self.device_mesh["data_parallel"]``, the strategy shards nothing more.
 
-    ``--trainer.precision bf16-mixed`` keeps and updates the weights in float32, sends them around in bfloat16, and
-    reduces gradients in float32. ``bf16-true``, ``16-true``, ``32-true`` and ``64-true`` keep everything in that type.
+    ``--trainer.precision bf16-mixed`` keeps and updates the weights in float32, gathers them in bfloat16, and reduces
+    gradients in float32. ``bf16-true``, ``16-true``, ``32-true`` and ``64-true`` use that type for everything.
 
     Checkpoints load under any number of devices. Those of one device and of DDP load here, and files written with
     ``state_dict_type="full"`` load there: weights and optimizer state, exactly.
 
     Args:
-        blocks: Which modules are sharded each by itself: class names, such as ``["Block"]``, or a function
+        blocks: Which modules are sharded on their own: class names, such as ``["Block"]``, or a function
             ``(name, module) -> bool``. Default: the layers that repeat, see
             :func:`~lightning_muon.strategies.find_blocks`.
-        replicate_size: Keep so many replicas of the model, each sharded over ``world size / replicate_size``
-            neighbouring devices (HSDP). With the number of nodes, shards stay inside a node, and only gradients travel
-            between nodes.
-        reshard_after_forward: Let the weights of a block go between forward and backward: less memory, one more
-            gathering (ZeRO-3). ``False`` keeps them (ZeRO-2).
-        accumulate_sharded: Reduce gradients after each batch that is accumulated, instead of once for all: less memory,
-            because no rank keeps whole gradients, and more communication.
-        find_unused_parameters: Set it where a rank may not use a parameter that another uses, such as an expert that
-            got no token: a missing gradient then counts as zero, also where no rank has one. Needs torch 2.13.
-        cpu_offload: Keep weights, gradients and optimizer state in the memory of the CPU, and update them there.
-        state_dict_type: ``"sharded"``: a checkpoint is a folder into which each rank writes its shards. ``"full"``: one
-            file, as one device writes it, gathered on rank 0.
+        replicate_size: Number of replicas of the model (HSDP), each sharded over neighbouring devices. If it is the
+            number of nodes, shards stay inside a node, and only gradients travel between nodes.
+        reshard_after_forward: Free the gathered weights of a block after its forward and gather them again for its
+            backward: less memory, more communication (ZeRO-3). ``False`` keeps them gathered (ZeRO-2).
+        accumulate_sharded: Reduce the gradients after each accumulated batch, instead of once after the last: less
+            memory, because no rank keeps full gradients, and more communication.
+        find_unused_parameters: Set it if a rank may not use a parameter that another rank uses, such as an expert
+            without a token. A missing gradient then counts as zero, even if no rank has one. Needs torch 2.13.
+        cpu_offload: Keep weights, gradients and optimizer state in CPU memory, and update them there.
+        state_dict_type: ``"sharded"``: a checkpoint is a folder to which each rank writes its shards. ``"full"``: it is
+            one file, as from one device, gathered on rank 0.
         process_group_backend: Default: ``nccl`` on GPUs, ``gloo`` on CPUs.
-        timeout: How long a collective may take.
+        timeout: Limit for the duration of a collective.
 
     Raises:
-        ValueError: If an argument cannot be, with its name. When training starts: if a block is not found,
+        ValueError: If an argument has an invalid value. When training starts: if a block is not found,
             ``replicate_size`` does not divide the world size, or the precision is not one of the above.
     """
 
@@ -113,8 +111,6 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.cpu_offload = cpu_offload
         self.state_dict_type = state_dict_type
 
-    # ---- processes
-
     @override
     def setup_environment(self) -> None:
         ParallelStrategy.setup_environment(self)
@@ -122,7 +118,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             rank_zero_warn("cpu_offload has no effect: the accelerator is the CPU")
             self.cpu_offload = False
         if self.cpu_offload and self._process_group_backend is None:
-            # Norms of gradients that lie on the CPU are reduced there.
+            # The norms of gradients on the CPU are reduced there.
             self._process_group_backend = f"cpu:gloo,{self.root_device.type}:nccl"
         self._setup_distributed()
         if self._device_mesh is None:
@@ -130,7 +126,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         cast("LightningModule", self.lightning_module)._device_mesh = self._device_mesh
 
     def _make_mesh(self) -> DeviceMesh:
-        """All devices, as ``data_parallel``; with replicas, (replicate, shard) beside it."""
+        """Make the mesh: ``data_parallel`` over all devices; with replicas, also ``replicate`` and ``shard``."""
         if self.world_size % self.replicate_size:
             raise ValueError(f"replicate_size {self.replicate_size} does not divide the {self.world_size} devices")
         if self.replicate_size == 1:
@@ -144,8 +140,6 @@ class FSDP2Strategy(ModelParallelStrategy):
     @override
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         return {"num_replicas": self.world_size, "rank": self.global_rank}
-
-    # ---- the model
 
     @property
     def _root(self) -> nn.Module:
@@ -162,7 +156,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         elif self.world_size > 1:
             _check_complete(self._root)
         _materialize_distributed_module(self._root, self.root_device)
-        self._others_to_device()
+        self._move_to_device()
         self.barrier()
         fitting = trainer.state.fn == TrainerFn.FITTING
         if fitting:
@@ -179,7 +173,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._broadcast_weights(model)
         for block in blocks:
             fully_shard(block, reshard_after_forward=self.reshard_after_forward, **options)
-        # The rest is used at both ends of the model: it would be let go only to be gathered again at once.
+        # The rest is used at both ends of the model: it would be freed only to be gathered again immediately.
         fully_shard(model, reshard_after_forward=False, **options)
         if self.find_unused_parameters:
             cast("FSDPModule", model).set_reduce_scatter_unused_params(True)
@@ -187,23 +181,21 @@ class FSDP2Strategy(ModelParallelStrategy):
             register_fsdp_forward_method(model, step)
 
     def _broadcast_weights(self, model: nn.Module) -> None:
-        """Give all ranks the weights of rank 0: each keeps a part only, and the parts have to fit together."""
+        """Copy the weights of rank 0 to all ranks: each rank keeps one shard, and the shards must fit together."""
         for tensor in chain(model.parameters(), model.buffers()):
             if not tensor.is_meta:
                 on_device = tensor.detach().to(self.root_device).contiguous()
                 dist.broadcast(on_device, src=0)
                 tensor.data.copy_(on_device)
 
-    def _others_to_device(self) -> None:
-        """Move to the device what is not sharded; with ``cpu_offload`` without the shards, which stay on the CPU."""
+    def _move_to_device(self) -> None:
+        """Move the module to the device; with ``cpu_offload`` all but the shards, which stay on the CPU."""
         if not self.cpu_offload:
             self._root.to(self.root_device)
             return
         for buffer in self._root.buffers():
             buffer.data = buffer.data.to(self.root_device)
         _move_torchmetrics_to_device(self._root, self.root_device)
-
-    # ---- steps
 
     @override
     def validation_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
@@ -222,7 +214,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @contextmanager
     def _resharded_afterwards(self) -> Generator[None, None, None]:
-        """Let go what no backward will need: until then ``parameters()`` would give other tensors than training's."""
+        """Free what no backward will need. Otherwise ``parameters()`` returns gathered tensors, not the shards."""
         yield
         self._reshard()
 
@@ -232,7 +224,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:
-        """Accumulate gradients without reducing them, unless they are to be accumulated in shards."""
+        """Accumulate gradients without reducing them, except with ``accumulate_sharded``."""
         if self.accumulate_sharded:
             yield
             return
@@ -247,8 +239,6 @@ class FSDP2Strategy(ModelParallelStrategy):
     def _sharded_modules(self) -> list[FSDPModule]:
         return [module for module in self._root.modules() if isinstance(module, FSDPModule)]
 
-    # ---- checkpoints
-
     @property
     @override
     def lightning_restore_optimizer(self) -> bool:
@@ -256,16 +246,16 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The weights in shards; or whole, on rank 0 alone. A collective."""
+        """Return the weights, sharded; or full and on rank 0 only. A collective."""
         state = self._root.state_dict()
         if self.state_dict_type == "sharded":
             return state
-        whole = {name: gather(value, keep=self.is_global_zero) for name, value in state.items()}
-        return whole if self.is_global_zero else {}
+        full = {name: gather(value, keep=self.is_global_zero) for name, value in state.items()}
+        return full if self.is_global_zero else {}
 
     @override
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The state in shards, by the names of the parameters; or whole and numbered, on rank 0 alone. A collective."""
+        """Return the state, sharded and by parameter name; or full and numbered, on rank 0 only. A collective."""
         self._reshard()
         inner = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         state = named_state(inner, self._root)
@@ -278,13 +268,13 @@ class FSDP2Strategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        path = Path(self.broadcast(str(filepath)))
-        if self.state_dict_type == "sharded" and storage_options is not None:
-            raise TypeError("storage_options has no meaning for a sharded checkpoint, which is a folder")
+        path, sharded = Path(self.broadcast(str(filepath))), self.state_dict_type == "sharded"
+        if sharded and storage_options is not None:
+            raise TypeError("storage_options has no effect on a sharded checkpoint, which is a folder")
         if self.is_global_zero:
-            _make_way(path, for_folder=self.state_dict_type == "sharded")
+            _prepare_path(path, for_folder=sharded)
         self.barrier()
-        if self.state_dict_type == "sharded":
+        if sharded:
             write_checkpoint_folder(checkpoint, path)
         else:
             ParallelStrategy.save_checkpoint(self, checkpoint, path, storage_options)
@@ -297,8 +287,8 @@ class FSDP2Strategy(ModelParallelStrategy):
                 path, self._root.state_dict(), optimizers=bool(self.optimizers), weights_only=weights_only
             )
         if path.is_dir():
-            raise ValueError(f"'{path}' is a folder, and no sharded checkpoint: it lacks meta.pt or .metadata")
-        # Memory-mapped: each rank reads its own part only.
+            raise ValueError(f"'{path}' is a folder, but no sharded checkpoint: it has no meta.pt or no .metadata")
+        # Memory-mapped: each rank reads only its own shards.
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
         return checkpoint
 
@@ -312,13 +302,13 @@ class FSDP2Strategy(ModelParallelStrategy):
         if states and len(states) != len(self.optimizers):
             raise ValueError(f"the checkpoint has {len(states)} optimizers, the module {len(self.optimizers)}")
         pairs = list(zip(self.optimizers, states, strict=False))
-        # All are matched before the first is loaded: a mismatch leaves everything as it is.
+        # All are matched before the first is loaded: after a mismatch nothing has changed.
         for optimizer, state in [(opt, matched(saved, opt, self._root)) for opt, saved in pairs]:
             optimizer.load_state_dict(state)
 
 
 def _mixed_precision(plugin: Precision) -> MixedPrecisionPolicy:
-    """What FSDP2 has to know of ``--trainer.precision``; autocast, where it is on, converts the inputs."""
+    """Return the policy for ``--trainer.precision``. Inputs are not cast: if autocast is on, it does that."""
     if isinstance(plugin, MixedPrecision) and plugin.precision == "bf16-mixed":
         return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     if type(plugin) in {Precision, HalfPrecision, DoublePrecision}:
@@ -330,9 +320,9 @@ def _mixed_precision(plugin: Precision) -> MixedPrecisionPolicy:
 
 
 def _turn_inference_mode_off(trainer: Trainer) -> None:
-    """What is gathered in inference mode cannot be used by a later backward; ``no_grad`` remains."""
-    validation = trainer.fit_loop.epoch_loop.val_loop
-    for loop in (validation, trainer.validate_loop, trainer.test_loop, trainer.predict_loop):
+    """Use ``no_grad`` instead: tensors gathered in inference mode cannot be used by a later backward."""
+    loops = trainer.validate_loop, trainer.test_loop, trainer.predict_loop
+    for loop in (trainer.fit_loop.epoch_loop.val_loop, *loops):
         loop.inference_mode = False
 
 
@@ -345,17 +335,17 @@ def _check_complete(model: nn.Module) -> None:
     left = [name for name, p in model.named_parameters() if p.requires_grad and not isinstance(p, DTensor)]
     if left:
         raise ValueError(
-            f"configure_model has left {', '.join(left)} unsharded: each rank would train its own. Shard them as well,"
-            " for instance with fully_shard(self, mesh=self.device_mesh['data_parallel']) at its end"
+            f"configure_model has left {', '.join(left)} unsharded: each rank would train its own copy. Shard them as"
+            " well, for example with fully_shard(self, mesh=self.device_mesh['data_parallel']) at its end"
         )
 
 
-def _make_way(path: Path, *, for_folder: bool) -> None:
-    """Remove an earlier checkpoint of the other kind from the path, and nothing else."""
+def _prepare_path(path: Path, *, for_folder: bool) -> None:
+    """Create the parent folder, and remove an earlier checkpoint of the other kind, but nothing else."""
     if path.is_file() and for_folder:
         path.unlink()
     elif is_checkpoint_folder(path) and not for_folder:
         shutil.rmtree(path)
     elif path.is_dir() and not for_folder:
-        raise IsADirectoryError(f"'{path}' is a folder, and no checkpoint: it is not replaced by one")
+        raise IsADirectoryError(f"'{path}' is a folder, but no checkpoint: it is not overwritten")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,23 +1,23 @@
-"""Loading weights into a sharded model: all of them, or none."""
+"""The weights of a model: one tensor sharded or gathered, and a whole state dict loaded."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-
-from lightning_muon.strategies.shard import shard_like
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
 def load_model_state(model: nn.Module, saved: Mapping[str, Any], *, strict: bool = True) -> None:
-    """Load a state dict of whole or sharded tensors.
+    """Load a state dict of full or sharded tensors into a model, sharded or not.
 
     Args:
-        model: The model, of sharded parameters or not.
-        saved: What its ``state_dict()`` was when it was saved.
-        strict: Whether names that only one of them has are an error.
+        model: The model.
+        saved: The state dict, as ``model.state_dict()`` returned it when it was saved.
+        strict: Whether a name that only one of them has is an error.
 
     Raises:
-        ValueError: If names or shapes differ, with all of these names. The model remains as it was.
+        ValueError: If names or shapes differ; the message lists them all, and the model is unchanged.
     """
     own = model.state_dict()
     problems = [
@@ -35,3 +35,36 @@ def load_model_state(model: nn.Module, saved: Mapping[str, Any], *, strict: bool
         for name, value in saved.items()
     }
     model.load_state_dict(laid_out, strict=strict)
+
+
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return this rank's shard of a full tensor, without communication.
+
+    Args:
+        tensor: The full tensor, equal on all ranks; or one that is already sharded.
+        like: A tensor of the same shape, whose device and placements the result takes.
+
+    Returns:
+        A tensor of the dtype of ``tensor``. A new shard is a copy and does not keep the full tensor alive.
+    """
+    if isinstance(tensor, DTensor) or not isinstance(like, DTensor):
+        return tensor.to(like.device)
+    mesh, placements = like.device_mesh, like.placements
+    local_shape, offset = compute_local_shape_and_global_offset(like.shape, mesh, placements)
+    local = tensor[tuple(slice(start, start + size) for start, size in zip(offset, local_shape, strict=True))]
+    local = local.to(like.to_local().device, copy=True).contiguous()
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
+
+
+def gather(value: Any, *, keep: bool) -> Any:
+    """Gather a sharded tensor on the CPU. A collective: all ranks call it, in the same order.
+
+    Args:
+        value: A tensor, sharded or not; anything else is returned as it is.
+        keep: Whether this rank needs the result. The other ranks get ``None``.
+    """
+    if isinstance(value, DTensor):
+        value = value.full_tensor()
+    if not keep:
+        return None
+    return value.detach().cpu() if isinstance(value, Tensor) else value

@@ -1,1 +1,1 @@
-"""The three matrix problems of the PolarGrad paper: which optimizer gets how far, learning rates swept."""
+"""Compare optimizers on the three matrix problems of the PolarGrad paper, with a sweep of the learning rates."""

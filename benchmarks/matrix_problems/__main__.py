@@ -1,4 +1,4 @@
-"""Run every method on every problem, its learning rate swept: ``python -m benchmarks.matrix_problems``."""
+"""Run every method on every problem with each of its learning rates: ``python -m benchmarks.matrix_problems``."""
 
 import argparse
 import multiprocessing
@@ -17,11 +17,11 @@ QUICK_STEPS = 5
 
 
 class Row(NamedTuple):
-    """A method on a problem: the run with the best learning rate, and how the others ended."""
+    """A method on a problem: the run with the best learning rate, and the final loss of all."""
 
     best: Run
     curve: Curve
-    sweep: dict[float, float | None]  # the final loss for each lr; None where it diverged
+    sweep: dict[float, float | None]  # the final loss for each lr; None if it diverged
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -58,7 +58,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="folder for the JSON record")
     parser.add_argument("--images", type=Path, help="folder for the plots")
     options = parser.parse_args(arguments)
-    # What --quick finds means nothing: it must not replace what was measured.
+    # --quick gives no valid results, so it must not replace the records.
     scratch = options.results or REPOSITORY / "build" / "benchmarks"
     options.results = scratch if options.quick else options.results or RESULTS
     options.images = options.images or (scratch if options.quick else REPOSITORY / "docs" / "images")
@@ -99,7 +99,7 @@ def _best(runs: list[Run], curves: Iterable[Curve]) -> list[Row]:
 
 
 def _rank(run: Run, curve: Curve) -> tuple[bool, float, int]:
-    """Order runs by the loss at the end, and those that have converged before by their number of steps."""
+    """Return the sort key of a run: its final loss, or its number of steps if it converged early."""
     steps = curve.step[-1]
     return curve.diverged, curve.loss[-1] if steps == run.steps else 0.0, steps
 

@@ -1,4 +1,4 @@
-"""The methods that are compared, and the learning rates that each of them tries on each problem."""
+"""The compared methods, with their momenta and learning rates for each problem."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
 
 
 class Method(NamedTuple):
-    """How to make an optimizer, and its learning rates by problem; a problem without any is left out."""
+    """A function that makes an optimizer, and its learning rates by problem. Problems without rates are skipped."""
 
     make: Callable[[list[Tensor], float, float], torch.optim.Optimizer]  # from matrices, lr and momentum
     momentum: dict[str, float]
@@ -61,7 +61,7 @@ _MUON_RATES = {
     "completion": [0.03, 0.05, 0.1, 0.25],
 }
 
-# The momenta, and Muon's look ahead along it, are those of the paper's code.
+# The momenta, and nesterov for Muon, are those of the paper's code.
 METHODS = {
     "PolarGrad": Method(
         _polargrad(),

@@ -13,10 +13,16 @@ SUFFIX = ", lr decay"
 
 
 def plot(title: str, loss_label: str, curves: dict[str, Curve], path: Path) -> str:
-    """Draw three panels over the steps, one colour a method, dashed where the learning rate decays.
+    """Draw three panels over the steps: one colour per method, dashed with learning rate decay.
+
+    Args:
+        title: Title of the figure.
+        loss_label: Title of the first panel.
+        curves: The curve of each method.
+        path: File of the plot.
 
     Returns:
-        A sentence that says where the plot is, or why there is none.
+        A message with the path of the plot, or the reason why there is none.
     """
     try:
         import matplotlib  # noqa: PLC0415

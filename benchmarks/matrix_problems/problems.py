@@ -1,7 +1,7 @@
-"""The problems: what is minimized, its gradient, and how far from the minimum one is.
+"""The problems: the function to minimize, its gradient, and the loss to report.
 
 Sizes, distributions and numbers of steps are those of Lau, Long & Su, "PolarGrad" (2025), arXiv:2505.21799, section 6,
-and of its code, https://github.com/timlautk/polargrad. Gradients are written out: they are cheaper than a graph.
+and of its code, https://github.com/timlautk/polargrad. Explicit gradients are cheaper than autograd.
 """
 
 from functools import cached_property
@@ -18,24 +18,24 @@ class Problem(Protocol):
     title: str
     loss_label: str
     steps: int
-    # By how much the learning rate is multiplied every 25 steps, where it decays.
+    # Factor of the learning rate every 25 steps, in runs with decay.
     decay: float
 
     def start(self) -> list[Tensor]:
-        """Return where to start from, the same for every method."""
+        """Return the initial matrices, the same for every method."""
 
     def gradients(self, matrices: list[Tensor], step: int) -> list[Tensor]:
-        """Return the gradient for each matrix; where it is stochastic, ``step`` says with which batch."""
+        """Return the gradient of each matrix. ``step`` selects the batch if gradients are stochastic."""
 
     def loss(self, matrices: list[Tensor]) -> float:
-        """Return what is plotted and compared."""
+        """Return the loss to plot and compare."""
 
 
 class QuadraticRegression:
     """½‖AXB − C‖² for Gaussian A, B and C, in float64: strongly convex, with exact gradients.
 
-    With the minimum X*, the gradient is AᵀA(X − X*)BBᵀ, and the distance of the loss from its minimum is half the inner
-    product of that with X − X*: nothing is lost to cancellation, however near the minimum.
+    With the minimum X*, the gradient is AᵀA(X − X*)BBᵀ. The distance of the loss from its minimum is half the inner
+    product of this gradient with X − X*, which avoids cancellation near the minimum.
     """
 
     title = "Quadratic regression, X 500×100"
@@ -45,7 +45,7 @@ class QuadraticRegression:
 
     def __init__(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        # Drawn in float32 and in this order, a seed gives the A, B and C of the paper's code.
+        # In float32 and in this order, a seed gives the A, B and C of the paper's code.
         a = torch.randn(1000, 500, generator=generator).double()
         b = torch.randn(100, 250, generator=generator).double()
         c = torch.randn(1000, 250, generator=generator).double()
@@ -54,15 +54,15 @@ class QuadraticRegression:
         self._minimum = torch.linalg.solve(self._left, a.mT @ c @ b.mT) @ torch.linalg.inv(self._right)
 
     def start(self) -> list[Tensor]:
-        """Uniform entries."""
+        """Return a matrix with uniform entries."""
         return [self._start]
 
     def gradients(self, matrices: list[Tensor], step: int) -> list[Tensor]:
-        """The exact gradient."""
+        """Return the exact gradient."""
         return [self._left @ (matrices[0] - self._minimum) @ self._right]
 
     def loss(self, matrices: list[Tensor]) -> float:
-        """The part of the initial distance from the minimal loss that is left."""
+        """Return the distance from the minimal loss, relative to the initial distance."""
         return self._distance(matrices[0]) / self._initial_distance
 
     @cached_property
@@ -90,11 +90,11 @@ class LogisticRegression:
         self._start = torch.empty(1000, 100).uniform_(-1, 1, generator=generator)
 
     def start(self) -> list[Tensor]:
-        """Uniform entries."""
+        """Return a matrix with uniform entries."""
         return [self._start]
 
     def gradients(self, matrices: list[Tensor], step: int) -> list[Tensor]:
-        """The gradient of the sum over a batch, drawn with replacement; every method sees the same batches."""
+        """Return the gradient of the sum over a batch, drawn with replacement. All methods use the same batches."""
         generator = torch.Generator().manual_seed(self._seed + 1 + step)
         rows = torch.randint(10000, (1000,), generator=generator)
         a, labels = self._a[rows], self._labels[rows]
@@ -102,7 +102,7 @@ class LogisticRegression:
         return [-(a.mT @ (slopes @ self._b.mT))]
 
     def loss(self, matrices: list[Tensor]) -> float:
-        """The mean over all entries, not of a batch."""
+        """Return the mean over all entries, not over a batch."""
         return float(softplus(-self._labels * (self._a @ (matrices[0] @ self._b))).mean())
 
 
@@ -128,17 +128,17 @@ class LowRankCompletion:
         self._start = [uniform(500), uniform(250)]
 
     def start(self) -> list[Tensor]:
-        """Both factors, uniform."""
+        """Return both factors, with uniform entries."""
         return self._start
 
     def gradients(self, matrices: list[Tensor], step: int) -> list[Tensor]:
-        """The exact gradients for X and Y."""
+        """Return the exact gradients of X and Y."""
         x, y = matrices
         residual = self._residual(matrices) * (2 / self._observed.sum())
         return [residual @ y, residual.mT @ x]
 
     def loss(self, matrices: list[Tensor]) -> float:
-        """The squared error by the number of observed entries."""
+        """Return the squared error, divided by the number of observed entries."""
         return float(self._residual(matrices).square().sum() / self._observed.sum())
 
     def _residual(self, matrices: list[Tensor]) -> Tensor:

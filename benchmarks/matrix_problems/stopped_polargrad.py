@@ -1,4 +1,4 @@
-"""PolarGrad with the polar factor that the code of its paper uses: QDWH stopped after two iterations."""
+"""PolarGrad with the polar factor of the paper's code: QDWH stopped after two iterations."""
 
 import torch
 from torch import Tensor
@@ -7,16 +7,19 @@ from lightning_muon.optim.polar.exact import halley_weights
 
 
 class StoppedPolarGrad(torch.optim.Optimizer):
-    """W ← W − lr·⟨G, O⟩·O, where O is two QDWH steps from the gradient G: to explain the paper's learning rates.
+    """Update W ← W − lr·⟨G, O⟩·O, where O is the result of two QDWH steps from the gradient G.
 
-    Those of its quadratic problem belong to this factor. Its singular values lie anywhere between 0.7 and one, so it
-    steps less far than the polar factor. It is computed by applying the iteration to the singular values: what stops
-    it short is the iteration, not rounding.
+    The paper's learning rates for its quadratic problem belong to this factor. Its singular values are between 0.7 and
+    one, so its steps are shorter than those of the exact polar factor. The iteration is applied to the singular values,
+    so that the difference comes from the iteration and not from rounding.
 
     Args:
         params: Matrices.
         lr: Learning rate.
-        momentum: Zero; the other optimizers here have one.
+        momentum: Must be zero. The argument exists because the other optimizers have it.
+
+    Raises:
+        ValueError: If ``momentum`` is not zero.
     """
 
     def __init__(self, params: list[Tensor], lr: float, momentum: float = 0.0) -> None:
@@ -34,9 +37,9 @@ class StoppedPolarGrad(torch.optim.Optimizer):
 
 
 def two_qdwh_steps(matrix: Tensor) -> Tensor:
-    """Apply two QDWH steps, with the start and the finish of the paper's code, to the singular values of a matrix."""
+    """Apply two QDWH steps to the singular values of a matrix, scaled and corrected as in the paper's code."""
     u, values, vh = torch.linalg.svd(matrix, full_matrices=False)
-    # The bounds that JAX's QDWH starts from, which the paper's is a translation of: at most one, at least the epsilon.
+    # The initial bounds of JAX's QDWH, of which the paper's code is a translation: at most one, at least epsilon.
     values = values / torch.sqrt(torch.linalg.norm(matrix, 1) * torch.linalg.norm(matrix, torch.inf))
     lower = torch.finfo(torch.float32).eps
     for _ in range(2):

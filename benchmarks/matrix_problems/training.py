@@ -1,4 +1,4 @@
-"""One run of a method on a problem, and what is measured on the way."""
+"""One run of a method on a problem, and its measurements."""
 
 from functools import lru_cache
 from math import isfinite
@@ -9,12 +9,12 @@ import torch
 from benchmarks.matrix_problems.methods import METHODS
 from benchmarks.matrix_problems.problems import PROBLEMS, Problem
 
-# Runs end where the loss has fallen or risen by these factors: there is nothing left to see.
+# A run ends when its loss has changed by one of these factors.
 CONVERGED, DIVERGED = 1e-20, 1e3
 
 
 class Run(NamedTuple):
-    """What to run."""
+    """The parameters of a run."""
 
     problem: str
     method: str
@@ -26,7 +26,7 @@ class Run(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """What came out, measured before the steps ``step``, and after the last."""
+    """The measurements of a run: before the steps ``step``, and after the last step."""
 
     step: list[int]
     loss: list[float]
@@ -36,7 +36,7 @@ class Curve(NamedTuple):
 
 
 def train(run: Run) -> Curve:
-    """Run a method from the start of the problem, on one thread."""
+    """Train a method on a problem, on one thread, and return its curve."""
     torch.set_num_threads(1)
     problem = _problem(run.problem, run.seed)
     method = METHODS[run.method]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one rank has of a unit that another owns.
+    """The elements that one rank has of a unit.
 
     Args:
         member: Position of the parameter in its bucket.
@@ -70,6 +70,16 @@ class Bucket:
     def owned(self) -> tuple[tuple[int, Unit], ...]:
         """The units of this rank, each with the position of its parameter in the bucket."""
         return tuple((m, unit) for m, units in enumerate(self.units) for unit in units if unit.owner == self.rank)
+
+    @cached_property
+    def here(self) -> tuple[Piece, ...]:
+        """What this rank has of each unit; empty pieces included."""
+        return tuple(Piece(m, unit, *unit.shards[self.rank]) for m, units in enumerate(self.units) for unit in units)
+
+    def take(self, piece: Piece, shards: Sequence[Tensor]) -> Tensor:
+        """Return a piece of this rank, shape (elements,), from its shards of the parameters."""
+        first = self.shardings[piece.member].shard[0]
+        return shards[piece.member].reshape(-1)[piece.start - first : piece.stop - first]
 
     @cached_property
     def to_owners(self) -> tuple[tuple[Piece, ...], ...]:

@@ -1,6 +1,6 @@
 """The all-to-alls of a bucket: pieces of matrices to their owners, and polar factors back."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,8 +20,8 @@ COMMUNICATION_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # How many buckets are under way at a time: one arrives, one is orthogonalized, one returns.
 STAGES = 3
 
-# The nuclear norms (matrices,) of units, by the position of the parameter in its bucket and the start of the unit.
-UnitNorms = dict[tuple[int, int], Tensor]
+# Numbers of the matrices or neurons of units, by the position of the parameter in its bucket and the start of the unit.
+UnitNumbers = dict[tuple[int, int], Tensor]
 
 
 def overlap(steps: Iterable[Iterator[None]]) -> None:
@@ -69,38 +69,32 @@ def gather(bucket: Bucket, sources: Sequence[Tensor], dtype: torch.dtype) -> Sta
     Returns:
         The elements (numel,) of each unit that this rank owns.
     """
-    flat = [source.reshape(-1) for source in sources]
-
-    def mine(member: int, start: int, stop: int) -> Tensor:
-        first = bucket.shardings[member].shard[0]
-        return flat[member][start - first : stop - first]
-
     arriving = None
     if bucket.gathers:
-        outgoing = [[mine(p.member, p.start, p.stop) for p in pieces] for pieces in bucket.to_owners]
+        outgoing = [[bucket.take(p, sources) for p in pieces] for pieces in bucket.to_owners]
         incoming = [sum(p.numel for p in pieces) for pieces in bucket.from_shards]
-        arriving = _AllToAll(bucket.group, outgoing, incoming, dtype, flat[0].device)
+        arriving = _all_to_all(bucket.group, outgoing, incoming, dtype, sources[0].device)
     yield
 
     units = {}
-    for member, unit in bucket.owned:
-        start, stop = unit.shards[bucket.rank]
-        elements = mine(member, start, stop)
-        if stop - start < unit.numel:
-            whole = elements.new_empty(unit.numel, dtype=dtype)
-            whole[start - unit.start : stop - unit.start] = elements
-            elements = whole
-        units[member, unit.start] = elements
+    for p in bucket.here:
+        if p.unit.owner == bucket.rank:
+            elements = bucket.take(p, sources)
+            if p.numel < p.unit.numel:
+                whole = elements.new_empty(p.unit.numel, dtype=dtype)
+                whole[p.in_unit] = elements
+                elements = whole
+            units[p.member, p.unit.start] = elements
     if arriving is not None:
-        for pieces, received in zip(bucket.from_shards, arriving.wait(), strict=True):
+        for pieces, received in zip(bucket.from_shards, arriving(), strict=True):
             for p, elements in zip(pieces, received.split([p.numel for p in pieces]), strict=True):
                 units[p.member, p.unit.start][p.in_unit] = elements
     return list(units.values())
 
 
 def scatter(
-    bucket: Bucket, factors: Sequence[Tensor], norms: UnitNorms | None, dtype: torch.dtype, device: torch.device
-) -> Stages[tuple[list[Tensor], UnitNorms | None]]:
+    bucket: Bucket, factors: Sequence[Tensor], norms: UnitNumbers | None, dtype: torch.dtype, device: torch.device
+) -> Stages[tuple[list[Tensor], UnitNumbers | None]]:
     """Send polar factors from the owners to the shards of their matrices; pause while they are on their way.
 
     Args:
@@ -133,15 +127,15 @@ def scatter(
                 if norms is not None:
                     outgoing[-1].append(_as_words(norms[p.member, p.unit.start], dtype))
         incoming = [sum(p.numel + norm_words(p) for p in pieces) for pieces in bucket.from_owners]
-        arriving = _AllToAll(bucket.group, outgoing, incoming, dtype, device)
+        arriving = _all_to_all(bucket.group, outgoing, incoming, dtype, device)
     yield
 
     found: list[list[tuple[int, Tensor]]] = [[] for _ in bucket.members]
-    for member, unit in bucket.owned:
-        start, stop = unit.shards[bucket.rank]
-        found[member].append((start, made[member, unit.start][start - unit.start : stop - unit.start]))
+    for p in bucket.here:
+        if p.unit.owner == bucket.rank:
+            found[p.member].append((p.start, made[p.member, p.unit.start][p.in_unit]))
     if arriving is not None:
-        for pieces, received in zip(bucket.from_owners, arriving.wait(), strict=True):
+        for pieces, received in zip(bucket.from_owners, arriving(), strict=True):
             parts = iter(received.split([size for p in pieces for size in (p.numel, norm_words(p))]))
             for p in pieces:
                 elements, sent = next(parts), next(parts)
@@ -153,36 +147,25 @@ def scatter(
     return [torch.cat(pieces) if len(pieces) > 1 else (pieces or [empty])[0] for pieces in ordered], norms
 
 
-class _AllToAll:
-    """An all-to-all that has been started: each rank sends a list of tensors to each rank, packed into one.
+def _all_to_all(
+    group: "ProcessGroup",
+    outgoing: Sequence[Sequence[Tensor]],
+    incoming: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Callable[[], list[Tensor]]:
+    """Send tensors to each rank, packed into one; return a function that waits and returns what each rank has sent."""
+    tensors = [tensor.to(dtype) for to_rank in outgoing for tensor in to_rank]
+    packed = torch.cat(tensors) if tensors else torch.empty(0, dtype=dtype, device=device)
+    received = torch.empty(sum(incoming), dtype=dtype, device=device)
+    sizes = [sum(tensor.numel() for tensor in to_rank) for to_rank in outgoing]
+    work = dist.all_to_all_single(received, packed, list(incoming), sizes, group=group, async_op=True)
 
-    Args:
-        group: The ranks.
-        outgoing: For each rank, the tensors that it gets.
-        incoming: For each rank, the number of elements that it sends to this one.
-        dtype: The dtype on the wire.
-        device: The device of what arrives.
-    """
+    def wait() -> list[Tensor]:
+        work.wait()
+        return list(received.split(list(incoming)))
 
-    def __init__(
-        self,
-        group: "ProcessGroup",
-        outgoing: Sequence[Sequence[Tensor]],
-        incoming: Sequence[int],
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        tensors = [tensor.to(dtype) for to_rank in outgoing for tensor in to_rank]
-        packed = torch.cat(tensors) if tensors else torch.empty(0, dtype=dtype, device=device)
-        sizes = [sum(tensor.numel() for tensor in to_rank) for to_rank in outgoing]
-        self._incoming = list(incoming)
-        self._received = torch.empty(sum(incoming), dtype=dtype, device=device)
-        self._work = dist.all_to_all_single(self._received, packed, self._incoming, sizes, group=group, async_op=True)
-
-    def wait(self) -> list[Tensor]:
-        """Return what each rank has sent, when it is there."""
-        self._work.wait()
-        return list(self._received.split(self._incoming))
+    return wait
 
 
 def _as_words(numbers: Tensor, dtype: torch.dtype) -> Tensor:

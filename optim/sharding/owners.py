@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from typing_extensions import override
 
-from lightning_muon.optim.sharding.buckets import Bucket
-from lightning_muon.optim.sharding.exchange import UnitNorms, gather, scatter, wire_dtype
+from lightning_muon.optim.sharding.buckets import Bucket, Piece
+from lightning_muon.optim.sharding.exchange import UnitNumbers, gather, scatter, wire_dtype
 from lightning_muon.optim.sharding.sharding import Unit
 from lightning_muon.optim.update.muon import MuonParameter, OrthogonalizeHook, Stages, Steps, Transport
 from lightning_muon.optim.update.normuon import neuron_factors
@@ -45,7 +45,7 @@ class Owners(Transport):
         self.bucket = bucket
 
     @override
-    def polar(self, sources: Sequence[Tensor]) -> Stages[tuple[Steps, UnitNorms | None]]:
+    def polar(self, sources: Sequence[Tensor]) -> Stages[tuple[Steps, UnitNumbers | None]]:
         dtype = wire_dtype(sources[0], self.options)
         units = yield from gather(self.bucket, sources, dtype)
         factors, norms = self._orthogonalize_owned(units)
@@ -58,37 +58,33 @@ class Owners(Transport):
 
     @override
     def normalize_neurons(self, steps: Steps, mean_squares: Sequence[Tensor]) -> Steps:
-        places = [(member, unit) for member, units in enumerate(self.bucket.units) for unit in units]
         sums = []
-        for member, unit in places:
-            shard, start = self._slice(member, unit), self._start(unit)
-            averages = mean_squares[member].reshape(-1)[shard]
-            both = (averages, steps[member].reshape(-1)[shard].to(averages.dtype).square())
-            sums.append(torch.stack([neuron_sums(piece, unit, start) for piece in both]))
-        self._all_reduce([s for s, (_, unit) in zip(sums, places, strict=True) if _is_spread(unit)])
-        factors = []
-        for (_, unit), (mean_squares_sum, squares) in zip(places, sums, strict=True):
-            neurons = neurons_per_matrix(unit)
-            per_neuron = unit.numel // squares.numel()
-            factors.append(neuron_factors(mean_squares_sum.view(-1, neurons) / per_neuron, squares.view(-1, neurons)))
-        by_unit = {(member, unit.start): f.flatten() for (member, unit), f in zip(places, factors, strict=True)}
-        return self._multiply(steps, by_unit)
+        for piece in self.bucket.here:
+            averages = self.bucket.take(piece, mean_squares)
+            squares = self.bucket.take(piece, steps).to(averages.dtype).square()
+            sums.append(torch.stack([neuron_sums(elements, piece) for elements in (averages, squares)]))
+        self._all_reduce([s for s, p in zip(sums, self.bucket.here, strict=True) if is_split(p.unit)])
+        factors: UnitNumbers = {}
+        for p, (averages, squares) in zip(self.bucket.here, sums, strict=True):
+            shape = (-1, neurons_per_matrix(p.unit))
+            per_neuron = p.unit.numel // squares.numel()
+            factors[p.member, p.unit.start] = neuron_factors(averages.view(shape) / per_neuron, squares.view(shape))
+        return self._multiply(steps, factors)
 
     @override
-    def scale(self, steps: Steps, norms: UnitNorms) -> Steps:
-        by_unit = {
-            (member, unit.start): norms[member, unit.start].repeat_interleave(neurons_per_matrix(unit))
-            for member, units in enumerate(self.bucket.units)
-            for unit in units
-            if (member, unit.start) in norms
+    def scale(self, steps: Steps, norms: UnitNumbers) -> Steps:
+        of_neurons = {
+            (p.member, p.unit.start): norms[p.member, p.unit.start].repeat_interleave(neurons_per_matrix(p.unit))
+            for p in self.bucket.here
+            if p.numel
         }
-        return self._multiply(steps, by_unit)
+        return self._multiply(steps, of_neurons)
 
-    def _orthogonalize_owned(self, units: Sequence[Tensor]) -> tuple[list[Tensor], UnitNorms | None]:
+    def _orthogonalize_owned(self, units: Sequence[Tensor]) -> tuple[list[Tensor], UnitNumbers | None]:
         """Orthogonalize the units that this rank owns, matrices of one shape as one batch."""
         owned = self.bucket.owned
         factors = [torch.zeros_like(unit) for unit in units]
-        norms: UnitNorms | None = None
+        norms: UnitNumbers | None = None
         if self.needs_norms:
             norms = {(m, u.start): e.new_zeros(u.layout.count(u.shape)) for e, (m, u) in zip(units, owned, strict=True)}
         alike: defaultdict[Any, list[int]] = defaultdict(list)
@@ -112,17 +108,16 @@ class Owners(Transport):
                 norms |= {(owned[n][0], owned[n][1].start): norm for n, norm in zip(numbers, found, strict=True)}
         return factors, norms
 
-    def _multiply(self, steps: Steps, by_unit: dict[tuple[int, int], Tensor]) -> Steps:
-        """Multiply each shard by the numbers of its neurons, which ``by_unit`` has for each unit."""
-        scaled = []
-        for member, step in enumerate(steps):
-            numbers = [
-                spread_over_neurons(by_unit[member, unit.start], unit, self._start(unit), self._stop(unit))
-                for unit in self.bucket.units[member]
-                if self._stop(unit) > self._start(unit)
-            ]
-            scaled.append(step * torch.cat(numbers).view(step.shape) if numbers else step)
-        return scaled
+    def _multiply(self, steps: Steps, of_neurons: UnitNumbers) -> Steps:
+        """Multiply the elements of each shard by the numbers of their neurons."""
+        numbers: list[list[Tensor]] = [[] for _ in steps]
+        for p in self.bucket.here:
+            if p.numel:
+                numbers[p.member].append(spread_over_neurons(of_neurons[p.member, p.unit.start].flatten(), p))
+        return [
+            step * torch.cat(found).view(step.shape) if found else step
+            for step, found in zip(steps, numbers, strict=True)
+        ]
 
     def _all_reduce(self, sums: Sequence[Tensor]) -> None:
         """Add tensors up over the ranks, in place, in one collective."""
@@ -133,21 +128,9 @@ class Owners(Transport):
         for s, total in zip(sums, packed.split([s.numel() for s in sums]), strict=True):
             s.copy_(total.view(s.shape))
 
-    def _slice(self, member: int, unit: Unit) -> slice:
-        """Return where this rank's piece of a unit is in its shard of the parameter."""
-        first = self.bucket.shardings[member].shard[0]
-        start, stop = unit.shards[self.bucket.rank]
-        return slice(start - first, stop - first)
 
-    def _start(self, unit: Unit) -> int:
-        """Return the first element of this rank's piece in the unit."""
-        return unit.shards[self.bucket.rank][0] - unit.start
-
-    def _stop(self, unit: Unit) -> int:
-        return unit.shards[self.bucket.rank][1] - unit.start
-
-
-def _is_spread(unit: Unit) -> bool:
+def is_split(unit: Unit) -> bool:
+    """Return whether several ranks have different elements of a unit."""
     return unit.only_rank is None and not unit.replicated
 
 
@@ -156,20 +139,16 @@ def neurons_per_matrix(unit: Unit) -> int:
     return unit.layout.fans(unit.shape)[0]
 
 
-def neuron_sums(piece: Tensor, unit: Unit, start: int) -> Tensor:
-    """Sum the elements that a piece has of each neuron.
-
-    Args:
-        piece: Shape (elements,).
-        unit: The unit of the piece.
-        start: The first element of the piece in the unit.
+def neuron_sums(elements: Tensor, piece: Piece) -> Tensor:
+    """Sum the elements (elements,) of a piece over each neuron.
 
     Returns:
         Shape (neurons of all matrices in the unit,); zero for neurons of which the piece has no element.
     """
-    rows, columns, parts = _touched(unit, start, start + piece.numel(), piece.device)
-    margin = start % columns
-    padded = pad(piece, (margin, parts.numel() * columns - margin - piece.numel())).view(-1, columns)
+    unit = piece.unit
+    rows, columns, parts = _rows(piece, elements.device)
+    margin = piece.in_unit.start % columns
+    padded = pad(elements, (margin, parts.numel() * columns - margin - piece.numel)).view(-1, columns)
     if unit.layout.transposed:
         sums = padded.new_zeros(unit.shape[0], columns)
         return sums.index_add_(0, parts, padded).flatten()
@@ -178,26 +157,17 @@ def neuron_sums(piece: Tensor, unit: Unit, start: int) -> Tensor:
     return sums
 
 
-def spread_over_neurons(values: Tensor, unit: Unit, start: int, stop: int) -> Tensor:
-    """Return for each element of a piece the value of its neuron.
-
-    Args:
-        values: One for each neuron, in the order of :func:`neuron_sums`.
-        unit: The unit of the piece.
-        start: The first element of the piece in the unit.
-        stop: The one behind its last.
-
-    Returns:
-        Shape (stop − start,).
-    """
-    rows, columns, parts = _touched(unit, start, stop, values.device)
-    of_rows = values.view(-1, columns)[parts] if unit.layout.transposed else values[rows, None].expand(-1, columns)
-    margin = start % columns
-    return of_rows.reshape(-1)[margin : margin + stop - start]
+def spread_over_neurons(values: Tensor, piece: Piece) -> Tensor:
+    """Return for each element of a piece the value of its neuron; ``values`` has the order of :func:`neuron_sums`."""
+    rows, columns, parts = _rows(piece, values.device)
+    of_rows = values.view(-1, columns)[parts] if piece.unit.layout.transposed else values[rows, None]
+    margin = piece.in_unit.start % columns
+    return of_rows.expand(-1, columns).reshape(-1)[margin : margin + piece.numel]
 
 
-def _touched(unit: Unit, start: int, stop: int, device: torch.device) -> tuple[slice, int, Tensor]:
+def _rows(piece: Piece, device: torch.device) -> tuple[slice, int, Tensor]:
     """Return the stored rows of which a piece has elements, their length, and the part of the unit that each is in."""
+    unit = piece.unit
     columns = unit.numel // (unit.shape[0] * unit.shape[1])
-    rows = slice(start // columns, -(-stop // columns))
+    rows = slice(piece.in_unit.start // columns, -(-piece.in_unit.stop // columns))
     return rows, columns, torch.arange(rows.start, rows.stop, device=device) // unit.shape[1]

@@ -1,6 +1,6 @@
-"""Settle what rendering alone can not decide, then say what to do next.
+"""Finish the generated project, and print the next commands.
 
-cookiecutter renders this file and runs it inside the new project; a non-zero exit removes that project.
+cookiecutter renders this file and runs it inside the new project. A non-zero exit code removes the project.
 """
 
 import json
@@ -14,29 +14,29 @@ from pathlib import Path
 
 from cookiecutter.config import get_user_config
 
-# JSON is ASCII and escapes every quote and backslash, so that no answer can break out of the raw string.
+# JSON is ASCII and escapes quotes and backslashes, so no answer can end the raw string.
 ANSWERS: dict[str, str] = json.loads(r"""{{ cookiecutter | tojson }}""")
 
 PROJECT = Path.cwd()
 VENDORED = Path("src", "lightning_muon")
 
-# What running and checking code leaves behind; copied along where the template's own checkout was used.
+# Caches of Python and of tools. cookiecutter copies them if they are in the checkout.
 DROPPINGS = ("__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints", ".DS_Store")
 
 
 def require_real_folders() -> None:
-    """Stop where a symbolic link of the template arrived as a text file that holds its target."""
+    """Exit if a symbolic link of the template was checked out as a text file with the path of its target."""
     folders = [Path("configs"), *(path for path in VENDORED.iterdir() if path.name != "LICENSE")]
     files = [path for path in folders if not path.is_dir()]
     if files:
         sys.exit(
-            f"{files[0].as_posix()} should be a folder and is a file: this copy of the template has lost its "
-            "symbolic links. Run 'git config --global core.symlinks true' and clone it again; a zip archive has none."
+            f"{files[0].as_posix()} should be a folder, but is a file: this copy of the template has no symbolic "
+            "links. Run 'git config --global core.symlinks true' and clone it again. Do not use a zip archive."
         )
 
 
 def remove_droppings() -> None:
-    """Remove caches that came along with copied folders."""
+    """Remove caches that were copied with the folders."""
     for folder in ("configs", "src", "tests"):
         for name in DROPPINGS:
             for dropping in list(Path(folder).rglob(name)):
@@ -47,13 +47,13 @@ def remove_droppings() -> None:
 
 
 def settle_license() -> None:
-    """Keep the one licence that was chosen."""
+    """Keep only the chosen licence."""
     Path("licenses", ANSWERS["license"]).replace("LICENSE")
     shutil.rmtree("licenses")
 
 
 def place_of_lightning_muon() -> str:
-    """Where pip finds the repository that this template came from: its folder, or `git+URL`."""
+    """Return where pip finds the repository of this template: its folder, or `git+URL`."""
     template = ANSWERS["_template"]
     clones = Path(get_user_config()["cookiecutters_dir"]).expanduser().resolve()
     if Path(template).is_dir() and not Path(template).resolve().is_relative_to(clones):
@@ -61,19 +61,19 @@ def place_of_lightning_muon() -> str:
         return str(folder if (folder / "pyproject.toml").is_file() else folder.parent)
     url = template.removeprefix("git+")
     if "_repo_dir" in ANSWERS:
-        # It was cloned, from an abbreviation such as gh:owner/name perhaps; the clone knows from where.
+        # The address may be an abbreviation such as gh:owner/name; the clone has the full one.
         command = ["git", "-C", ANSWERS["_repo_dir"], "remote", "get-url", "origin"]
         cloned = subprocess.run(command, capture_output=True, text=True, check=False)
         url = cloned.stdout.strip() or url
-    # pip does not know git's short form of ssh, user@host:path.
+    # pip does not support git's short form of ssh, user@host:path.
     url = re.sub(r"^([\w.-]+@[\w.-]+):", r"ssh://\1/", url)
     revision = ANSWERS.get("_checkout")
     return f"git+{url}@{revision}" if revision else f"git+{url}"
 
 
 def from_where_the_user_stands(path: Path) -> Path:
-    """`path` relative to the user's folder where it lies inside, else as it is."""
-    # The shell's own idea of where that is: cookiecutter has changed directory since.
+    """Return `path` relative to the user's working directory if it is inside, else unchanged."""
+    # PWD is that of the user's shell; cookiecutter has changed the working directory.
     stands = os.environ.get("PWD")
     if stands and path.is_relative_to(Path(stands).resolve()):
         return path.relative_to(Path(stands).resolve())
@@ -81,12 +81,12 @@ def from_where_the_user_stands(path: Path) -> Path:
 
 
 def next_commands() -> list[str]:
-    """The three commands from here to a trained model."""
+    """Return the three commands that train the model."""
     return [f"cd {shlex.quote(str(from_where_the_user_stands(PROJECT)))}", "make install", "make train"]
 
 
 def say_where_the_dependency_is() -> None:
-    """Write into the Makefile what pip installs for lightning-muon, for whoever installs the project after this."""
+    """Write the source of lightning-muon into the Makefile, for `make install`."""
     makefile = Path("Makefile")
     place = place_of_lightning_muon().replace("$", "$$").replace("#", r"\#")
     text = makefile.read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Refuse answers that could not become a working project, before anything is written.
+"""Reject answers that do not give a working project, before any file is written.
 
-cookiecutter renders this file and runs it inside the new, still empty folder; a non-zero exit removes that folder.
+cookiecutter renders this file and runs it inside the new, empty folder. A non-zero exit code removes the folder.
 """
 
 import json
@@ -10,15 +10,15 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 
-# JSON is ASCII and escapes every quote and backslash, so that no answer can break out of the raw string.
+# JSON is ASCII and escapes quotes and backslashes, so no answer can end the raw string.
 ANSWERS: dict[str, str] = json.loads(r"""{{ cookiecutter | tojson }}""")
 
 TEXTS = ("project_name", "project_slug", "package_name", "description", "author")
 
-# Control characters, lone surrogates, line and paragraph separators: none belongs in a line of text.
+# Control characters, lone surrogates, line and paragraph separators: not allowed in a line of text.
 UNWRITABLE = {"Cc", "Cs", "Zl", "Zp"}
 
-# What the project itself imports, or has as a folder: a package of the same name would hide it.
+# Names that the project imports or has as a folder: a package of the same name would hide them.
 TAKEN_PACKAGES = {
     "build",
     "configs",
@@ -44,51 +44,51 @@ TAKEN_PACKAGES = {
     "torchmetrics",
 }
 
-# What pip would look for, or find already installed, under the project's own name.
+# Distributions that the project needs: pip would confuse a project of the same name with them.
 TAKEN_DISTRIBUTIONS = {name.replace("_", "-") for name in TAKEN_PACKAGES}
 
-# Windows keeps these names for itself, in every folder and with every extension.
+# Windows reserves these names, in every folder and with every extension.
 TAKEN_FOLDERS = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
 
 def complaints_about_text(answers: dict[str, str]) -> Iterator[str]:
-    """One line for each prompt that has no text where it needs some, or text that is not a line."""
+    """Yield one line for each empty name and for each text with control characters."""
     for prompt in ("project_name", "project_slug", "package_name"):
         if not answers[prompt].strip():
-            yield f"{prompt}: it is empty; give it a name."
+            yield f"{prompt}: it is empty; enter a name."
     for prompt in TEXTS:
         bad = next((char for char in answers[prompt] if unicodedata.category(char) in UNWRITABLE), None)
         if bad is not None:
-            yield f"{prompt}: it holds the control character U+{ord(bad):04X}; write it as one plain line of text."
+            yield f"{prompt}: it contains the control character U+{ord(bad):04X}; enter one plain line of text."
 
 
 def complaint_about_slug(slug: str) -> str | None:
-    """Why `slug` can not be both a folder and a distribution, or None where it can."""
+    """Return why `slug` cannot name a folder and a distribution, or None."""
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", slug):
-        return "use letters, digits and single '-' between them, such as my-muon-project"
+        return "use letters, digits and '-' between them, such as my-muon-project"
     if slug.partition(".")[0].lower() in TAKEN_FOLDERS:
         return "Windows reserves this name; choose another, such as my-muon-project"
     if re.sub(r"[-_.]+", "-", slug).lower() in TAKEN_DISTRIBUTIONS:
-        return "a distribution that the project uses has this name; choose another, such as my-muon-project"
+        return "the project depends on a distribution of this name; choose another, such as my-muon-project"
     return None
 
 
 def complaint_about_package(package: str) -> str | None:
-    """Why `package` can not be imported in the project, or None where it can."""
+    """Return why `package` cannot be imported in the project, or None."""
     if not (package.isascii() and package.isidentifier()):
-        return "use ASCII letters, digits and '_', not starting with a digit, such as my_muon_project"
+        return "use ASCII letters, digits and '_', and no digit first, such as my_muon_project"
     if keyword.iskeyword(package):
-        return "it is a keyword of Python; choose another, such as my_muon_project"
-    # Compared without case, because some file systems do not see it either.
+        return "it is a Python keyword; choose another, such as my_muon_project"
+    # Case is ignored, because some file systems ignore it.
     if package.lower() in {name.lower() for name in sys.stdlib_module_names}:
         return "it would hide a module of Python's standard library; choose another, such as my_muon_project"
     if package.lower() in TAKEN_PACKAGES:
-        return "the project imports or keeps something else under this name; choose another, such as my_muon_project"
+        return "the project has another package or folder of this name; choose another, such as my_muon_project"
     return None
 
 
 def complaints(answers: dict[str, str]) -> Iterator[str]:
-    """One line for each problem: the prompt, what was answered, and what to do."""
+    """Yield one line for each problem: the prompt, the answer, and what to do."""
     problems = list(complaints_about_text(answers))
     if problems:
         yield from problems
@@ -102,6 +102,6 @@ def complaints(answers: dict[str, str]) -> Iterator[str]:
 if __name__ == "__main__":
     found = list(complaints(ANSWERS))
     for line in found:
-        # Answers may hold what a terminal's encoding lacks: escape it rather than fail on it.
+        # Escape characters that the terminal's encoding does not have.
         print(line.encode("ascii", "backslashreplace").decode(), file=sys.stderr)
     sys.exit(1 if found else 0)

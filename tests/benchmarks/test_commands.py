@@ -1,4 +1,4 @@
-"""Each benchmark runs, in its quick form, and leaves its record where it is told to."""
+"""Each benchmark runs with ``--quick`` and writes its record to the given folder."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The numbers in the docs are those of the records."""
+"""The tables of the docs have the numbers of the records."""
 
 import json
 from pathlib import Path

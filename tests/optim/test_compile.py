@@ -1,4 +1,4 @@
-"""The compiled orthogonalizer: the same steps, with a graph for each shape, in place under Lightning."""
+"""The compiled orthogonalizer: the same steps as without, one graph per shape, and training under Lightning."""
 
 import functools
 import sys

@@ -1,4 +1,4 @@
-"""The optimizer against torch's own, and at the edges."""
+"""``MuonAdamW`` equals torch's optimizers, and handles edge cases."""
 
 import copy
 import io

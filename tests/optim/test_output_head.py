@@ -1,4 +1,4 @@
-"""Which layer is the head, on models as people write them."""
+"""Which layer is the output head, for common models."""
 
 import copy
 import itertools

@@ -1,4 +1,4 @@
-"""Which parameter goes where, on models as people write them."""
+"""Which algorithm updates which parameter, for common models."""
 
 import copy
 import io

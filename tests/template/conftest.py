@@ -1,4 +1,4 @@
-"""Baking: running the real cookiecutter on this repository."""
+"""Fixtures that run the real cookiecutter on this repository."""
 
 import os
 import shutil

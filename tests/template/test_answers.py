@@ -1,4 +1,4 @@
-"""What people answer: taken as it is where that can work, refused with a clear line where it can not."""
+"""Answers to the prompts: used unchanged if they work, rejected with a clear message if not."""
 
 import ast
 import subprocess

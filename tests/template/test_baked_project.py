@@ -1,4 +1,4 @@
-"""A generated project stands on its own: its tests, its lint rules and its build."""
+"""A generated project passes its own tests and lint rules, and builds."""
 
 import os
 import shutil

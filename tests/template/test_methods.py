@@ -1,4 +1,4 @@
-"""Every method of `orthogonalize` trains a generated project for fifty steps, and resumes exactly in the middle."""
+"""Every method of `orthogonalize` trains a generated project for fifty steps, and resumes exactly from the middle."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A generated project on two processes: with each strategy the weights, and the validation loss, of one device."""
+"""A generated project on two processes: each strategy gives the weights and the validation loss of one device."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The ways to a project: from a folder or a git address, vendored or as a dependency, by cookiecutter or cruft."""
+"""All ways to generate a project: from a folder or a git URL, vendored or as a dependency, by cookiecutter or cruft."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What the tests share: a small text, and the command line on it."""
+"""Fixtures: a small text, and the command line on it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +17,13 @@ Run = Callable[..., MuonCLI]
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Small tensors are faster on one thread."""
+    """Use one thread: small tensors are faster on it."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """A folder with twenty small text files."""
+    """Return a folder with twenty small text files."""
     folder = tmp_path / "corpus"
     folder.mkdir()
     for number in range(20):
@@ -33,7 +33,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Call the program on a small model and the small text, in an empty folder."""
+    """Return a function that runs the program on a small model and the small text, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     def call(subcommand: str, *arguments: str) -> MuonCLI:

@@ -1,4 +1,4 @@
-"""The text: split by file, drawn the same way every time, continued where a checkpoint stopped."""
+"""Test that the text is split by file, drawn reproducibly, and continued from a checkpoint."""
 
 from pathlib import Path
 
@@ -115,7 +115,7 @@ def test_it_continues_where_it_stopped() -> None:
 def test_unigram_loss_is_the_cross_entropy_of_frequencies(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"ab" * 1000)
     data = prepared(tmp_path, str(tmp_path / "a.txt"))
-    assert data.unigram_loss == pytest.approx(0.827, abs=0.01)  # ln 2, and a little for bytes that never came
+    assert data.unigram_loss == pytest.approx(0.827, abs=0.01)  # ln 2, and a little for bytes that do not occur
 
 
 def test_the_prompt_is_what_predict_gets(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The model sees the past only, and learns from anywhere in it."""
+"""Test that the model is causal, and its embeddings, start and sampling."""
 
 import pytest
 import torch

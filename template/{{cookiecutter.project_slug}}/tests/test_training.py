@@ -1,4 +1,4 @@
-"""The program as its user calls it."""
+"""Test the program through its command line."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ Run = Callable[..., MuonCLI]
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PRESETS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "strategy")
-STRATEGIES = sorted(path for path in CONFIGS.glob("strategy/*.yaml") if path.stem != "fsdp")  # which needs a GPU
+STRATEGIES = sorted(path for path in CONFIGS.glob("strategy/*.yaml") if path.stem != "fsdp")  # fsdp needs a GPU
 
 
 def test_it_learns_and_writes(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Matrices with a known spectrum, and how far a factor is from their polar factor, in float64."""
+"""Matrices with a known spectrum, and errors of their polar factors, in float64."""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Newton–Schulz: what its polynomials do to singular values."""
+"""The effect of the Newton–Schulz polynomials on singular values."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""The door to all methods: any shape, any size of entries, any mixture, and nothing bad in silence."""
+"""``orthogonalize``: all shapes, scales and mixtures of matrices, and an error for each bad input."""
 
 import sys
 from typing import get_args

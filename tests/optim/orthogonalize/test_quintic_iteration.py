@@ -1,4 +1,4 @@
-"""The odd quintics of Newton–Schulz, taken one by one or several at a time: the same factor in every precision."""
+"""Newton–Schulz steps one by one and combined give the same factor, in every precision."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""The weights of QDWH and the coefficients of ZOLO-PD, as functions of one number."""
+"""The weights of QDWH and the coefficients of ZOLO-PD, as functions of the lower bound."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The data: real text as bytes, memory-mapped, in random crops that a resumed run continues exactly."""
+"""The data: memory-mapped text, in random crops of bytes. A resumed run continues with the next crop."""
 
 import glob
 import hashlib
@@ -20,23 +20,23 @@ from torch import Tensor
 SPLITS = {"train": 0.9, "val": 0.05, "test": 0.05}
 NOT_TEXT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 COPY_BYTES = 1 << 20
-BASELINE_BYTES = 1 << 24  # enough to know the frequency of each byte
+BASELINE_BYTES = 1 << 24  # enough to estimate byte frequencies
 
 
 class TextData(L.LightningDataModule):
-    """Text files, split by file into training, validation and test text.
+    """Training, validation and test text from text files.
 
-    Without ``files`` it is the source of the standard library of the running Python: about 12 MB, no download. Fewer
-    than three files are each split by position instead: the beginning trains, the end validates and tests.
+    By default the text is the source code of Python's standard library: about 12 MB, no download. Three or more files
+    are split by file. Fewer are split by position: the beginning for training, the end for validation and test.
 
     Args:
-        files: Patterns of the text files, such as ``corpus/**/*.txt``. Any encoding will do.
-        context: Bytes in a sample.
-        batch_size: Samples in a batch, on each device.
-        val_batches: Batches in a validation, over all devices together; always the same.
-        prompt: What ``predict`` continues.
-        data_dir: Where the joined text is kept.
-        seed: Decides which crops are drawn, and when.
+        files: Patterns of the text files, such as ``corpus/**/*.txt``, in any encoding.
+        context: Bytes per sample.
+        batch_size: Samples per batch and device.
+        val_batches: Batches per validation, over all devices; the same batches each time.
+        prompt: The text that ``predict`` continues.
+        data_dir: Folder of the prepared text.
+        seed: Seed of the random crops.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class TextData(L.LightningDataModule):
         self.seed = seed
 
     def prepare_data(self) -> None:
-        """Join the files of each split into one, once for all runs on the same files."""
+        """Join the files of each split into one file, unless an earlier run has done so."""
         if self._folder.is_dir():
             return
         self.data_dir.mkdir(parents=True, exist_ok=True)
@@ -72,11 +72,11 @@ class TextData(L.LightningDataModule):
             target = Path(unfinished) / "text"
             target.mkdir()
             write_splits(self._paths, target)
-            with suppress(OSError):  # another run on the same files was faster
+            with suppress(OSError):  # another run has written the folder meanwhile
                 target.rename(self._folder)
 
     def train_dataloader(self) -> "Crops":
-        """Return random crops; an epoch is one pass over as many bytes as the text has, or the run if it is shorter."""
+        """Return random crops. An epoch has as many bytes as the text, or is the whole run if that is shorter."""
         text = self._text("train")
         length = len(text) // (self.context * self.batch_size * self._world_size)
         if self.trainer and self.trainer.max_steps > 0:
@@ -92,13 +92,13 @@ class TextData(L.LightningDataModule):
         return self._fixed("test")
 
     def predict_dataloader(self) -> "Crops":
-        """Return one batch with the whole prompt, of shape (1, bytes)."""
+        """Return one batch with the prompt, shape (1, bytes)."""
         prompt = torch.tensor(list(self.prompt.encode()), dtype=torch.uint8)
         return Crops(prompt, context=len(prompt) - 1, batch_size=1, length=1, seed=self.seed, endless=False)
 
     @cached_property
     def unigram_loss(self) -> float:
-        """Nats per byte of the validation text for a model that knows only how frequent each byte is in training."""
+        """Validation loss, in nats per byte, of a model that predicts the byte frequencies of the training text."""
         counts = [torch.bincount(self._text(split)[:BASELINE_BYTES].int(), minlength=256) for split in ("train", "val")]
         log_frequency = torch.log((counts[0] + 1) / (counts[0] + 1).sum())
         return -float((counts[1] * log_frequency).sum() / counts[1].sum())
@@ -123,13 +123,13 @@ class TextData(L.LightningDataModule):
         return self.data_dir / hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def _text(self, split: str) -> Tensor:
-        """Return the bytes of a split, of dtype uint8, mapped from the file."""
+        """Return the bytes of a split, dtype uint8, memory-mapped."""
         path = self._folder / split
         size = path.stat().st_size
         if size <= self.context:
             raise ValueError(
                 f"the {split} text has {size} bytes, and a sample needs {self.context + 1}:"
-                " give more text by --data.files, or a smaller --model.context"
+                " add text by --data.files, or reduce --model.context"
             )
         return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
 
@@ -156,19 +156,20 @@ class TextData(L.LightningDataModule):
 
 
 class Crops:
-    """Batches of random crops of a text: crop i depends on the seed and on i alone.
+    """Batches of random crops of a text. Crop i depends only on i and the seed.
 
-    Ranks take turns, a batch each. So two devices with half the batch, or two batches accumulated, see what one sees.
+    Ranks take batches in turn. So two devices with half the batch size, or two accumulated batches, use the same crops
+    as one device.
 
     Args:
         text: Shape (bytes,), dtype uint8.
-        context: Each crop has one byte more, as the target of the last.
-        batch_size: Crops in a batch.
-        length: Batches in an epoch, on this rank.
-        seed: Decides the crops.
-        rank: This process's number.
-        world_size: The number of processes.
-        endless: Whether the next epoch goes on with new crops, or repeats the same.
+        context: Length of a crop without the target of its last byte.
+        batch_size: Crops per batch.
+        length: Batches per epoch on this rank.
+        seed: Seed of the crops.
+        rank: Rank of this process.
+        world_size: Number of processes.
+        endless: True: each epoch has new crops. False: each epoch repeats the same crops.
     """
 
     def __init__(
@@ -211,16 +212,16 @@ class Crops:
         return self.text[start : start + self.context + 1]
 
     def state_dict(self) -> dict[str, int]:
-        """Return how many crops all ranks together have drawn; Lightning keeps it in the checkpoint."""
+        """Return the number of crops drawn by all ranks; Lightning saves it in the checkpoint."""
         return {"drawn": self.drawn}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on where the checkpoint was written."""
+        """Continue from a checkpoint."""
         self.drawn = state_dict["drawn"]
 
 
 def write_splits(paths: list[Path], folder: Path) -> None:
-    """Write the text of each split into ``folder``: whole files by a hash of their names, or parts of too few files."""
+    """Write the text of each split to ``folder``: whole files by a hash of their names, or parts of few files."""
     with ExitStack() as stack:
         writers = {split: stack.enter_context((folder / split).open("wb")) for split in SPLITS}
         if len(paths) < len(SPLITS):
@@ -237,7 +238,7 @@ def write_splits(paths: list[Path], folder: Path) -> None:
 
 
 def _cut(path: Path, writers: Mapping[str, BinaryIO]) -> None:
-    """Write the beginning of a file to the training text, and its end to the others."""
+    """Write the beginning of a file to the training text and its end to the other splits."""
     size = path.stat().st_size
     with path.open("rb") as reader:
         end = 0.0

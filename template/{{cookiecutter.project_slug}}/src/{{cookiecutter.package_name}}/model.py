@@ -14,8 +14,8 @@ class GPT(nn.Module):
         dim: Width of the residual stream.
         depth: Number of blocks.
         heads: Number of attention heads; ``dim / heads`` must be even.
-        context: The most bytes that the model looks back on.
-        tied_embeddings: Whether input and output share one table.
+        context: Largest number of input bytes.
+        tied_embeddings: Share the embedding weight with the output head.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class GPT(nn.Module):
             Logits of shape (batch, time, 256).
 
         Raises:
-            ValueError: If the text is longer than the context.
+            ValueError: If ``time`` is larger than the context.
         """
         if tokens.shape[1] > self.context:
             raise ValueError(f"crops of {tokens.shape[1]} bytes are longer than the model's context of {self.context}")
@@ -59,8 +59,8 @@ class GPT(nn.Module):
 
         Args:
             tokens: Shape (batch, time), dtype int64, at least one byte each.
-            count: How many bytes to add.
-            temperature: Below one: safer text; above one: wilder text.
+            count: Number of bytes to add.
+            temperature: Divisor of the logits. Smaller values give more likely text.
 
         Returns:
             Shape (batch, time + count).
@@ -72,7 +72,7 @@ class GPT(nn.Module):
         return tokens
 
     def _initialize(self, depth: int) -> None:
-        """Keep activations near unit variance, and begin with every byte equally likely."""
+        """Keep activations near unit variance, and start with equal probabilities for all bytes."""
         nn.init.normal_(self.embedding.weight, std=self.embedding.embedding_dim**-0.5)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
@@ -124,7 +124,7 @@ class Attention(nn.Module):
         return out
 
     def _rotate(self, x: Tensor) -> Tensor:
-        """Rotate each pair of features of (batch, heads, time, features) by its position."""
+        """Rotate each pair of features by its position; shape (batch, heads, time, features)."""
         first, second = x.chunk(2, dim=-1)
         cosine, sine = self.cosine[: x.shape[-2]], self.sine[: x.shape[-2]]
         return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)

@@ -1,4 +1,4 @@
-"""The LightningModule: what a step computes, and who updates the weights."""
+"""The LightningModule: loss, metrics and optimizer."""
 
 import lightning as L  # noqa: N812 - the name that everyone knows
 import rich
@@ -20,15 +20,15 @@ class TextModule(L.LightningModule):
     Args:
         dim: Width of the model.
         depth: Number of blocks.
-        heads: Attention heads in a block.
-        context: The most bytes that the model looks back on.
-        tied_embeddings: Whether input and output share one table.
-        optimizer: Any optimizer of torch, or ours: ``--model.optimizer AdamW`` for comparison.
-        lr_scheduler: Any scheduler of torch; ``ReduceLROnPlateau`` also takes the ``monitor`` that it looks at.
-        rules: Exceptions to which parameter goes to Muon and which to AdamW.
+        heads: Attention heads per block.
+        context: Largest number of input bytes.
+        tied_embeddings: Share the embedding weight with the output head.
+        optimizer: ``MuonAdamW`` or any optimizer of torch, such as ``--model.optimizer AdamW`` for comparison.
+        lr_scheduler: Any scheduler of torch. ``ReduceLROnPlateau`` also takes the metric to ``monitor``.
+        rules: Exceptions to the routing of parameters to Muon and AdamW.
         compile: Compile the model with ``torch.compile``.
-        sample_bytes: Length of the text that ``predict`` writes.
-        temperature: Below one: safer text; above one: wilder text.
+        sample_bytes: Number of bytes that ``predict`` generates.
+        temperature: Divisor of the logits in ``predict``. Smaller values give more likely text.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TextModule(L.LightningModule):
         self.save_hyperparameters()
         self.net = GPT(dim, depth, heads, context, tied_embeddings)
         if compile:
-            self.net.compile()  # in place: the names in checkpoints stay as they are
+            self.net.compile()  # in place, so that the names in checkpoints do not change
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.rules = rules or []
@@ -59,12 +59,12 @@ class TextModule(L.LightningModule):
         self.test_loss, self.test_perplexity = MeanMetric(), Perplexity()
 
     def setup(self, stage: str) -> None:
-        """Show who updates what, once a run."""
+        """Print which algorithm updates each parameter, once per run."""
         if stage == "fit" and self.trainer.is_global_zero:
             rich.print(routing_table(find_routes(self, self.rules)))
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Return the loss, in nats per byte, of a batch of bytes (batch, context + 1)."""
+        """Return the loss of a batch (batch, context + 1), in nats per byte."""
         _, _, loss = self._next_bytes(batch)
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -78,20 +78,20 @@ class TextModule(L.LightningModule):
         self._evaluate(batch, "test", self.test_loss, self.test_perplexity)
 
     def on_validation_epoch_end(self) -> None:
-        """Log what a model reaches that knows only how frequent each byte is: the least to be better than."""
+        """Log the loss of a model that uses byte frequencies alone, as a baseline."""
         unigram_loss = getattr(self.trainer.datamodule, "unigram_loss", None)  # type: ignore[attr-defined]
         if unigram_loss is not None:
             self.log("val/unigram_loss", unigram_loss, sync_dist=True)
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> list[str]:
-        """Continue each text of a batch (batch, bytes), print it and return it."""
+        """Continue each text of a batch (batch, bytes), print and return the results."""
         written = self.net.generate(batch.long(), self.sample_bytes, self.temperature)
         texts = [bytes(row).decode(errors="replace") for row in written.tolist()]
         self.print("\n\n".join(texts))
         return texts
 
     def _next_bytes(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits (batch, context, 256), targets (batch, context) and loss."""
+        """Return logits (batch, context, 256), targets (batch, context) and the loss."""
         tokens = batch.long()
         logits, targets = self.net(tokens[:, :-1]), tokens[:, 1:]
         return logits, targets, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
@@ -103,12 +103,12 @@ class TextModule(L.LightningModule):
         self.log_dict({f"{stage}/loss": mean_loss, f"{stage}/perplexity": perplexity}, prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Send each parameter to its algorithm: hidden matrices to Muon, the rest to AdamW."""
+        """Update hidden matrices by Muon and the other parameters by AdamW."""
         optimizer = self.optimizer(route_parameters(self, self.rules))
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
-        # A plateau is seen in validations, at the end of an epoch; all others go on with each step.
+        # ReduceLROnPlateau needs the validation loss, at the end of an epoch. Other schedulers step after each batch.
         interval = "epoch" if isinstance(scheduler, ReduceLROnPlateau) else "step"
         monitor = getattr(scheduler, "monitor", None)
         return {
