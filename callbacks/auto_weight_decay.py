@@ -243,11 +243,12 @@ class AutoWeightDecay(StepMonitor):
                 for label, update_rms in sample.rms():
                     self._control.saw_update(label, update_rms)
         finite = {name: size for name, size in measured.items() if math.isfinite(size.norm)}
-        sets = {
-            name: MatrixSet(labelled.label, float(labelled.group["lr"]), planned_lr(labelled.group), members)
-            for labelled in muon_groups(trainer.optimizers)
-            for name, members in self._sets(labelled)
-        }
+        sets: dict[str, MatrixSet] = {}
+        for labelled in muon_groups(trainer.optimizers):
+            lrs = float(labelled.group["lr"]), planned_lr(labelled.group)
+            for name in self._sets_of(labelled):
+                members = self._matrices_of(labelled) if self.per == "group" else [name]
+                sets[name] = MatrixSet(labelled.label, *lrs, members)
         if decision := self._control.judge(logged_step(trainer), finite, sets):
             message = f"AutoWeightDecay, step {logged_step(trainer)}: {decision}"
             rank_zero_info(message)
@@ -282,20 +283,21 @@ class AutoWeightDecay(StepMonitor):
         target = None if isinstance(self.target_rms, str) else float(self.target_rms)
         return TargetControl(target, Aim(self.horizon, self.smoothing, self.bounds), self.ramp_steps)
 
-    def _sets(self, labelled: LabelledGroup) -> list[tuple[str, list[str]]]:
-        """Return the sets of a group's matrices that have one decay: the name of each, and those of its matrices."""
-        names = [self._matrix_names.get(id(matrix), "") for matrix in labelled.group["params"]]
-        return [(labelled.label, names)] if self.per == "group" else [(name, [name]) for name in names]
+    def _matrices_of(self, labelled: LabelledGroup) -> list[str]:
+        return [self._matrix_names.get(id(matrix), "") for matrix in labelled.group["params"]]
+
+    def _sets_of(self, labelled: LabelledGroup) -> list[str]:
+        """Return the names of a group's sets of matrices with one decay: its own, or those of its matrices."""
+        return [labelled.label] if self.per == "group" else self._matrices_of(labelled)
 
     def _choose_decays(self, labelled: LabelledGroup) -> list[float]:
-        own = labelled.group["weight_decay"]
-        return [self._control.decay(name, own) for name, _ in self._sets(labelled)]
+        return [self._control.decay(name, labelled.group["weight_decay"]) for name in self._sets_of(labelled)]
 
     def _record_step(self, labelled: LabelledGroup, taken: float, decays: Sequence[float]) -> None:
         lr = labelled.group["lr"]
         self._taken[labelled.label] = lr, taken
         self._curve[f"weight_decay/{labelled.label}"] = sum(decays) / len(decays)
-        for (name, _), decay in zip(self._sets(labelled), decays, strict=True):
+        for name, decay in zip(self._sets_of(labelled), decays, strict=True):
             self._control.took(name, lr, decay)
 
     @override
