@@ -173,7 +173,8 @@ def _combine(of_ranks: Tensor) -> Tensor:
 
 
 def _over_ranks(found: Tensor) -> OverRanks:
-    return OverRanks(*found[:, :-1], entries=found[0, -1])
+    sums, norms, maxima = found[:, :-1]
+    return OverRanks(sums, norms, maxima, entries=found[0, -1])
 
 
 def _gather(values: Tensor, group: ProcessGroup | None) -> Tensor:

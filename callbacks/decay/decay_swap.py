@@ -60,9 +60,10 @@ class DecaySwap:
     def catch_up(self) -> None:
         """Decay each matrix by what its steps have not applied."""
         for kind in (float, Tensor):  # a learning rate, and with it the factor, may be a tensor
-            factors = {matrix: factor for matrix, factor in self._remaining.items() if isinstance(factor, kind)}
-            if factors:
-                torch._foreach_mul_([local_tensor(matrix) for matrix in factors], list(factors.values()))
+            matrices = [matrix for matrix, factor in self._remaining.items() if isinstance(factor, kind)]
+            if matrices:
+                factors = [self._remaining[matrix] for matrix in matrices]
+                torch._foreach_mul_([local_tensor(matrix) for matrix in matrices], factors)
         self._remaining.clear()
 
     def close(self) -> None:
