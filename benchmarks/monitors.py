@@ -24,16 +24,10 @@ from benchmarks.demo import generate, inside
 from benchmarks.record import RESULTS, report
 from lightning_muon.cli import MuonCLI
 
-# The methods of a callback that Lightning or an optimizer calls in a step.
-HOOKS = (
-    "on_train_batch_start",
-    "on_before_optimizer_step",
-    "on_train_batch_end",
-    "_before_step",
-    "_after_step",
-    "_raise_decay",
-    "_lower_decay",
-)
+# The methods of a callback that Lightning calls in a step. The first runs once; in it, monitors register hooks.
+HOOKS = ("on_train_start", "on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end")
+# The methods by which monitors register hooks on an optimizer.
+REGISTER = ("register_step_pre_hook", "register_step_post_hook", "register_orthogonalize_hook")
 # Number of steps that a logged step is compared with.
 NEIGHBOURS = 8
 COLUMNS = ["monitor", "ms in 10 steps", "% of the steps' time", "95 % interval"]
@@ -105,15 +99,16 @@ class Turns(Callback):
         self._watching = True
         self._end = 0.0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the monitors."""
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the monitors and the hooks that they register."""
         self._all = list(trainer.callbacks)  # type: ignore[attr-defined]
         for monitor in self.monitors:
             self.spent.watch(monitor)
         self.spent.watch_registered(nn.Module, "register_forward_hook")
         for optimizer in trainer.optimizers:
-            if hasattr(optimizer, "register_orthogonalize_hook"):
-                self.spent.watch_registered(optimizer, "register_orthogonalize_hook")
+            for method in REGISTER:
+                if hasattr(optimizer, method):
+                    self.spent.watch_registered(optimizer, method)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Record the time of the step, and begin the next turn if due. This callback runs last."""
