@@ -102,10 +102,10 @@ class GradientMonitor(StepMonitor):
         has_gradient = names_with_gradient(trainer, {name: one.parameter for name, one in sample.items()})
         sample = {name: sample[name] for name in has_gradient}
         gradients = {name: one.parameter.grad for name, one in sample.items()}
-        grams = gram_matrices(trainer, sample, gradients)
+        grams = unit_grams_of(trainer, sample, gradients)
         yield
         momenta = {name: momentum_of(optimizer, one.parameter) for name, one in sample.items()}
-        grams_after = gram_matrices(trainer, sample, momenta)
+        grams_after = unit_grams_of(trainer, sample, momenta)
         self._names_measured += sample
         # One batch for each side: with small matrices the calls take more time than the arithmetic.
         batches: defaultdict[tuple[int, torch.device], list[tuple[str, str, Tensor]]] = defaultdict(list)
@@ -158,7 +158,7 @@ def momentum_of(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
     return momentum.view_as(parameter) if momentum is not None and momentum.numel() == parameter.numel() else None
 
 
-def gram_matrices(
+def unit_grams_of(
     trainer: Trainer, sample: Mapping[str, SampledParameter], tensors: Mapping[str, Tensor | None]
 ) -> dict[str, Tensor]:
     """Return the :func:`unit_grams` (b, r, r) of the matrices in tensors that exist, by name. A collective.
