@@ -77,7 +77,7 @@ class AutoWeightDecay(StepMonitor):
         every_n_steps: How often to measure. Default: the trainer's ``log_every_n_steps``.
 
     Raises:
-        MisconfigurationException: If an argument is invalid, or has no effect in the mode; at the start of training, if
+        MisconfigurationException: If an argument is wrong, or has no effect in the mode; at the start of training, if
             the trainer has two of these, or a Muon group has no ``weight_decay``. With a target, if there is no Muon
             group, a decay is not decoupled as AdamW's is, or ``per="matrix"`` is used with weights in half precision.
 

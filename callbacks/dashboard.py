@@ -40,7 +40,7 @@ class MuonDashboard(Callback):
         max_elements: The largest parameter that gets one, in elements. The time for one grows with the power 3/2.
 
     Raises:
-        MisconfigurationException: If an argument is invalid, or the trainer has two of these.
+        MisconfigurationException: If an argument is wrong, or the trainer has two of these.
 
     Example::
 

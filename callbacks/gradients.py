@@ -49,8 +49,7 @@ class GradientMonitor(StepMonitor):
         max_elements: Larger parameters are left out; the time grows with the cube of the smaller side.
 
     Raises:
-        MisconfigurationException: If an argument is invalid; at the start of training, if a pattern matches nothing, or
-            the trainer has two of these.
+        MisconfigurationException: If an argument is wrong, a pattern matches nothing, or the trainer has two of these.
 
     Example::
 

@@ -31,8 +31,7 @@ class StepMonitor(Callback):
         per_parameter: Log the value of each matrix too: of all (true), or of those whose names match a pattern.
 
     Raises:
-        MisconfigurationException: If an argument is invalid; at the start of training, if a pattern matches nothing, or
-            the trainer has two callbacks of the class.
+        MisconfigurationException: If an argument is wrong, a pattern matches nothing, or the trainer has two of these.
     """
 
     # The warning at the start of training if there is no optimizer to watch.

@@ -51,8 +51,8 @@ class OrthogonalityMonitor(StepMonitor):
         max_elements: The largest parameter that is copied, in elements.
 
     Raises:
-        MisconfigurationException: If an argument is invalid; at the start of training, if a pattern matches nothing, or
-            the trainer has two of these; in a step, if the optimizer passes a factor of an unknown parameter.
+        MisconfigurationException: If an argument is wrong, a pattern matches nothing, or the trainer has two of these;
+            in a step, if the optimizer passes a factor of an unknown parameter.
 
     Example::
 

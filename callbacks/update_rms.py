@@ -46,8 +46,7 @@ class UpdateRMSMonitor(StepMonitor):
             between a Muon group and another. Null: never.
 
     Raises:
-        MisconfigurationException: If an argument is invalid; at the start of training, if a pattern matches nothing, or
-            the trainer has two of these.
+        MisconfigurationException: If an argument is wrong, a pattern matches nothing, or the trainer has two of these.
 
     Example::
 

@@ -64,8 +64,7 @@ class WeightRMSMonitor(StepMonitor):
         min_doublings_to_overflow: Warn if the largest weight has fewer doublings left. Null: never.
 
     Raises:
-        MisconfigurationException: If an argument is invalid; at the start of training, if a pattern matches nothing, or
-            the trainer has two of these.
+        MisconfigurationException: If an argument is wrong, a pattern matches nothing, or the trainer has two of these.
 
     Example::
 
