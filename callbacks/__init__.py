@@ -1,4 +1,19 @@
-"""What watches a run: monitors of Muon's health, for any Lightning trainer."""
+"""Callbacks that monitor and steer a run, for any Lightning trainer.
+
+They serve ``MuonAdamW``, ``torch.optim.Muon``, and every optimizer whose parameter groups have ``algorithm: "muon"``.
+
+- :class:`WeightRMSMonitor`: size of weights and of layer outputs, and what bfloat16 would lose of the updates.
+- :class:`UpdateRMSMonitor`: size of the updates of all groups, Muon's and others.
+- :class:`OrthogonalityMonitor`: how far the applied polar factors are from orthogonal.
+- :class:`GradientMonitor`: condition number and stable rank of gradient and momentum.
+- :class:`OptimizerTimeMonitor`: the optimizer's share of the time of a step.
+- :class:`AutoWeightDecay`: weight decay that holds the weights at a good size.
+- :class:`MuonDashboard`: TensorBoard pages with all of this.
+
+Inside, ``monitor`` decides when to measure, and ``logging`` how to log. ``matrices`` finds Muon's matrices,
+``sampling`` chooses some, and ``shards`` combines values over ranks. ``limits`` warns, ``arguments`` checks what users
+pass, ``measures`` computes, ``decay`` decides on weight decays, and ``page`` makes TensorBoard's pages.
+"""
 
 from lightning_muon.callbacks.auto_weight_decay import AutoWeightDecay
 from lightning_muon.callbacks.dashboard import MuonDashboard

@@ -1,103 +1,85 @@
-"""Weight decay that comes when the weights need it, and as much as they need."""
+"""Weight decay that is turned on when the weights grow too large, or computed to bring them to a target."""
 
 import inspect
 import math
-from collections.abc import Generator, Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Generator, Sequence
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_muon.callbacks.arguments import is_number, is_whole
-from lightning_muon.callbacks.decay.bf16_target import SAMPLE, UpdateSample, planned_lr
-from lightning_muon.callbacks.decay.decay_control import DecayControl, Size, WeightSet
-from lightning_muon.callbacks.decay.target_control import TargetControl
-from lightning_muon.callbacks.decay.target_decay import Aim
-from lightning_muon.callbacks.decay.threshold_decay import ThresholdDecay
-from lightning_muon.callbacks.group_labels import LabelledGroup, labelled_groups
-from lightning_muon.callbacks.monitor import StepMonitor, log_scalars, log_text, logged_step
-from lightning_muon.callbacks.muon_matrices import HALF, entry_norms, is_muon, muon_groups, muon_matrices
-from lightning_muon.callbacks.sampled_matrices import spread_evenly
-from lightning_muon.callbacks.shards import find_shards, names_with_gradient, over_ranks, sizes
-from lightning_muon.callbacks.step_options import is_decoupled
+from lightning_muon.callbacks.decay.controls import DecayControl, MatrixSet, MatrixSize, TargetControl, ThresholdControl
+from lightning_muon.callbacks.decay.decay_swap import DecaySwap
+from lightning_muon.callbacks.decay.target_decay import Aim, planned_lr
+from lightning_muon.callbacks.logging import log_scalars, log_text, logged_step
+from lightning_muon.callbacks.matrices import LabelledGroup, muon_groups, muon_matrices
+from lightning_muon.callbacks.measures.weight_steps import UpdateSample, is_decoupled
+from lightning_muon.callbacks.monitor import StepMonitor
+from lightning_muon.callbacks.sampling import spread_evenly
+from lightning_muon.callbacks.shards import entry_norms, find_shards, names_with_gradient, over_ranks
+from lightning_muon.optim.update.state import HALF
 
-# Lightning's own default, for a trainer with log_every_n_steps=0.
+# Lightning's default, for a trainer with log_every_n_steps=0.
 STEPS_WITHOUT_LOG = 50
 
-# What only one of the two modes reads.
-OF_THRESHOLD = ("limit", "weight_decay", "release")
-OF_TARGET = ("per", "bounds")
+# Matrices of a group that are copied for the target "bf16": more than other monitors copy, because it depends on them.
+SAMPLE = 8
 
-
-class Raised(NamedTuple):
-    """A group with another decay than its own, for a step.
-
-    Args:
-        label: Its name in the log.
-        group: The group.
-        own: Its own decay.
-        raised: The one that it has meanwhile.
-        decays: What each of its sets is to take.
-    """
-
-    label: str
-    group: dict[str, Any]
-    own: float
-    raised: float
-    decays: list[float]
+# Arguments of only one of the two modes.
+THRESHOLD_ARGUMENTS = ("limit", "weight_decay", "release")
+TARGET_ARGUMENTS = ("per", "bounds")
 
 
 class AutoWeightDecay(StepMonitor):
     r"""Give Muon's groups the weight decay that keeps their weights at a good size.
 
-    **With** ``target_rms`` the decay is computed. A step :math:`W' = (1 - ηλ) W - ηU` with learning rate η and decay λ
+    **With a limit** (default) the decay is a constant that is turned on and off. When the largest RMS among the Muon
+    matrices of all optimizers, smoothed, passes ``limit``, or grows so fast that it will within ``horizon`` steps, the
+    decay of all Muon groups goes up to ``weight_decay`` by a linear ramp. When it is below ``release · limit``, and not
+    about to pass the limit again, the decay goes back. With Moonlight's scale an update has an RMS of 0.2, so a decay
+    of λ holds a weight's RMS below 0.2 / λ, however the updates add up.
+
+    **With a target** the decay is computed. A step :math:`W' = (1 - ηλ) W - ηU` with learning rate η and decay λ
     changes the norm by :math:`\ln\|W'\| - \ln\|W\| = \ln(1 - ηλ) + \ln(\|W - ηU/(1 - ηλ)\| / \|W\|)`. So the norms at
-    two measurements and the decays between tell how much the updates alone let it grow, :math:`G`, over all steps
-    between, and
+    two measurements, and the decays between them, give the growth by the updates alone, :math:`G`. The decay
 
     .. math:: λ = G / \sum η + \ln(R / R^*) / (η \cdot \mathrm{horizon})
 
     holds the RMS :math:`R` by its first term, and brings it to the target :math:`R^*` by its second. Below the target
-    the first is taken times :math:`R / R^*`, since the same updates will count less for larger weights. From the second
-    measurement on, the decay goes from each group's own to λ by a linear ramp.
+    the first term is multiplied by :math:`R / R^*`, because the same updates matter less to larger weights. From the
+    second measurement on, the decay goes from each group's own to λ by a linear ramp.
 
-    **Without**, the decay is a constant that is turned on and off. When the largest RMS among the Muon matrices of all
-    optimizers, smoothed, passes ``limit``, or its growth says that it will within ``horizon`` steps, the decay of all
-    Muon groups goes up to ``weight_decay`` by the ramp. When the RMS is back under ``release · limit``, and not about
-    to pass the limit again, the decay goes down to what it was. With Moonlight's scale an update has an RMS of 0.2, so
-    a decay of λ holds a weight's RMS under 0.2 / λ, however the updates add up.
+    A group has the other decay only during steps: a schedule or a checkpoint sees its own, and may change it. Matrices
+    without a gradient do not count. A measurement computes the norm of every Muon matrix. State and decision are saved
+    in checkpoints.
 
-    ``weight_decay/<group>`` is logged at every measurement, the mean over its matrices. Each decision is told on the
-    console with its reason and, in TensorBoard, as a text. State and decision are in the checkpoint. A group has the
-    other decay only while its optimizer steps. Everyone else, a schedule or a checkpoint, sees the group's own decay
-    and may change it. Matrices without a gradient do not count. With a target the decay must be decoupled, as in AdamW.
+    - ``weight_decay/<group>``: the decay of the last step, the mean over the group's matrices, at every measurement.
+    - ``weight_decay/decisions``: each decision with its reason, as a text, and on the console.
 
     Args:
-        target_rms: The RMS to which weights are brought, or ``"bf16"``: that at which the typical update at the full
-            learning rate is as large as the spacing of bfloat16 numbers, 2⁷ · lr · rms(U). Default: use ``limit``.
+        target_rms: The target, or ``"bf16"``: the RMS at which the typical update at the full learning rate is as large
+            as the spacing of bfloat16 numbers, 2⁷ · lr · rms(U). Default: use ``limit``.
         limit: The RMS that no matrix should pass.
-        weight_decay: The decay that is turned on; a group that has more keeps its own.
-        horizon: How many steps ahead the growth is extrapolated, and 0 waits until the limit is passed; with a target,
-            the steps in which the distance to it falls to 1/e.
-        ramp_steps: Steps from no change to the full one; as in ``horizon``, steps are counted as they are logged, which
-            under manual optimization are batches.
-        release: Fraction of ``limit`` under which the decay is turned off again.
+        weight_decay: The decay that is turned on. A group whose own decay is larger keeps it.
+        horizon: With a limit, the steps over which the growth is extrapolated; 0 waits until the limit is passed. With
+            a target, the steps in which the distance to it falls to 1/e.
+        ramp_steps: Length of the ramp, in logged steps, as ``horizon``. Under manual optimization these are batches.
+        release: Fraction of ``limit`` below which the decay is turned off again.
         smoothing: Weight of the past in the moving averages of the RMS and of its growth.
-        per: With a target, whether all matrices of a ``"group"`` have one decay and one RMS, or each ``"matrix"``.
+        per: With a target, one decay and one RMS for each ``"group"``, or for each ``"matrix"``.
         bounds: With a target, the smallest and the largest decay.
         every_n_steps: How often to measure. Default: the trainer's ``log_every_n_steps``.
 
     Raises:
-        MisconfigurationException: If an argument is out of its range, or belongs to the other mode; at the start, if
-            a Muon group has no ``weight_decay``; with a target, if there is no Muon group, or one whose decay is not
-            decoupled, or weights in half precision are to decay each by itself.
+        MisconfigurationException: If an argument is wrong, or has no effect in the mode; at the start of training, if
+            the trainer has two of these, or a Muon group has no ``weight_decay``. With a target, if there is no Muon
+            group, a decay is not decoupled as AdamW's is, or ``per="matrix"`` is used with weights in half precision.
 
     Example::
 
@@ -142,22 +124,19 @@ class AutoWeightDecay(StepMonitor):
         self.smoothing = smoothing
         self.per = per
         self.bounds = (bounds[0], bounds[1])
-        self._refuse_what_has_no_effect()
+        self._refuse_arguments_without_effect()
 
         self._control = self._make_control()
-        self._optimizers: list[Optimizer] = []
+        self._swap = DecaySwap(self._choose_decays, self._record_step)
         self._matrix_names: dict[int, str] = {}  # by id
-        self._handles: list[RemovableHandle] = []
-        self._raised: list[Raised] = []
-        self._taken: dict[str, tuple[float | Tensor, float]] = {}  # by group, learning rate and decay of the last step
-        self._curve: dict[str, float] = {}  # by tag, the mean over a group's matrices of what they took in it
-        self._behind: dict[Tensor, Any] = {}  # by matrix, the factor that its steps in this batch have left out
+        self._taken: dict[str, tuple[float | Tensor, float]] = {}  # learning rate and decay of the last step, by group
+        self._curve: dict[str, float] = {}  # what the last step logs, by tag
         self._samples: list[UpdateSample] = []
         self._still: set[str] = set()  # matrices without a gradient, which neither move nor decay
 
     @property
     def active(self) -> bool:
-        """Whether the decay is turned on, or a target is steered to."""
+        """Whether the decay is turned on, or a target is being approached."""
         return self._control.active
 
     @property
@@ -169,7 +148,7 @@ class AutoWeightDecay(StepMonitor):
 
     @override
     def cadence(self, trainer: Trainer) -> int:
-        # A trainer that logs nothing still wants its weights held.
+        # The weights are to be held even if the trainer logs nothing.
         return super().cadence(trainer) or STEPS_WITHOUT_LOG
 
     @override
@@ -189,10 +168,9 @@ class AutoWeightDecay(StepMonitor):
                 " Make the groups with route_parameters(module), or remove the callback."
             )
         super().on_train_start(trainer, pl_module)
-        self._optimizers = trainer.optimizers
         matrices = muon_matrices(trainer.optimizers, self._names)
         self._matrix_names = {id(matrix): name for name, matrix in matrices.items()}
-        for label, optimizer, _, group in _labelled_muon_groups(trainer.optimizers):
+        for label, optimizer, _, group in muon_groups(trainer.optimizers):
             if "weight_decay" not in group:
                 raise MisconfigurationException(
                     f"AutoWeightDecay: {type(optimizer).__name__} has no weight_decay in its group {label!r}."
@@ -210,20 +188,16 @@ class AutoWeightDecay(StepMonitor):
                 f" away in {str(matrices[half].dtype).removeprefix('torch.')}, which {half} has."
                 " Take per='group', or train with precision bf16-mixed."
             )
-        for optimizer in trainer.optimizers:
-            if muon_groups(optimizer):
-                self._handles.append(optimizer.register_step_pre_hook(self._raise_decay))
-                self._handles.append(optimizer.register_step_post_hook(self._finish_step))
+        self._swap.attach(trainer.optimizers)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        """Go along the ramp by the steps that were taken."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._control.advance(logged_step(trainer))
 
     @override
     def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
-        """See which matrices move at all; where the target depends on the size of updates, look at some."""
+        """Find the matrices that move; if the target depends on the size of updates, measure some of these."""
         trainer = pl_module.trainer
         matrices = muon_matrices([optimizer], self._names)
         names = names_with_gradient(trainer, matrices)
@@ -232,10 +206,9 @@ class AutoWeightDecay(StepMonitor):
             yield
             return
         chosen: dict[str, list[Tensor]] = {}
-        for label, group in self._groups_of(optimizer):
-            ids = {id(matrix) for matrix in group["params"]}
-            members = spread_evenly([name for name in names if id(matrices[name]) in ids], SAMPLE)
-            chosen[label] = [matrices[name] for name in members]
+        for labelled in self._swap.groups_of(optimizer):
+            members = dict(labelled.named_parameters(self._names))
+            chosen[labelled.label] = [members[n] for n in spread_evenly([n for n in names if n in members], SAMPLE)]
         sample = UpdateSample(trainer, chosen)
         yield
         sample.finish({label: self._taken[label] for label in chosen})
@@ -245,8 +218,8 @@ class AutoWeightDecay(StepMonitor):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Let each matrix decay as far as it should, after all who look at the step itself, and before measuring."""
-        self._catch_up()
+        # After the callbacks that measure the step itself, and before the weights are measured here.
+        self._swap.catch_up()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @override
@@ -256,10 +229,10 @@ class AutoWeightDecay(StepMonitor):
         self._matrix_names = {id(matrix): name for name, matrix in matrices.items()}
         shards = find_shards(trainer, list(matrices.values()))
         # The same on all ranks, so that all decide alike.
-        found = over_ranks(trainer, shards, [entry_norms(shard.local for shard in shards), sizes(shards)])
+        found = over_ranks(trainer, shards, [entry_norms(shard.local for shard in shards)])
         measured = {
-            name: Size(norm, entries)
-            for name, norm, entries in zip(matrices, found.norm[0].tolist(), found.sum[1].tolist(), strict=True)
+            name: MatrixSize(norm, entries)
+            for name, norm, entries in zip(matrices, found.norm[0].tolist(), found.entries.tolist(), strict=True)
             if entries > 0 and name not in self._still
         }
         rms = {name: size.rms for name, size in measured.items()}
@@ -270,21 +243,17 @@ class AutoWeightDecay(StepMonitor):
                 for label, update_rms in sample.rms():
                     self._control.saw_update(label, update_rms)
         finite = {name: size for name, size in measured.items() if math.isfinite(size.norm)}
-        if decision := self._control.judge(logged_step(trainer), finite, dict(self._weight_sets())):
+        sets: dict[str, MatrixSet] = {}
+        for labelled in muon_groups(trainer.optimizers):
+            lrs = float(labelled.group["lr"]), planned_lr(labelled.group)
+            for name in self._sets_of(labelled):
+                members = self._matrices_of(labelled) if self.per == "group" else [name]
+                sets[name] = MatrixSet(labelled.label, *lrs, members)
+        if decision := self._control.judge(logged_step(trainer), finite, sets):
             message = f"AutoWeightDecay, step {logged_step(trainer)}: {decision}"
             rank_zero_info(message)
             log_text(trainer, "weight_decay/decisions", message)
         log_scalars(trainer, self._curve)
-
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        self._let_go()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        super().on_exception(trainer, pl_module, exception)
-        self._let_go()
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -294,12 +263,13 @@ class AutoWeightDecay(StepMonitor):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._control.load_state_dict(state_dict)
 
-    def _refuse_what_has_no_effect(self) -> None:
-        other, mode = (OF_TARGET, "a target") if self.target_rms is None else (OF_THRESHOLD, "the limit")
+    def _refuse_arguments_without_effect(self) -> None:
+        without = self.target_rms is None
+        other, mode = (TARGET_ARGUMENTS, "a target") if without else (THRESHOLD_ARGUMENTS, "the limit")
         defaults = inspect.signature(AutoWeightDecay).parameters
         idle = [name for name in other if getattr(self, name) != defaults[name].default]
         if idle:
-            found = "without target_rms" if self.target_rms is None else f"with target_rms={self.target_rms!r}"
+            found = "without target_rms" if without else f"with target_rms={self.target_rms!r}"
             raise MisconfigurationException(
                 f"AutoWeightDecay: {' and '.join(idle)} has no effect {found}: {', '.join(other)} belong to the mode"
                 f" with {mode}. Set target_rms to steer to it, or leave it out to turn a constant decay on at a limit."
@@ -307,87 +277,34 @@ class AutoWeightDecay(StepMonitor):
 
     def _make_control(self) -> DecayControl:
         if self.target_rms is None:
-            return ThresholdDecay(
+            return ThresholdControl(
                 self.limit, self.weight_decay, self.horizon, self.ramp_steps, self.release, self.smoothing
             )
         target = None if isinstance(self.target_rms, str) else float(self.target_rms)
         return TargetControl(target, Aim(self.horizon, self.smoothing, self.bounds), self.ramp_steps)
 
-    def _groups_of(self, optimizer: Optimizer) -> list[tuple[str, dict[str, Any]]]:
-        found = _labelled_muon_groups(self._optimizers)
-        return [(label, group) for label, owner, _, group in found if owner is optimizer]
+    def _matrices_of(self, labelled: LabelledGroup) -> list[str]:
+        return [self._matrix_names.get(id(matrix), "") for matrix in labelled.group["params"]]
 
-    def _weight_sets(self) -> Iterator[tuple[str, WeightSet]]:
-        for label, _, _, group in _labelled_muon_groups(self._optimizers):
-            lrs = float(group["lr"]), planned_lr(group)
-            names = [self._matrix_names[id(matrix)] for matrix in group["params"] if id(matrix) in self._matrix_names]
-            if self.per == "group":
-                yield label, WeightSet(label, *lrs, names)
-            else:
-                yield from ((name, WeightSet(label, *lrs, [name])) for name in names)
+    def _sets_of(self, labelled: LabelledGroup) -> list[str]:
+        """Return the names of a group's sets of matrices with one decay: its own, or those of its matrices."""
+        return [labelled.label] if self.per == "group" else self._matrices_of(labelled)
 
-    def _set_names(self, label: str, group: dict[str, Any]) -> list[str]:
-        """Return the names of a group's sets: its own, or those of its matrices."""
-        if self.per == "group":
-            return [label]
-        return [self._matrix_names.get(id(matrix), "") for matrix in group["params"]]
+    def _choose_decays(self, labelled: LabelledGroup) -> list[float]:
+        return [self._control.decay(name, labelled.group["weight_decay"]) for name in self._sets_of(labelled)]
 
-    def _decays(self, label: str, group: dict[str, Any]) -> list[float]:
-        return [self._control.decay(name, group["weight_decay"]) for name in self._set_names(label, group)]
+    def _record_step(self, labelled: LabelledGroup, taken: float, decays: Sequence[float]) -> None:
+        lr = labelled.group["lr"]
+        self._taken[labelled.label] = lr, taken
+        self._curve[f"weight_decay/{labelled.label}"] = sum(decays) / len(decays)
+        for name, decay in zip(self._sets_of(labelled), decays, strict=True):
+            self._control.took(name, lr, decay)
 
-    def _raise_decay(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for label, group in self._groups_of(optimizer):
-            if any(raised.group is group for raised in self._raised):  # a step that calls that of its parent
-                continue
-            decays = self._decays(label, group)
-            # The optimizer takes the smallest; what a matrix needs beyond it is done at the end of the batch.
-            own, group["weight_decay"] = group["weight_decay"], min(decays)
-            self._raised.append(Raised(label, group, own, group["weight_decay"], decays))
-
-    def _finish_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for raised in self._raised:
-            group, taken = raised.group, raised.group["weight_decay"]
-            lr = group["lr"]
-            # Who set another decay during the step meant it for all.
-            decays = raised.decays if taken == raised.raised else [taken] * len(raised.decays)
-            self._taken[raised.label] = lr, taken
-            self._curve[f"weight_decay/{raised.label}"] = sum(decays) / len(decays)
-            for name, decay in zip(self._set_names(raised.label, group), decays, strict=True):
-                self._control.took(name, lr, decay)
-            if self.per == "matrix":
-                for matrix, decay in zip(group["params"], decays, strict=True):
-                    if decay != taken and matrix.grad is not None:  # without a gradient it took no step
-                        factor = (1 - lr * decay) / (1 - lr * taken)
-                        self._behind[matrix] = self._behind.get(matrix, 1.0) * factor
-        self._lower_decay()
-
-    @torch.no_grad()
-    def _catch_up(self) -> None:
-        if self._behind:
-            local = [m.to_local() if isinstance(m, DTensor) else m for m in self._behind]
-            for kind in (float, Tensor):  # a learning rate may be a tensor
-                alike = [(m, by) for m, by in zip(local, self._behind.values(), strict=True) if isinstance(by, kind)]
-                if alike:
-                    matrices, factors = zip(*alike, strict=True)
-                    torch._foreach_mul_(list(matrices), list(factors))
-            self._behind.clear()
-
-    def _lower_decay(self) -> None:
-        while self._raised:
-            _, group, own, raised, _ = self._raised.pop()
-            if group["weight_decay"] == raised:  # else someone set it during the step
-                group["weight_decay"] = own
-
-    def _let_go(self) -> None:
-        self._lower_decay()
+    @override
+    def _close(self) -> None:
+        super()._close()
+        self._swap.close()
         self._samples.clear()
-        self._behind.clear()
-        while self._handles:
-            self._handles.pop().remove()
-
-
-def _labelled_muon_groups(optimizers: Iterable[Optimizer]) -> list[LabelledGroup]:
-    return [labelled for labelled in labelled_groups(optimizers) if is_muon(labelled.optimizer, labelled.group)]
 
 
 def _is_target(value: object) -> bool:

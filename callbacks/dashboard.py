@@ -1,16 +1,17 @@
-"""TensorBoard, laid out ready to read."""
+"""TensorBoard pages that show at one look how a run is."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensorboard.compat.proto.summary_pb2 import Summary
 from typing_extensions import override
 
 from lightning_muon.callbacks.arguments import check_whole
-from lightning_muon.callbacks.monitor import log_text, logged_step, warn
-from lightning_muon.callbacks.muon_matrices import module_names, muon_groups
-from lightning_muon.callbacks.sampled_matrices import sampled_matrices, whole
+from lightning_muon.callbacks.logging import log_text, logged_step, warn
+from lightning_muon.callbacks.matrices import module_names, muon_groups
+from lightning_muon.callbacks.monitor import check_only_one
+from lightning_muon.callbacks.sampling import sampled_matrices
+from lightning_muon.callbacks.shards import whole
 from lightning_muon.callbacks.tensorboard.pages import Layout, config_card, layout, routing_card, singular_values
 from lightning_muon.callbacks.tensorboard.run_hyperparameters import (
     Value,
@@ -21,28 +22,28 @@ from lightning_muon.callbacks.tensorboard.run_hyperparameters import (
 
 
 class MuonDashboard(Callback):
-    """Lay TensorBoard out so that one look at each page says how a run is.
+    """Lay out TensorBoard so that each page shows at one look how a run is.
 
     - **Custom Scalars**: the charts of health first, then those of training, then those of cost. A chart appears when
-      the run logs what it draws, by whichever callback.
-    - **Text**: ``routing``, which algorithm updates which parameter and why; ``config``, the configuration of the run;
-      beside them ``warnings``, where the monitors write what they warn of.
-    - **HParams**: optimizer, learning rate, weight decay and the like, and the metric that ``ModelCheckpoint`` or
-      ``EarlyStopping`` monitors. With ``TensorBoardLogger(default_hp_metric=True)`` Lightning has filled in the page
-      already; then its ``hp_metric`` gets that metric's value.
-    - **Histograms**: ``weight_spectrum/…``, the singular values of some of Muon's matrices, in the first step, then
-      every ``spectrum_every_n_steps``, and in the end.
+      the run logs its tags, from any callback.
+    - **Text**: ``routing``, the algorithm of each parameter and the reason; ``config``, the configuration of the run;
+      and ``warnings``, written by the monitors.
+    - **HParams**: optimizer, learning rate, weight decay and others, and the metric that ``ModelCheckpoint`` or
+      ``EarlyStopping`` monitors. With ``TensorBoardLogger(default_hp_metric=True)`` Lightning has filled this page
+      already; then its ``hp_metric`` gets the value of that metric.
+    - **Histograms**: ``weight_spectrum/<name>``, the singular values of some of Muon's matrices, in the first step,
+      then every ``spectrum_every_n_steps``, and at the end.
 
-    It logs no scalars of its own but ``hp_metric``; without a ``TensorBoardLogger`` it does nothing.
+    It logs no other scalar than ``hp_metric``. Without a ``TensorBoardLogger`` it does nothing.
 
     Args:
-        spectrum_every_n_steps: How often histograms of singular values are made, in optimizer steps; 0 is never. A
-            decomposition is slow, so it should be far more than the trainer's ``log_every_n_steps``.
+        spectrum_every_n_steps: How often to write histograms of singular values, in optimizer steps; 0 for never. The
+            decomposition is slow, so this should be much larger than the trainer's ``log_every_n_steps``.
         sample: How many parameters get a histogram.
         max_elements: The largest parameter that gets one, in elements. The time for one grows with the power 3/2.
 
     Raises:
-        MisconfigurationException: If an argument is out of its range, or there are two of it in one trainer.
+        MisconfigurationException: If an argument is wrong, or the trainer has two of these.
 
     Example::
 
@@ -53,32 +54,24 @@ class MuonDashboard(Callback):
 
     def __init__(self, spectrum_every_n_steps: int = 500, sample: int = 4, max_elements: int = 1 << 20) -> None:
         super().__init__()
-        for name, value, least in (
-            ("spectrum_every_n_steps", spectrum_every_n_steps, 0),
-            ("sample", sample, 1),
-            ("max_elements", max_elements, 1),
-        ):
-            check_whole("MuonDashboard", name, value, least)
+        check_whole("MuonDashboard", least=0, spectrum_every_n_steps=spectrum_every_n_steps)
+        check_whole("MuonDashboard", sample=sample, max_elements=max_elements)
         self.spectrum_every_n_steps = spectrum_every_n_steps
         self.sample = sample
         self.max_elements = max_elements
         self._layout: Layout = {}
         self._hyperparameters: dict[str, Value] = {}
-        # The summary that closes what the HParams page has of this run.
-        self._hyperparameters_end: Summary | None = None
+        self._hyperparameters_end: Summary | None = None  # marks the end of the run on the HParams page
         self._spectrum_at: int | None = None
         self._logged = 0
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if sum(isinstance(callback, MuonDashboard) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
-            raise MisconfigurationException(
-                "MuonDashboard is in the trainer's callbacks more than once; keep one: there is one page to lay out."
-            )
+        check_only_one(trainer, MuonDashboard, "; keep one: there is one page to lay out.")
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        log_dir = trainer.log_dir  # which every rank must ask for: it is broadcast
+        log_dir = trainer.log_dir  # on every rank: a broadcast
         self._layout, self._hyperparameters_end, self._spectrum_at, self._logged = {}, None, None, 0
         of_data = {} if trainer.datamodule is None else trainer.datamodule.hparams_initial  # type: ignore[attr-defined]
         saved = {**of_data, **pl_module.hparams_initial}
@@ -92,7 +85,7 @@ class MuonDashboard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if trainer._logger_connector.should_update_logs:
-            # New charts come early in a run; to read the metrics takes as long as a monitor.
+            # New charts come early in a run, and reading the metrics is slow: only after 1, 2, 4, 8, … logs.
             self._logged += 1
             if self._logged & (self._logged - 1) == 0:
                 self._lay_out(trainer)
@@ -114,21 +107,21 @@ class MuonDashboard(Callback):
             self._log_spectra(trainer, pl_module)
 
     def _lay_out(self, trainer: Trainer) -> None:
-        """Write the layout if there are new charts: TensorBoard takes the last one."""
-        page = layout(trainer.callback_metrics)  # on every rank: to read metrics may be to reduce them
+        """Write the layout if there are new charts: TensorBoard uses the last one."""
+        page = layout(trainer.callback_metrics)  # on every rank: reading metrics may reduce them
         if page != self._layout:
             self._layout = page
             for writer in _writers(trainer):
                 writer.experiment.add_custom_scalars(page)
 
     def _log_hyperparameters(self, trainer: Trainer) -> None:
-        """Write them, once, as soon as there is a metric: TensorBoard keeps the list of metrics that comes first."""
+        """Write them once, as soon as there is a metric: TensorBoard keeps the first list of metrics."""
         metrics = judging_metrics(trainer)
         if self._hyperparameters_end is None and metrics:
             columns, start, self._hyperparameters_end = page_entry(self._hyperparameters, metrics)
             for writer in _writers(trainer):
-                for summary in (columns, start):
-                    writer.experiment._get_file_writer().add_summary(summary)
+                writer.experiment._get_file_writer().add_summary(columns)
+                writer.experiment._get_file_writer().add_summary(start)
 
     def _log_final_metric(self, trainer: Trainer) -> None:
         final = [float(trainer.callback_metrics[name]) for name in judging_metrics(trainer)]
@@ -139,31 +132,26 @@ class MuonDashboard(Callback):
                 writer.log_metrics({"hp_metric": final[0]}, step=logged_step(trainer))
 
     def _log_spectra(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write histograms of singular values, once a step; every rank takes part in making shards whole."""
+        """Write histograms of singular values, at most once a step. A collective of all ranks for DTensors."""
         step = logged_step(trainer)
         if step == self._spectrum_at or not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             return
         first, self._spectrum_at = self._spectrum_at is None, step
-        names = module_names(pl_module)
-        chosen = sampled_matrices(trainer.optimizers, names, self.sample, self.max_elements)
-        if first and not chosen:
-            self._say_why_there_are_none(trainer)
+        chosen = sampled_matrices(trainer.optimizers, module_names(pl_module), self.sample, self.max_elements)
+        if first and not chosen and muon_groups(trainer.optimizers):
+            warn(
+                trainer,
+                f"MuonDashboard: no Muon matrix is whole and has at most max_elements={self.max_elements} elements, so"
+                " there are no histograms of singular values. Raise max_elements, or set spectrum_every_n_steps=0.",
+            )
         for name, sampled in chosen.items():
             matrix = whole(sampled.parameter)
             if trainer.is_global_zero and (values := singular_values(matrix, **sampled.layout)) is not None:
                 for writer in _writers(trainer):
                     writer.experiment.add_histogram(f"weight_spectrum/{name}", values, step)
 
-    def _say_why_there_are_none(self, trainer: Trainer) -> None:
-        if any(muon_groups(optimizer) for optimizer in trainer.optimizers):
-            warn(
-                trainer,
-                f"MuonDashboard: no Muon matrix is whole and has at most max_elements={self.max_elements} elements, so"
-                " there are no histograms of singular values. Raise max_elements, or set spectrum_every_n_steps=0.",
-            )
-
 
 def _writers(trainer: Trainer) -> list[TensorBoardLogger]:
-    """Return the loggers to write to, on the one rank that does."""
+    """Return the TensorBoard loggers on rank zero; none on other ranks."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     return loggers if trainer.is_global_zero else []

@@ -1,4 +1,4 @@
-"""How unevenly the gradient and the momentum of Muon's matrices stretch: what orthogonalization takes away."""
+"""Condition number and stable rank of gradient and momentum: the anisotropy that orthogonalization removes."""
 
 from collections import defaultdict
 from collections.abc import Generator, Mapping, Sequence
@@ -7,52 +7,49 @@ from typing import NamedTuple
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_muon.callbacks.arguments import check_whole
-from lightning_muon.callbacks.measures.anisotropy import condition_and_stable_rank, tridiagonals, unit_grams
-from lightning_muon.callbacks.monitor import StepMonitor, warn
-from lightning_muon.callbacks.muon_matrices import muon_matrices
-from lightning_muon.callbacks.sampled_matrices import Sampled, matrices_in, sampled_matrices, whole
-from lightning_muon.callbacks.shards import largest_over_ranks, names_with_gradient
+from lightning_muon.callbacks.logging import warn
+from lightning_muon.callbacks.matrices import muon_matrices
+from lightning_muon.callbacks.measures.singular_values import condition_and_stable_rank, tridiagonals, unit_grams
+from lightning_muon.callbacks.monitor import StepMonitor
+from lightning_muon.callbacks.sampling import SampledParameter, sampled_matrices
+from lightning_muon.callbacks.shards import any_over_ranks, names_with_gradient, whole, worst_over_ranks
+from lightning_muon.optim.sharding.dtensor import is_dtensor
 
-# Measuring takes the time of several other monitors, and what is measured changes slowly.
+# A measurement takes as long as those of several other monitors, and its values change slowly.
 LOGS_TO_A_MEASUREMENT = 10
 
-# Where Muon, SGD and MuonAdamW keep their momentum; and AdamW, Adam, …
+# The momentum in the state of Muon, SGD and MuonAdamW; of AdamW, Adam, …
 MOMENTA = ("momentum_buffer", "exp_avg")
-
-QUANTITIES = ("condition", "stable_rank")
 
 
 class GradientMonitor(StepMonitor):
     r"""Log condition number and stable rank of the gradient and of the momentum, for a sample of Muon's matrices.
 
+    Each quantity is logged as ``max``, ``mean`` and ``min`` over the sample, to about 1 %:
+
     - ``gradient_condition/…`` and ``momentum_condition/…``: :math:`\kappa = \sigma_{\max} / \sigma_{\min}`, the
-      gradient anisotropy that the polar factor takes away and that slows plain gradient descent (Lau et al.,
-      "PolarGrad", 2025, arXiv:2505.21799). It ends at 1e7, where float32 no longer resolves the smallest singular
-      value: 1e7 says that rank is lost.
+      anisotropy, which slows plain gradient descent and which the polar factor removes (Lau et al., "PolarGrad", 2025,
+      arXiv:2505.21799). At most 1e7, where float32 does not resolve the smallest singular value: rank is lost.
     - ``gradient_stable_rank/…`` and ``momentum_stable_rank/…``: :math:`\lVert G \rVert_F^2 / \sigma_{\max}^2`, the
       number of directions that carry the gradient, from 1 to the smaller side (Rudelson and Vershynin, "Sampling from
       large matrices", 2007).
 
-    Each comes as ``max``, ``mean`` and ``min`` over the sample, to about 1 %. Both stay the same when the matrix is
-    scaled. The gradient is that before clipping; the momentum, where the optimizer keeps one, that after the step. Of
-    several matrices in a parameter the worst counts: the largest κ, the smallest rank. Left out are matrices of zeros,
-    those that FSDP1 has flattened, and momenta of which no rank has the whole, as ``shard_state`` splits those of fused
-    projections.
+    Both are independent of the scale of the matrix. The gradient is the one before clipping, the momentum the one after
+    the step. Of several matrices in a parameter the worst counts. Left out are matrices of zeros, those that FSDP1 has
+    flattened, and momenta that no rank holds as a whole, such as those of fused projections with ``shard_state``.
 
     Args:
         every_n_steps: How often to measure. Default: ten times the trainer's ``log_every_n_steps``.
-        per_parameter: Log each matrix of the sample too, or those whose names match one of these patterns.
-        sample: How many parameters of an optimizer are looked at, spread evenly over the model.
+        per_parameter: Log the value of each matrix of the sample too (true), or of those whose names match a pattern.
+        sample: How many parameters of an optimizer are measured, spread evenly over the model.
         max_elements: Larger parameters are left out; the time grows with the cube of the smaller side.
 
     Raises:
-        MisconfigurationException: If an argument is out of its range; at the start of training, if a pattern matches
-            nothing, or the trainer has two of these.
+        MisconfigurationException: If an argument is wrong, a pattern matches nothing, or the trainer has two of these.
 
     Example::
 
@@ -69,12 +66,11 @@ class GradientMonitor(StepMonitor):
         max_elements: int = 1 << 20,
     ) -> None:
         super().__init__(every_n_steps, per_parameter)
-        for name, value in (("sample", sample), ("max_elements", max_elements)):
-            check_whole("GradientMonitor", name, value)
+        check_whole("GradientMonitor", sample=sample, max_elements=max_elements)
         self.sample = sample
         self.max_elements = max_elements
         self._names_measured: list[str] = []
-        self._measured: list[Measured] = []
+        self._measured: list[GramBatch] = []
 
     @override
     def cadence(self, trainer: Trainer) -> int:
@@ -99,98 +95,80 @@ class GradientMonitor(StepMonitor):
     @override
     @torch.no_grad()
     def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
-        """Take the Gram matrices of the gradients before the step, and of the momenta after it."""
+        """Measure the gradients before the step, and the momenta after it."""
         trainer = pl_module.trainer
         sample = self._sample(optimizer)
         has_gradient = names_with_gradient(trainer, {name: one.parameter for name, one in sample.items()})
         sample = {name: sample[name] for name in has_gradient}
         gradients = {name: one.parameter.grad for name, one in sample.items()}
-        grams = gram_matrices(sample, complete(trainer, sample, gradients))
+        grams = unit_grams_of(trainer, sample, gradients)
         yield
         momenta = {name: momentum_of(optimizer, one.parameter) for name, one in sample.items()}
-        grams_after = gram_matrices(sample, complete(trainer, sample, momenta))
+        grams_after = unit_grams_of(trainer, sample, momenta)
         self._names_measured += sample
-        # One batch for each side, since small matrices take more time to start than to compute.
+        # One batch for each side: with small matrices the calls take more time than the arithmetic.
         batches: defaultdict[tuple[int, torch.device], list[tuple[str, str, Tensor]]] = defaultdict(list)
         for kind, of_kind in (("gradient", grams), ("momentum", grams_after)):
             for name, gram in of_kind.items():
                 batches[gram.shape[-1], gram.device].append((kind, name, gram))
         for batch in batches.values():
             owners = [(kind, name) for kind, name, gram in batch for _ in gram]
-            self._measured.append(Measured(owners, tridiagonals(torch.cat([gram for *_, gram in batch]))))
+            self._measured.append(GramBatch(owners, tridiagonals(torch.cat([gram for *_, gram in batch]))))
 
     @override
     def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the values together: with a sharded state a momentum is on one rank only."""
+        """Combine the ranks: with a sharded state a momentum is on one of them."""
         names, self._names_measured = self._names_measured, []
         measured, self._measured = self._measured, []
         if not names:
             return
-        columns = [(kind, quantity) for kind in ("gradient", "momentum") for quantity in QUANTITIES]
-        # By matrix: condition numbers and minus the ranks, so that the largest of each is the worst.
-        worst = torch.full((len(names), len(columns)), -torch.inf, dtype=torch.float64)
-        places = {name: place for place, name in enumerate(names)}
+        rows = []
         for owners, projected in measured:
-            values = condition_and_stable_rank(projected.cpu()) * torch.tensor([1.0, -1.0], dtype=torch.float64)
-            for (kind, name), value in zip(owners, values, strict=True):
-                if value[0] != 0:  # else a matrix of zeros
-                    column = columns.index((kind, QUANTITIES[0]))
-                    there = worst[places[name], column : column + 2]
-                    there.copy_(torch.maximum(there, value))  # NaN is largest
-        worst = largest_over_ranks(trainer, worst)
+            condition, rank = condition_and_stable_rank(projected.cpu()).unbind(1)
+            worst = torch.column_stack([condition, -rank])  # the largest are the worst
+            rows.append((owners, worst.masked_fill(condition.unsqueeze(1) == 0, -torch.inf)))  # no matrices of zeros
+        kinds = ("gradient", "momentum")
+        found = worst_over_ranks(trainer, [(kind, name) for kind in kinds for name in names], rows, columns=2)
         self.log_summary(
             trainer,
             {
-                f"{kind}_{quantity}": {
-                    name: abs(value) for name, value in zip(names, found, strict=True) if value != -torch.inf
-                }
-                for (kind, quantity), found in zip(columns, worst.T.tolist(), strict=True)
+                f"{kind}_{quantity}": {name: abs(values[i]) for (of, name), values in found.items() if of == kind}
+                for kind in kinds
+                for i, quantity in enumerate(("condition", "stable_rank"))
             },
         )
 
-    def _sample(self, *optimizers: Optimizer) -> dict[str, Sampled]:
+    def _sample(self, *optimizers: Optimizer) -> dict[str, SampledParameter]:
         return sampled_matrices(optimizers, self._names, self.sample, self.max_elements, self._chosen)
 
 
-class Measured(NamedTuple):
-    """What was measured of a batch of matrices, on their device.
+class GramBatch(NamedTuple):
+    """Measurements of a batch of matrices, on their device."""
 
-    Args:
-        owners: For each, ``"gradient"`` or ``"momentum"`` and the name of the parameter.
-        projected: Their :func:`tridiagonals`.
-    """
-
-    owners: list[tuple[str, str]]
-    projected: Tensor
+    owners: list[tuple[str, str]]  # for each, "gradient" or "momentum", and the name of the parameter
+    projected: Tensor  # their tridiagonals
 
 
 def momentum_of(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
-    """Return the momentum that an optimizer keeps for a parameter, if this rank holds as much of it as of that."""
+    """Return the momentum of a parameter; None if this rank does not hold all that it holds of the parameter."""
     state: Mapping[str, Tensor | None] = optimizer.state.get(parameter, {})
     momentum = next((state[name] for name in MOMENTA if state.get(name) is not None), None)
-    # A sharded state is flat, and belongs to some ranks only.
+    # With a sharded state it is flat, and on some ranks only.
     return momentum.view_as(parameter) if momentum is not None and momentum.numel() == parameter.numel() else None
 
 
-def complete(
-    trainer: Trainer, sample: Mapping[str, Sampled], tensors: Mapping[str, Tensor | None]
+def unit_grams_of(
+    trainer: Trainer, sample: Mapping[str, SampledParameter], tensors: Mapping[str, Tensor | None]
 ) -> dict[str, Tensor]:
-    """Return tensors with the shards of all ranks, without those that are missing. A collective of all ranks.
+    """Return the :func:`unit_grams` (b, r, r) of the matrices in tensors that exist, by name. A collective.
 
     Args:
-        trainer: Knows the ranks.
-        sample: The parameters.
-        tensors: By the same names, laid out as the parameters. One that is sharded is left out if any rank lacks it.
+        trainer: The trainer with the ranks.
+        sample: Parameters by name.
+        tensors: Each is laid out as its parameter. A DTensor is left out if any rank lacks it.
     """
-    sharded = [name for name, one in sample.items() if isinstance(one.parameter, DTensor)]
-    lacking: set[str] = set()
-    if sharded:
-        here = torch.tensor([float(not isinstance(tensors[name], DTensor)) for name in sharded])
-        anywhere = largest_over_ranks(trainer, here).tolist()
-        lacking = {name for name, lacks in zip(sharded, anywhere, strict=True) if lacks}
-    return {name: whole(tensor) for name, tensor in tensors.items() if tensor is not None and name not in lacking}
-
-
-def gram_matrices(sample: Mapping[str, Sampled], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the :func:`unit_grams` of the matrices in whole tensors, shape (b, r, r) each, by name."""
-    return {name: unit_grams(matrices_in(tensor, **sample[name].layout)) for name, tensor in tensors.items()}
+    sharded = [name for name, one in sample.items() if is_dtensor(one.parameter)]
+    missing = any_over_ranks(trainer, [(tensor := tensors[name]) is None or not is_dtensor(tensor) for name in sharded])
+    left_out = {name for name, is_missing in zip(sharded, missing, strict=True) if is_missing}
+    present = {name: whole(tensor) for name, tensor in tensors.items() if tensor is not None and name not in left_out}
+    return {name: unit_grams(sample[name].matrices(tensor)) for name, tensor in present.items()}

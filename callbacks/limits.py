@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_muon.callbacks.arguments import is_number
-from lightning_muon.callbacks.monitor import logged_step, warn
+from lightning_muon.callbacks.logging import logged_step, warn
 from lightning_muon.report.quantities import quantity
 
 

@@ -1,4 +1,4 @@
-"""Which share of the time of a step the optimizer takes."""
+"""The optimizer's share of the time of a step."""
 
 import time
 from typing import Any
@@ -9,21 +9,22 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_muon.callbacks.monitor import StepMonitor, log_scalars
-from lightning_muon.callbacks.shards import Shard, over_ranks
+from lightning_muon.callbacks.logging import log_scalars
+from lightning_muon.callbacks.monitor import StepMonitor
+from lightning_muon.callbacks.shards import EACH_RANK, over_ranks
 
 
 class OptimizerTimeMonitor(StepMonitor):
-    """Log ``optimizer_share``: the time of the optimizers' updates over the time of the step, between 0 and 1.
+    """Log which share of the time of a step the optimizer takes.
 
-    The update is all from the last ``on_before_optimizer_step`` to the end of ``step()``, gradient clipping included;
-    several optimizers are added up. The step is the time from the start to the end of its batches, all of them where
-    gradients are accumulated; waiting for data, validation and checkpoints are not in it. Over several ranks it is the
-    sum of the ones over the sum of the others.
+    - ``optimizer_share``: time of the updates over time of the step, between 0 and 1; over several ranks, the sum of
+      the first over the sum of the second.
 
-    What is logged was measured one step earlier, so that the work of other monitors in the step that they log is not
-    counted. With ``every_n_steps=1`` there is no other step, and their work counts. On a GPU the times are those at
-    which it got there, and nothing waits for it before the value is logged.
+    The update lasts from the last ``on_before_optimizer_step`` to the end of ``step()``, gradient clipping included;
+    those of several optimizers are added. The step lasts from the start to the end of its batches (several if gradients
+    are accumulated), without waiting for data, validation and checkpoints. The step before the logged one is measured,
+    so that the work of other monitors does not count, unless ``every_n_steps=1``. A GPU is timed by CUDA events, with
+    one synchronization when the value is logged.
 
     Args:
         every_n_steps: How often to log. Default: the trainer's ``log_every_n_steps``.
@@ -48,7 +49,7 @@ class OptimizerTimeMonitor(StepMonitor):
         self._hooks: dict[Optimizer, RemovableHandle] = {}
         self._device = torch.device("cpu")
         self._is_due = False
-        self._steps = -1  # that were taken at the start of the last batch
+        self._steps = -1  # at the start of the last batch
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -63,10 +64,10 @@ class OptimizerTimeMonitor(StepMonitor):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         steps = trainer.global_step
-        is_first, self._steps = steps != self._steps, steps  # of the batches whose gradients are accumulated
+        is_first, self._steps = steps != self._steps, steps  # of the batches of this step
         if self.measures_now(trainer, ahead=1):
             self._is_due = True
-        if self._is_due and not self._updates:  # else what was measured waits to be logged
+        if self._is_due and not self._updates:  # else a measurement has not been logged yet
             if is_first:
                 self._batches.clear()
             if is_first or self._batches:
@@ -95,17 +96,16 @@ class OptimizerTimeMonitor(StepMonitor):
 
     @override
     def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        of_all = Shard(torch.empty(0), (None,))  # each rank has times of its own
         measured = [
             torch.tensor([sum(start.until(end) for start, end in spans)]) for spans in (self._updates, self._batches)
         ]
-        found = over_ranks(trainer, [of_all], measured)
+        found = over_ranks(trainer, [EACH_RANK], measured)
         updates, batches = found.sum.flatten().tolist()
         log_scalars(trainer, {"optimizer_share": updates / batches})
 
     @override
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # The step of an optimizer derived from another calls that one's, hooks and all: the last call is the end.
+        # The step of a subclass calls that of its parent, which runs the hooks too: the last call is the end.
         self._update_ends[optimizer] = Moment(self._device)
 
     @override
@@ -116,7 +116,7 @@ class OptimizerTimeMonitor(StepMonitor):
         self._hooks, self._update_starts, self._update_ends, self._batch_start = {}, {}, {}, None
 
     def _end_update(self, optimizer: Optimizer) -> None:
-        """Keep the times of an update, unless it did not come to its end."""
+        """Record the times of an update, unless it was interrupted."""
         start, end = self._update_starts.pop(optimizer, None), self._update_ends.pop(optimizer, None)
         if start is not None and end is not None:
             self._updates.append((start, end))
@@ -128,21 +128,17 @@ class OptimizerTimeMonitor(StepMonitor):
 
 
 class Moment:
-    """The time now; for a GPU a mark in its queue, which it passes when it has done what was asked before.
-
-    Args:
-        device: What is timed.
-    """
+    """The current time; on a GPU, a CUDA event on its stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._at = time.perf_counter()
-        self._mark = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
-        if self._mark is not None:
-            self._mark.record()
+        self._event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        if self._event is not None:
+            self._event.record()
 
     def until(self, later: "Moment") -> float:
-        """Return the seconds from here to another; on a GPU once it has passed that."""
-        if self._mark is None or later._mark is None:
+        """Return the seconds until a later moment. On a GPU, wait for its event."""
+        if self._event is None or later._event is None:
             return later._at - self._at
-        later._mark.synchronize()
-        return float(self._mark.elapsed_time(later._mark)) / 1000  # from milliseconds
+        later._event.synchronize()
+        return float(self._event.elapsed_time(later._event)) / 1000  # from milliseconds

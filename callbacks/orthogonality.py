@@ -1,6 +1,5 @@
-"""How far what Muon applied is from orthogonal."""
+"""How far the polar factors that Muon applies are from orthogonal."""
 
-import math
 from collections.abc import Generator, Sequence
 
 import torch
@@ -10,46 +9,50 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_muon.callbacks.arguments import check_whole
-from lightning_muon.callbacks.measures.applied_factors import AppliedFactors, fitting_sample, orthogonalizes
-from lightning_muon.callbacks.measures.extreme_singular_values import extreme_singular_values
-from lightning_muon.callbacks.measures.polar_factors import FactorMeter, Measured
-from lightning_muon.callbacks.monitor import StepMonitor, warn
-from lightning_muon.callbacks.muon_matrices import HALF, muon_groups, muon_matrices, names_in_module
-from lightning_muon.callbacks.name_choice import some
-from lightning_muon.callbacks.shards import largest_over_ranks, names_with_gradient
+from lightning_muon.callbacks.arguments import check_whole, some
+from lightning_muon.callbacks.logging import warn
+from lightning_muon.callbacks.matrices import muon_groups, muon_matrices, names_in_module
+from lightning_muon.callbacks.measures.polar_factors import AppliedFactors, FactorBatch, FactorMeter, orthogonalizes
+from lightning_muon.callbacks.measures.singular_values import extreme_singular_values
+from lightning_muon.callbacks.monitor import StepMonitor
+from lightning_muon.callbacks.sampling import SampledParameter, sampled_matrices
+from lightning_muon.callbacks.shards import names_with_gradient, worst_over_ranks
+from lightning_muon.optim.update.state import HALF
 
 
 class OrthogonalityMonitor(StepMonitor):
     r"""Log how far the applied polar factors are from orthogonal.
 
-    ``orthogonality_error/…`` is :math:`\lVert O^\top O - I \rVert_F / \sqrt r` with the smaller side :math:`r`, the
-    RMS deviation of the squared singular values from one, as ``max``, ``mean`` and ``min`` over the matrices. Zero is
-    exact; the five steps of Newton–Schulz that Muon takes give about 0.4; near one, the update has lost its rank.
-    ``singular_value_min/…`` and ``singular_value_max/…`` are the extreme singular values, found by a few steps of
-    Lanczos' iteration, always from inside: the largest is too small by about 3e-3, in rare cases by 0.03; the smallest
-    is nearly exact where it stands apart, and up to 0.07 too large where the values go down densely to zero. Up to a
-    smaller side of 32 both are exact to 5e-4.
+    Each quantity is logged as ``max``, ``mean`` and ``min`` over the matrices:
 
-    It reads what the optimizer hands out through ``register_orthogonalize_hook``, in the steps that it logs and in no
-    others. Of an optimizer without that hook, such as ``torch.optim.Muon``, a sample of the weights is copied before
-    the step, and what was orthogonalized is found from how they moved: :math:`O = ((1 - \eta\lambda) W - W') / \eta s`
-    with learning rate :math:`\eta`, decoupled weight decay :math:`\lambda` and scale :math:`s`. The scale of
-    ``torch.optim.Muon`` is known; of others :math:`O` is scaled so that its mean squared singular value is one, so that
-    only the spread of the values counts. Weights in half precision do not show their step, nor do those that FSDP has
-    flattened; these are left out, and one is told at the start. Of the other optimizers in ``torch.optim``, which
-    orthogonalize nothing, nothing is logged.
+    - ``orthogonality_error/…``: :math:`\lVert O^\top O - I \rVert_F / \sqrt r` with the smaller side :math:`r`, the RMS
+      deviation of the squared singular values from one. Exact factors have 0, those of Muon's five Newton–Schulz steps
+      about 0.4; near 1 the update has lost its rank.
+    - ``singular_value_min/…`` and ``singular_value_max/…``: the extreme singular values, from a few steps of Lanczos'
+      iteration, which converges from inside. The largest is too small by about 3e-3, rarely by 0.03. The smallest is
+      nearly exact where it stands apart, and up to 0.07 too large where the values reach zero densely. Up to a smaller
+      side of 32 both are exact to 5e-4.
+
+    **Optimizers with** ``register_orthogonalize_hook``, such as ``MuonAdamW``, pass their factors to the monitor in the
+    steps that are measured; other steps cost nothing.
+
+    **For others**, a sample of the weights is copied before the step, and the factors are computed from how they moved,
+    :math:`O = ((1 - \eta\lambda) W - W') / \eta s` with learning rate :math:`\eta`, decoupled weight decay
+    :math:`\lambda` and scale :math:`s`. The scale of ``torch.optim.Muon`` is known; else :math:`O` is scaled to a mean
+    squared singular value of one, so only the spread is meaningful. Weights in half precision, and those that FSDP1 has
+    flattened, are left out, with a warning at the start. Other optimizers of ``torch.optim`` do not orthogonalize:
+    nothing is logged for them.
 
     Args:
         every_n_steps: How often to measure. Default: the trainer's ``log_every_n_steps``.
-        per_parameter: Log each matrix too, under its parameter's name; or only those that match one of these patterns.
-            Of several matrices in one parameter it is the worst.
-        sample: How many parameters are copied for a step of an optimizer that does not hand out what it orthogonalizes.
+        per_parameter: Log the value of each parameter too: of all (true), or of those whose names match a pattern. Of
+            several matrices in a parameter, the worst counts.
+        sample: How many parameters are copied for a step of an optimizer without the hook.
         max_elements: The largest parameter that is copied, in elements.
 
     Raises:
-        MisconfigurationException: If an argument is out of its range; at the start of training, if a pattern matches
-            nothing, or the trainer has two of these; in a step, if the optimizer hands out what is none of its own.
+        MisconfigurationException: If an argument is wrong, a pattern matches nothing, or the trainer has two of these;
+            in a step, if the optimizer passes a factor of an unknown parameter.
 
     Example::
 
@@ -66,12 +69,11 @@ class OrthogonalityMonitor(StepMonitor):
         max_elements: int = 1 << 24,
     ) -> None:
         super().__init__(every_n_steps, per_parameter)
-        for argument, value in (("sample", sample), ("max_elements", max_elements)):
-            check_whole("OrthogonalityMonitor", argument, value)
+        check_whole("OrthogonalityMonitor", sample=sample, max_elements=max_elements)
         self.sample = sample
         self.max_elements = max_elements
-        self._measured: list[Measured] = []
-        self._expected: list[str] = []  # of all that may be orthogonalized, on whatever rank
+        self._measured: list[FactorBatch] = []
+        self._expected: list[str] = []  # all parameters that may be orthogonalized, on any rank
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -83,44 +85,40 @@ class OrthogonalityMonitor(StepMonitor):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         for optimizer in trainer.optimizers:
-            if muon_groups(optimizer) and not hands_out(optimizer) and orthogonalizes(optimizer):
-                self._tell_what_is_left_out(trainer, optimizer)
+            if muon_groups([optimizer]) and not has_factor_hook(optimizer) and orthogonalizes(optimizer):
+                self._warn_of_what_is_left_out(trainer, optimizer)
 
     @override
     def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
-        if hands_out(optimizer):
-            return self._listen(optimizer)
+        if has_factor_hook(optimizer):
+            return self._measure_factors(optimizer)
         if orthogonalizes(optimizer):
-            return self._compare(pl_module.trainer, optimizer)
+            return self._measure_moves(pl_module.trainer, optimizer)
         return super().around_step(pl_module, optimizer)
 
     @override
     def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the values together: each matrix is orthogonalized on one rank, which may have had none."""
+        """Combine the ranks: each matrix was orthogonalized on one of them."""
         names, self._expected = list(dict.fromkeys(self._expected)), []
         measured, self._measured = self._measured, []
         if not names:
             return
-        # By name: the error, minus the smallest and the largest singular value; the largest of each counts.
-        worst = {name: [-math.inf] * 3 for name in names}
+        rows = []
         for owners, errors, tridiagonals in measured:
-            extremes = extreme_singular_values(tridiagonals.cpu())
-            values = torch.column_stack([errors.cpu(), -extremes[:, 0], extremes[:, 1]])
-            for owner, found in zip(owners, values.tolist(), strict=True):
-                worst[owner] = [larger(*pair) for pair in zip(worst[owner], found, strict=True)]
-        everywhere = largest_over_ranks(trainer, torch.tensor(list(worst.values()), dtype=torch.float64)).tolist()
-        seen = {name: values for name, values in zip(names, everywhere, strict=True) if values[0] != -math.inf}
+            smallest, largest = extreme_singular_values(tridiagonals.cpu()).unbind(1)
+            rows.append((owners, torch.column_stack([errors.cpu(), -smallest, largest])))  # the largest are the worst
+        worst = worst_over_ranks(trainer, names, rows, columns=3)
         self.log_summary(
             trainer,
             {
-                "orthogonality_error": {name: error for name, (error, _, _) in seen.items()},
-                "singular_value_min": {name: -smallest for name, (_, smallest, _) in seen.items()},
-                "singular_value_max": {name: largest for name, (_, _, largest) in seen.items()},
+                "orthogonality_error": {name: error for name, (error, _, _) in worst.items()},
+                "singular_value_min": {name: -smallest for name, (_, smallest, _) in worst.items()},
+                "singular_value_max": {name: largest for name, (_, _, largest) in worst.items()},
             },
         )
 
-    def _listen(self, optimizer: Optimizer) -> Generator[None, None, None]:
-        """Measure what the optimizer hands out."""
+    def _measure_factors(self, optimizer: Optimizer) -> Generator[None, None, None]:
+        """Measure the factors that the optimizer passes to its hook."""
         names = names_in_module(optimizer, self._names)
         meter = FactorMeter()
 
@@ -140,16 +138,16 @@ class OrthogonalityMonitor(StepMonitor):
         self._expected += names.values()
         self._measured += meter.finish()
 
-    def _compare(self, trainer: Trainer, optimizer: Optimizer) -> Generator[None, None, None]:
-        """Measure how a few weights have moved."""
-        sampled = fitting_sample(optimizer, self._names, self.sample, self.max_elements, self._chosen)
+    def _measure_moves(self, trainer: Trainer, optimizer: Optimizer) -> Generator[None, None, None]:
+        """Measure how a few weights move."""
+        sampled = self._sample(optimizer)
         if not sampled:
             return
         applied = AppliedFactors(optimizer, sampled)
         meter = FactorMeter()
         try:
             yield
-            # Only now: the module may yet have dropped some when the step began.
+            # After the step: at its beginning the module may still have dropped gradients.
             moving = names_with_gradient(trainer, {name: chosen.parameter for name, chosen in sampled.items()})
             for name, factors in applied.found(moving).items():
                 meter.add([name] * len(factors), factors)
@@ -158,7 +156,11 @@ class OrthogonalityMonitor(StepMonitor):
         self._expected += moving
         self._measured += meter.finish()
 
-    def _tell_what_is_left_out(self, trainer: Trainer, optimizer: Optimizer) -> None:
+    def _sample(self, optimizer: Optimizer) -> dict[str, SampledParameter]:
+        # Half precision rounds the steps away.
+        return sampled_matrices([optimizer], self._names, self.sample, self.max_elements, self._chosen, half=False)
+
+    def _warn_of_what_is_left_out(self, trainer: Trainer, optimizer: Optimizer) -> None:
         who = f"OrthogonalityMonitor: {type(optimizer).__name__} does not hand out what it orthogonalizes"
         matrices = muon_matrices([optimizer], self._names)
         if rounded := [name for name, matrix in matrices.items() if matrix.dtype in HALF]:
@@ -167,7 +169,7 @@ class OrthogonalityMonitor(StepMonitor):
                 f"{who}, and half precision rounds away what it did to {some(rounded)}: these are left out. Keep the"
                 " weights in float32 (precision bf16-mixed) to see them.",
             )
-        elif not fitting_sample(optimizer, self._names, self.sample, self.max_elements, self._chosen):
+        elif not self._sample(optimizer):
             warn(
                 trainer,
                 f"{who}, and none of its matrices is whole, as under FSDP2, and has at most"
@@ -175,11 +177,6 @@ class OrthogonalityMonitor(StepMonitor):
             )
 
 
-def hands_out(optimizer: Optimizer) -> bool:
-    """Whether an optimizer hands out what it orthogonalizes."""
+def has_factor_hook(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer passes what it orthogonalizes to hooks."""
     return hasattr(optimizer, "register_orthogonalize_hook")
-
-
-def larger(one: float, other: float) -> float:
-    """Return the larger of two numbers; NaN if one is."""
-    return other if other > one or math.isnan(other) else one

@@ -1,9 +1,10 @@
-"""What each rank holds of a matrix, and how what the ranks measured comes together."""
+"""Shards: what a rank holds of a tensor, norms of it, and values combined over ranks."""
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,103 +12,169 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
-from torch.distributed.tensor import DTensor
+
+from lightning_muon.optim.sharding.dtensor import is_dtensor, local_tensor
+from lightning_muon.optim.sharding.fsdp1 import is_flattened
+from lightning_muon.optim.update.state import HALF
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+Groups = tuple[ProcessGroup | None, ...]
+Owner = TypeVar("Owner", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What this rank holds of a tensor.
+    """What this rank holds of a tensor, and the ranks that hold the rest."""
 
-    Args:
-        local: Its elements here: all of them, some rows, any flat range, or none.
-        groups: The ranks that hold the rest, a group for each dimension of a mesh along which the tensor is sharded.
-            Replicas are not among them. Empty where this rank holds everything; None is all ranks.
-    """
+    local: Tensor  # all elements, some rows, any flat range, or none
+    groups: Groups = ()  # one for each mesh dimension along which it is sharded; no replicas; None is all ranks
 
-    local: Tensor
-    groups: tuple[ProcessGroup | None, ...] = ()
+
+# For values of a rank's own, such as times or outputs.
+EACH_RANK = Shard(torch.empty(0), (None,))
 
 
 class OverRanks(NamedTuple):
-    """Numbers about n tensors over all ranks that share each, shape (quantities, n), float64 on the CPU.
+    """Values of n tensors, each combined over the ranks that share it; float64 on the CPU."""
 
-    Args:
-        sum: The sums of what the ranks measured.
-        norm: The roots of the sums of its squares.
-        max: The largest; NaN if one is.
-    """
-
-    sum: Tensor
-    norm: Tensor
-    max: Tensor
+    sum: Tensor  # (quantities, n)
+    norm: Tensor  # (quantities, n), Euclidean
+    max: Tensor  # (quantities, n); NaN if one is NaN
+    entries: Tensor  # (n,), global numbers of elements
 
 
 def find_shards(trainer: Trainer, tensors: Sequence[Tensor]) -> list[Shard]:
-    """Tell for each parameter what this rank holds and who holds the rest. No communication."""
+    """Return what this rank holds of each parameter, and which ranks hold the rest. No communication."""
     flattened = _fsdp1_groups(trainer.strategy.model) if trainer.world_size > 1 else {}
-    return [_shard(tensor.detach(), flattened.get(id(tensor), ())) for tensor in tensors]
+    return [
+        Shard(local_tensor(t.detach()), _mesh_groups(t) if is_dtensor(t) else flattened.get(id(t), ())) for t in tensors
+    ]
 
 
 def local_gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Return what this rank holds of each parameter's gradient; without one, nothing."""
+    """Return what this rank holds of each parameter's gradient; an empty tensor where there is no gradient."""
     gradients = ((parameter, parameter.grad) for parameter in parameters)
-    return [torch.empty(0, device=p.device) if g is None else _shard(g, ()).local for p, g in gradients]
+    return [torch.empty(0, device=p.device) if g is None else local_tensor(g.detach()) for p, g in gradients]
 
 
-def sizes(shards: Sequence[Shard]) -> Tensor:
-    """Return how many elements this rank holds of each, shape (n,)."""
-    return torch.tensor([shard.local.numel() for shard in shards], dtype=torch.float32)
+@torch.no_grad()
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor with the shards of all ranks. A collective of all ranks if the tensor is a DTensor."""
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor.detach()
 
 
-def over_ranks(trainer: Trainer, shards: Sequence[Shard], measured: Sequence[Tensor]) -> OverRanks:
-    """Bring together what each rank measured of its shards; all ranks get the same numbers.
+def entry_norms(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the Euclidean norm of each tensor's entries, shape (tensors,), float32 on the device of the first."""
+    tensors = list(tensors)
+    batches: defaultdict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
+    for index, tensor in enumerate(tensors):
+        batches[tensor.device, tensor.dtype].append(index)
+    norms = torch.empty(len(tensors), device=tensors[0].device if tensors else None)
+    for (_, dtype), members in batches.items():
+        # Half precision is too narrow for the sum of squares.
+        widened = torch.float32 if dtype in HALF else None
+        found = torch.stack(torch._foreach_norm([tensors[i] for i in members], dtype=widened))
+        if len(batches) == 1:
+            return found.float()
+        norms[members] = found.to(norms.device, torch.float32)
+    return norms
 
-    A collective: every rank calls this with shards of the same tensors in the same order, whatever it holds of them.
-    The numbers are gathered and combined here, because no backend promises that the maximum of a NaN is a NaN.
+
+def largest_entries(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the largest magnitude of each tensor's entries, like :func:`entry_norms`; 0 if empty, NaN if one is."""
+    tensors = [tensor if tensor.numel() else tensor.new_zeros(1) for tensor in tensors]
+    if not tensors:
+        return torch.empty(0)
+    # Both extremes, rather than abs(): one pass through memory, and no copy.
+    extremes = [value.to(tensors[0].device, torch.float32) for tensor in tensors for value in torch.aminmax(tensor)]
+    return torch.stack(extremes).view(-1, 2).abs().amax(1)
+
+
+def over_ranks(
+    trainer: Trainer, shards: Sequence[Shard], measured: Sequence[Tensor], entries: Sequence[int] | None = None
+) -> OverRanks:
+    """Combine what each rank measured of its shards; the result is the same on all ranks. A collective.
+
+    Every rank passes shards of the same tensors in the same order, even if they are empty. The values are gathered and
+    combined here, because no backend promises that the maximum with a NaN is NaN.
 
     Args:
-        trainer: Knows the ranks.
-        shards: n of them.
+        trainer: The trainer with the ranks.
+        shards: n shards.
         measured: Quantities, each of shape (n,).
+        entries: Numbers of elements on this rank. Default: those of the shards.
     """
     device = trainer.strategy.root_device
-    values = torch.stack([quantity.to(device, torch.float32) for quantity in measured])
+    sizes = [shard.local.numel() for shard in shards] if entries is None else entries
+    quantities = [*measured, torch.tensor(sizes, dtype=torch.float32)]
+    values = torch.stack([quantity.to(device, torch.float32) for quantity in quantities])
     if trainer.world_size == 1 or not shards:
-        return _combined(values.unsqueeze(0))
-    alike: defaultdict[tuple[ProcessGroup | None, ...], list[int]] = defaultdict(list)
+        return _over_ranks(_combine(values.unsqueeze(0)))
+    alike: defaultdict[Groups, list[int]] = defaultdict(list)
     for index, shard in enumerate(shards):
         alike[shard.groups].append(index)
-    found = torch.empty(len(OverRanks._fields), *values.shape, dtype=torch.float64)
+    found = torch.empty(3, *values.shape, dtype=torch.float64)
     for groups, members in alike.items():
         of_ranks = values[:, members].unsqueeze(0)
         for group in groups:
             of_ranks = _gather(of_ranks, group)
-        found[:, :, members] = torch.stack(_combined(of_ranks))
-    # Replicas see the same weights, but need not have added them up in the same order.
+        found[:, :, members] = _combine(of_ranks)
+    # Replicas have the same weights, but may have added them up in another order.
     found = found.to(device)
     dist.broadcast(found, src=0)
-    return OverRanks(*found.cpu())
+    return _over_ranks(found.cpu())
 
 
 def names_with_gradient(trainer: Trainer, parameters: Mapping[str, Tensor]) -> list[str]:
-    """Return those that have a gradient on any rank: where a rank holds nothing it has none. A collective of all."""
-    if trainer.world_size == 1:
-        return [name for name, parameter in parameters.items() if parameter.grad is not None]
-    here = torch.tensor([float(parameter.grad is not None) for parameter in parameters.values()])
-    anywhere = largest_over_ranks(trainer, here).tolist()
-    return [name for name, has in zip(parameters, anywhere, strict=True) if has]
+    """Return the names of the parameters with a gradient on any rank: not all hold elements. A collective."""
+    found = any_over_ranks(trainer, [parameter.grad is not None for parameter in parameters.values()])
+    return [name for name, has_gradient in zip(parameters, found, strict=True) if has_gradient]
+
+
+def any_over_ranks(trainer: Trainer, flags: Sequence[bool]) -> list[bool]:
+    """Return for each flag whether it is set on any rank. A collective."""
+    if trainer.world_size == 1 or not flags:
+        return list(flags)
+    return [bool(flag) for flag in largest_over_ranks(trainer, torch.tensor(flags, dtype=torch.float32)).tolist()]
 
 
 def largest_over_ranks(trainer: Trainer, values: Tensor) -> Tensor:
-    """Return the largest of what the ranks have of each number, shape (n,); NaN if one is. A collective of all."""
+    """Return the largest of each value over the ranks, in the shape of ``values``; NaN if one is. A collective."""
     if trainer.world_size == 1:
         return values
     return _gather(values.to(trainer.strategy.root_device).unsqueeze(0), dist.group.WORLD).amax(0).to(values.device)
 
 
-def _combined(of_ranks: Tensor) -> OverRanks:
-    wide = of_ranks.cpu().double()  # the only wait for the device
-    return OverRanks(wide.sum(0), torch.linalg.vector_norm(wide, dim=0), wide.amax(0))
+def worst_over_ranks(
+    trainer: Trainer, owners: Iterable[Owner], measured: Iterable[tuple[Sequence[Owner], Tensor]], columns: int
+) -> dict[Owner, list[float]]:
+    """Return the largest of each value of an owner, over its rows and over the ranks; NaN if one is. A collective.
+
+    Args:
+        trainer: The trainer with the ranks.
+        owners: The owners, the same on all ranks.
+        measured: Owners of n rows, and their values (n, columns). An owner without rows on any rank is left out.
+        columns: Number of values in a row.
+    """
+    worst = {owner: [-math.inf] * columns for owner in owners}
+    for owners_of_rows, values in measured:
+        for owner, row in zip(owners_of_rows, values.tolist(), strict=True):
+            worst[owner] = [b if b > a or math.isnan(b) else a for a, b in zip(worst[owner], row, strict=True)]
+    found = largest_over_ranks(trainer, torch.tensor(list(worst.values()), dtype=torch.float64)).tolist()
+    return {owner: values for owner, values in zip(worst, found, strict=True) if values[0] != -math.inf}
+
+
+def _combine(of_ranks: Tensor) -> Tensor:
+    """Return sums, norms and maxima over the ranks of values (ranks, …), shape (3, …), float64 on the CPU."""
+    wide = of_ranks.cpu().double()  # the only synchronization with the device
+    return torch.stack([wide.sum(0), torch.linalg.vector_norm(wide, dim=0), wide.amax(0)])
+
+
+def _over_ranks(found: Tensor) -> OverRanks:
+    sums, norms, maxima = found[:, :-1]
+    return OverRanks(sums, norms, maxima, entries=found[0, -1])
 
 
 def _gather(values: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -117,19 +184,18 @@ def _gather(values: Tensor, group: ProcessGroup | None) -> Tensor:
     return gathered
 
 
-def _shard(tensor: Tensor, groups: tuple[ProcessGroup | None, ...]) -> Shard:
-    if not isinstance(tensor, DTensor):
-        return Shard(tensor, groups)
-    spread = [dim for dim, placement in enumerate(tensor.placements) if placement.is_shard()]
-    return Shard(tensor.to_local(), tuple(tensor.device_mesh.get_group(dim) for dim in spread))
+def _mesh_groups(tensor: "DTensor") -> Groups:
+    """Return the ranks that share a DTensor: a group for each mesh dimension along which it is sharded."""
+    placements = enumerate(tensor.placements)
+    return tuple(tensor.device_mesh.get_group(dim) for dim, placement in placements if placement.is_shard())
 
 
-def _fsdp1_groups(model: nn.Module | None) -> dict[int, tuple[ProcessGroup | None, ...]]:
-    """Return by parameter's ``id`` the ranks over which FSDP1 has spread it."""
-    groups: dict[int, tuple[ProcessGroup | None, ...]] = {}
-    for wrapper in model.modules() if model is not None else ():  # outer ones first, so that the nearest counts
+def _fsdp1_groups(model: nn.Module | None) -> dict[int, Groups]:
+    """Return by a parameter's ``id`` the ranks over which FSDP1 has sharded it."""
+    groups: dict[int, Groups] = {}
+    for wrapper in model.modules() if model is not None else ():  # from outside in: the innermost wrapper counts
         if isinstance(wrapper, FullyShardedDataParallel):
-            whole = wrapper.sharding_strategy is ShardingStrategy.NO_SHARD
-            spread: tuple[ProcessGroup | None, ...] = () if whole else (wrapper.process_group,)
-            groups |= {id(p): spread for p in wrapper.parameters() if getattr(p, "_fsdp_flattened", False)}
+            replicated = wrapper.sharding_strategy is ShardingStrategy.NO_SHARD
+            sharded: Groups = () if replicated else (wrapper.process_group,)
+            groups |= {id(p): sharded for p in wrapper.parameters() if is_flattened(p)}
     return groups

@@ -1,57 +1,52 @@
-"""How large the updates of Muon's and of AdamW's groups are."""
+"""The size of the updates of Muon's and of other groups."""
 
 import math
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from contextlib import closing
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_muon.callbacks.arguments import check_whole, is_number
-from lightning_muon.callbacks.group_labels import LabelledGroup, labelled_groups
 from lightning_muon.callbacks.limits import Limit, advice
-from lightning_muon.callbacks.measures.applied_factors import ROUNDINGS
-from lightning_muon.callbacks.monitor import StepMonitor, log_scalars
-from lightning_muon.callbacks.muon_matrices import HALF, entry_norms, is_muon, own_names
-from lightning_muon.callbacks.sampled_matrices import spread_evenly
-from lightning_muon.callbacks.shards import Shard, find_shards, local_gradients, names_with_gradient, over_ranks, sizes
-from lightning_muon.callbacks.step_options import StepOptions, is_decoupled
+from lightning_muon.callbacks.logging import log_scalars
+from lightning_muon.callbacks.matrices import labelled_groups
+from lightning_muon.callbacks.measures.weight_steps import ROUNDINGS, GroupSample, StepOptions
+from lightning_muon.callbacks.monitor import StepMonitor
+from lightning_muon.callbacks.sampling import spread_evenly
+from lightning_muon.callbacks.shards import names_with_gradient, over_ranks
 
 
 class UpdateRMSMonitor(StepMonitor):
-    r"""Log how large an update is per unit of learning rate, for the groups of all optimizers.
+    r"""Log the size of the updates, per unit of learning rate, of the groups of all optimizers.
 
     A step with learning rate :math:`\eta` and decoupled weight decay :math:`\lambda` is
-    :math:`W' = (1 - \eta\lambda) W - \eta U`. ``update_rms/<group>`` is the root mean square of the entries of
-    :math:`U`, found from the weights before and after, so that it holds for any optimizer. AdamW's is about 0.2;
-    Muon's is what its scale makes it: 0.2 with Moonlight's, so that both can share a learning rate (Liu et al., "Muon
-    is Scalable for LLM Training", 2025, arXiv:2502.16982, section 2.2). What the weights move by is :math:`\eta \cdot`
-    ``update_rms``: where that of a Muon group and that of another differ by more than ``max_ratio``, one warning says
-    so.
+    :math:`W' = (1 - \eta\lambda) W - \eta U`.
 
-    Weights that are kept in half precision move by the rounded update. Left out are parameters that do not move: those
-    without gradient, a learning rate of zero, a skipped step; and those that only decay, such as what lies below a head
-    of zeros in the first step. Where the optimizer adds the decay to the gradient, as SGD does, it is part of
-    :math:`U`.
+    - ``update_rms/<group>``: root mean square of the entries of :math:`U`, computed from the weights before and after,
+      so for any optimizer. AdamW's is about 0.2. Muon's depends on its scale: it is 0.2 with Moonlight's, so that both
+      can share a learning rate (Liu et al., "Muon is Scalable for LLM Training", 2025, arXiv:2502.16982, section 2.2).
+    - ``parameter_update_rms/<name>``: the same for a parameter, see ``per_parameter``.
+
+    Some entries of a sample of the parameters are copied for the step. Left out are parameters that do not move (no
+    gradient, a learning rate of zero, a skipped step), and those that only decay, such as layers below a head of zeros
+    in the first step. Weights in half precision move by the rounded update. If the optimizer adds the decay to the
+    gradient, as SGD does, the decay is part of :math:`U`.
 
     Args:
         every_n_steps: How often to measure. Default: the trainer's ``log_every_n_steps``.
-        per_parameter: Log ``parameter_update_rms/<name>`` of each parameter of the sample too, or of those whose names
-            match one of these patterns.
-        sample: How many parameters of a group are copied for a step, spread evenly over those with a gradient.
-        max_elements: How many entries of a parameter are copied, about; of larger ones every n-th row is.
-        max_ratio: Warn where learning rate times update RMS differ by more than this factor between a Muon group and
-            another, either way; null never warns.
+        per_parameter: Log the value of each parameter of the sample (true), or of those whose names match a pattern.
+        sample: How many parameters of a group are measured, spread evenly over those with a gradient.
+        max_elements: About how many entries of a parameter are copied: of larger parameters, every n-th row.
+        max_ratio: Warn once if :math:`\eta \cdot` ``update_rms``, by which the weights move, differs by a larger factor
+            between a Muon group and another. Null: never.
 
     Raises:
-        MisconfigurationException: If an argument is out of its range; at the start of training, if a pattern matches
-            nothing, or the trainer has two of these.
+        MisconfigurationException: If an argument is wrong, a pattern matches nothing, or the trainer has two of these.
 
     Example::
 
@@ -71,8 +66,7 @@ class UpdateRMSMonitor(StepMonitor):
         max_ratio: float | None = 10.0,
     ) -> None:
         super().__init__(every_n_steps, per_parameter)
-        for name, value in (("sample", sample), ("max_elements", max_elements)):
-            check_whole("UpdateRMSMonitor", name, value)
+        check_whole("UpdateRMSMonitor", sample=sample, max_elements=max_elements)
         if max_ratio is not None and not (is_number(max_ratio) and max_ratio >= 1):
             raise MisconfigurationException(
                 f"UpdateRMSMonitor: max_ratio must be at least 1, or null for no limit, got {max_ratio!r}"
@@ -81,76 +75,59 @@ class UpdateRMSMonitor(StepMonitor):
         self.max_elements = max_elements
         self.max_ratio = max_ratio
         self._limit = self._make_limit()
-        self._measured: list[Measured] = []
+        self._samples: list[GroupSample] = []
 
     @override
     def watches(self, optimizer: Optimizer) -> bool:
-        return any(group["params"] for group in optimizer.param_groups)
+        return bool(labelled_groups([optimizer]))
 
     @override
     def choices(self, trainer: Trainer) -> Iterable[str]:
-        return [name for group in labelled_groups(trainer.optimizers) for name in self._parameters(group)]
+        return [
+            name for group in labelled_groups(trainer.optimizers) for name, _ in group.named_parameters(self._names)
+        ]
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self._measured.clear()
+        self._samples.clear()
         self._limit = self._make_limit()
 
     @override
     @torch.no_grad()
     def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
-        """Keep some weights of each group over the step."""
+        """Measure the updates of some weights of each group."""
         trainer = pl_module.trainer
-        options = StepOptions(optimizer)
-        try:
+        samples: list[GroupSample] = []
+        with closing(StepOptions(optimizer)) as options:
             groups = [group for group in labelled_groups(trainer.optimizers) if group.optimizer is optimizer]
-            parameters = [self._parameters(group) for group in groups]
-            has_gradient = set(names_with_gradient(trainer, {n: p for group in parameters for n, p in group.items()}))
-            names = [
-                spread_evenly([name for name in group if name in has_gradient], self.sample, self._chosen)
-                for group in parameters
-            ]
-            sampled = [[group[name] for name in chosen] for group, chosen in zip(parameters, names, strict=True)]
-            shards = [
-                [replace(shard, local=some_rows(shard.local, self.max_elements)) for shard in group]
-                for group in (find_shards(trainer, weights) for weights in sampled)
-            ]
-            before = [[wide_copy(shard.local) for shard in group] for group in shards]
-            gradients = [
-                entry_norms(some_rows(gradient, self.max_elements) for gradient in local_gradients(weights))
-                for weights in sampled
-            ]
+            parameters = [dict(group.named_parameters(self._names)) for group in groups]
+            moving = set(names_with_gradient(trainer, {n: p for group in parameters for n, p in group.items()}))
+            for group, of_group in zip(groups, parameters, strict=True):
+                names = spread_evenly([name for name in of_group if name in moving], self.sample, self._chosen)
+                chosen = {name: of_group[name] for name in names}
+                samples.append(GroupSample(trainer, group, chosen, self.max_elements))
             yield
-        finally:
-            options.close()
-        for group, chosen, held, old, gradient in zip(groups, names, shards, before, gradients, strict=True):
-            lr, decay = float(options.lr(group.place)), float(options.weight_decay(group.place))
-            if chosen and lr != 0:
-                new = [shard.local for shard in held]
-                steps = weight_steps(old, new)
-                moved = entry_norms(steps)
-                remove_decay(steps, old, lr * decay if is_decoupled(optimizer, group.group) else 0.0, group.group)
-                self._measured.append(
-                    Measured(group, lr, chosen, held, [entry_norms(steps), moved, gradient, entry_norms(old)])
-                )
+        for sample in samples:
+            sample.finish(options)
+        self._samples += [sample for sample in samples if sample.norms]
 
     @override
     def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        measured, self._measured = self._measured, []
-        if not measured:
+        samples, self._samples = self._samples, []
+        if not samples:
             return
-        shards = [shard for of_group in measured for shard in of_group.shards]
-        quantities = [torch.cat(norms) for norms in zip(*(of_group.norms for of_group in measured), strict=True)]
-        found = over_ranks(trainer, shards, [*quantities, sizes(shards)])
-        values = zip(*found.norm[:4].tolist(), found.sum[4].tolist(), shards, strict=True)
+        shards = [shard for sample in samples for shard in sample.shards]
+        quantities = [torch.cat(norms) for norms in zip(*(sample.norms for sample in samples), strict=True)]
+        found = over_ranks(trainer, shards, quantities)
+        values = zip(*found.norm.tolist(), found.entries.tolist(), shards, strict=True)
         of_groups: dict[str, float] = {}
         of_parameters: dict[str, float] = {}
         moves: defaultdict[bool, dict[str, float]] = defaultdict(dict)
-        for group, lr, names, *_ in measured:
-            squares, entries = 0.0, 0.0
-            # The next group goes on behind these.
-            for name, (norm, moved, gradient, weight, size, shard) in zip(names, values, strict=False):
+        for sample in samples:
+            group, lr, squares, entries = sample.group, sample.lr, 0.0, 0.0
+            # Not strict: the values of the next group follow in the same iterator.
+            for name, (norm, moved, gradient, weight, size, shard) in zip(sample.names, values, strict=False):
                 rounding = ROUNDINGS * torch.finfo(shard.local.dtype).eps * weight
                 only_decayed = gradient == 0 and norm <= rounding
                 if moved != 0 and not only_decayed:
@@ -158,7 +135,7 @@ class UpdateRMSMonitor(StepMonitor):
                     squares, entries = squares + (norm / lr) ** 2, entries + size
             if entries:
                 of_groups[group.label] = math.sqrt(squares / entries)
-                moves[is_muon(group.optimizer, group.group)][group.label] = lr * of_groups[group.label]
+                moves[group.is_muon][group.label] = lr * of_groups[group.label]
         self.warn_of_not_finite(trainer, "the update RMS", of_parameters)
         scalars = {f"update_rms/{label}": rms for label, rms in of_groups.items()}
         for name, rms in of_parameters.items():
@@ -167,72 +144,13 @@ class UpdateRMSMonitor(StepMonitor):
         log_scalars(trainer, scalars)
         self._limit.watch(trainer, ratios(moves[True], moves[False]))
 
-    def _parameters(self, group: LabelledGroup) -> dict[str, Tensor]:
-        """Return the parameters of a group by their names in the module."""
-        own = own_names(group.label, group.group)
-        params = group.group["params"]
-        return {self._names.get(id(param), name): param for name, param in zip(own, params, strict=True)}
-
     def _make_limit(self) -> Limit:
         what = "learning rate · update RMS, as a ratio of groups,"
         return Limit("UpdateRMSMonitor", "max_ratio", self.max_ratio, what, advice("update_rms"))
 
 
-class Measured(NamedTuple):
-    """What was measured of a group in one step.
-
-    Args:
-        group: The group.
-        lr: Its learning rate in the step.
-        names: Of the n parameters that were looked at.
-        shards: What this rank holds of them.
-        norms: Of the updates times the learning rate, of the whole steps, of the gradients and of the weights, each of
-            shape (n,).
-    """
-
-    group: LabelledGroup
-    lr: float
-    names: list[str]
-    shards: list[Shard]
-    norms: list[Tensor]
-
-
-def some_rows(tensor: Tensor, max_elements: int) -> Tensor:
-    """Return a view of every n-th row, from the first on, so that there are about so many elements at most."""
-    return tensor[:: math.ceil(tensor.numel() / max_elements)] if tensor.numel() > max_elements else tensor
-
-
-def wide_copy(tensor: Tensor) -> Tensor:
-    """Return a copy, in float32 if the tensor has half precision."""
-    return tensor.float() if tensor.dtype in HALF else tensor.clone()
-
-
-def weight_steps(before: list[Tensor], after: list[Tensor]) -> list[Tensor]:
-    """Return by how much each weight became smaller, W − W', in the precision of ``before``."""
-    if not before:
-        return []
-    return list(torch._foreach_sub(before, [new.to(old.dtype) for new, old in zip(after, before, strict=True)]))
-
-
-def remove_decay(steps: list[Tensor], before: list[Tensor], decay: float, group: Mapping[str, Any]) -> None:
-    """Take what decayed out of W − W' = ηU + ηλW, in place.
-
-    Args:
-        steps: W − W' of each weight.
-        before: W.
-        decay: ηλ.
-        group: Whose ``cautious_weight_decay`` lets only those entries decay which U does not push outwards. These are
-            those whose whole step has the sign of W or is zero, since the decay has that sign too.
-    """
-    if not decay:
-        return
-    if group.get("cautious_weight_decay"):
-        before = [old * (step * old >= 0) for step, old in zip(steps, before, strict=True)]
-    torch._foreach_sub_(steps, before, alpha=decay)
-
-
 def ratios(muon: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
-    """Return by how much what the weights of a Muon group and of another move by differ, by a text that names both."""
+    """Return the ratios between the moves of Muon groups and of others, by a text that names both groups."""
     found: dict[str, float] = {}
     for one, other in ((a, b) for a in muon.items() for b in others.items()):
         (_, small), (_, large) = (less, more) = sorted((one, other), key=lambda move: move[1])

@@ -1,5 +1,6 @@
-"""How large weights and outputs are, and whether bfloat16 could still resolve the updates of the weights."""
+"""The size of weights and of layer outputs, and how far bfloat16 could resolve the updates of the weights."""
 
+import math
 from collections.abc import Generator, Sequence
 
 import torch
@@ -8,54 +9,62 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_muon.callbacks.arguments import check_whole
+from lightning_muon.callbacks.arguments import NameChoice, check_whole, some
 from lightning_muon.callbacks.limits import Limit, advice
-from lightning_muon.callbacks.measures.bf16_headroom import bf16_spacing, count_lost, doublings_to_overflow
-from lightning_muon.callbacks.measures.output_rms import OutputListener, compiled_names, named_layers
-from lightning_muon.callbacks.monitor import StepMonitor, warn
-from lightning_muon.callbacks.muon_matrices import entry_norms, largest_entries, muon_groups, muon_matrices
-from lightning_muon.callbacks.name_choice import NameChoice, some
-from lightning_muon.callbacks.sampled_matrices import spread_evenly
-from lightning_muon.callbacks.shards import Shard, find_shards, local_gradients, names_with_gradient, over_ranks, sizes
+from lightning_muon.callbacks.logging import warn
+from lightning_muon.callbacks.matrices import muon_groups, muon_matrices
+from lightning_muon.callbacks.measures.output_rms import OutputMeter, compiled_names, named_layers
+from lightning_muon.callbacks.monitor import StepMonitor
+from lightning_muon.callbacks.sampling import spread_evenly
+from lightning_muon.callbacks.shards import (
+    Shard,
+    entry_norms,
+    find_shards,
+    largest_entries,
+    local_gradients,
+    names_with_gradient,
+    over_ranks,
+)
+
+BF16 = torch.finfo(torch.bfloat16)
 
 
 class WeightRMSMonitor(StepMonitor):
-    r"""Log the size of the weights that Muon updates, of the outputs of layers, and how far bfloat16 resolves updates.
+    r"""Log the size of Muon's weights and of layer outputs, and how far bfloat16 resolves the updates.
 
-    Muon's updates have a fixed size, so without weight decay the weights grow, and with them the spacing of bfloat16
-    numbers, until an update is rounded away. Each quantity comes as ``max``, ``mean`` and ``min`` over the matrices:
+    Muon's updates have a fixed size. Without weight decay the weights grow, and with them the spacing of bfloat16
+    numbers, until updates are rounded away. Each quantity is logged as ``max``, ``mean`` and ``min`` over the matrices:
 
     - ``weight_rms/…``: root mean square of the entries.
     - ``weight_absmax/…``: largest entry in magnitude.
     - ``doublings_to_overflow/…``: :math:`\log_2(3.39 \cdot 10^{38} / \mathrm{absmax})`, how often the largest entry may
       double before bfloat16 overflows.
-    - ``bf16_headroom/…``: RMS of the update over the spacing of bfloat16 numbers at the weight's RMS,
-      :math:`\mathrm{rms}(W' - W) / 2^{\lfloor \log_2 \mathrm{rms}(W) \rfloor - 7}`. Below one half, most updates would
-      be lost if the weights were kept in bfloat16.
-    - ``lost_updates/…``: fraction of the entries that would stay what they are if they were bfloat16 numbers, whose
-      update is rounded to nearest; where they are such, those that stayed.
-    - ``weight_bits``: bits in which the weights are kept, the fewest: where there are 16, updates are lost in earnest.
-    - ``output_rms/…``: root mean square of what the modules chosen by ``outputs`` return in the last forward pass
-      before the step, over all ranks. Modules inside one that ``torch.compile`` made a whole cannot be heard.
+    - ``bf16_headroom/…``: RMS of the update in units of the spacing of bfloat16 numbers at the weight's RMS,
+      :math:`\mathrm{rms}(W' - W) / 2^{\lfloor \log_2 \mathrm{rms}(W) \rfloor - 7}`. Below one half, most updates of
+      bfloat16 weights would be lost.
+    - ``lost_updates/…``: fraction of the entries that would not change if they were bfloat16 numbers and their update
+      was rounded to nearest; of weights in bfloat16, those that did not change.
+    - ``output_rms/…``: root mean square of the outputs of the modules chosen by ``outputs``, over all ranks, in the
+      last forward pass before the step. Modules inside one that ``torch.compile`` compiled cannot be measured.
+    - ``weight_bits``: the smallest number of bits of a weight, one scalar. With 16, updates really are lost.
 
-    ``bf16_headroom`` and ``lost_updates`` are measured on a sample of the matrices that are not zero, and whose
-    gradient and learning rate are not. Where a limit is passed, one warning names the layer and says what to do.
-    Without Muon's matrices only outputs are measured.
+    ``bf16_headroom`` and ``lost_updates`` are measured on a sample, copied for the step, of those matrices that are not
+    zero, and whose gradient and learning rate are not zero. The other quantities take a pass over the weights. If a
+    limit is passed, one warning names the layer and says what to do. Without Muon matrices only outputs are measured.
 
     Args:
         every_n_steps: How often to measure. Default: the trainer's ``log_every_n_steps``.
-        per_parameter: Log each matrix too, under its name; or only those that match one of these patterns. Modules of
-            ``outputs`` are logged so by ``true``.
-        sample: How many matrices of an optimizer are copied for a step, to see their update.
+        per_parameter: Log the value of each matrix too: of all (true), or of those whose names match a pattern. Modules
+            of ``outputs`` are logged by name with ``true``.
+        sample: How many matrices of an optimizer are copied for a step, to measure their update.
         outputs: Patterns for the names of the modules whose output is measured, such as ``["net.blocks.*.mlp"]``.
-        max_weight_rms: Warn where the RMS of a matrix is over this. Default: never.
-        max_output_rms: Warn where the RMS of an output is over this. Default: never.
-        max_lost_updates: Warn where weights that are kept in bfloat16 lose more than this fraction of their updates.
-        min_doublings_to_overflow: Warn where the largest weight has fewer doublings left.
+        max_weight_rms: Warn if the RMS of a matrix is larger. Default: never.
+        max_output_rms: Warn if the RMS of an output is larger. Default: never.
+        max_lost_updates: Warn if weights in bfloat16 lose a larger fraction of their updates. Null: never.
+        min_doublings_to_overflow: Warn if the largest weight has fewer doublings left. Null: never.
 
     Raises:
-        MisconfigurationException: If an argument is out of its range; at the start of training, if a pattern matches
-            nothing, or the trainer has two of these.
+        MisconfigurationException: If an argument is wrong, a pattern matches nothing, or the trainer has two of these.
 
     Example::
 
@@ -76,7 +85,7 @@ class WeightRMSMonitor(StepMonitor):
         min_doublings_to_overflow: float | None = 16.0,
     ) -> None:
         super().__init__(every_n_steps, per_parameter)
-        check_whole("WeightRMSMonitor", "sample", sample)
+        check_whole("WeightRMSMonitor", sample=sample)
         self.sample = sample
         self.outputs = outputs
         self.max_weight_rms = max_weight_rms
@@ -85,9 +94,10 @@ class WeightRMSMonitor(StepMonitor):
         self.min_doublings_to_overflow = min_doublings_to_overflow
         self._chosen_outputs = NameChoice("WeightRMSMonitor: outputs", outputs)
         self._limits = self._make_limits()
-        self._listener = OutputListener({})
+        self._outputs = OutputMeter({})
         self._wants_outputs = False
         self._only_outputs = False
+        # Names, shards, and measurements: norms of weights, updates and gradients, and numbers of lost updates.
         self._sampled: list[tuple[list[str], list[Shard], list[Tensor]]] = []
 
     @override
@@ -110,30 +120,31 @@ class WeightRMSMonitor(StepMonitor):
         layers = dict(named_layers(pl_module))
         self._chosen_outputs.check(layers)
         chosen = {name: layer for name, layer in layers.items() if self._chosen_outputs.takes(name)}
-        if deaf := sorted(compiled_names(pl_module) & chosen.keys()):
+        if without_hooks := sorted(compiled_names(pl_module) & chosen.keys()):
             warn(
                 trainer,
-                f"WeightRMSMonitor: torch.compile has made {some(deaf)} part of a larger whole, so output_rms cannot"
-                " be measured there. Choose outputs outside, or train without compiling to see them.",
+                f"WeightRMSMonitor: torch.compile has made {some(without_hooks)} part of a larger whole, so output_rms"
+                " cannot be measured there. Choose outputs outside, or train without compiling to see them.",
             )
-        self._listener = OutputListener({name: layer for name, layer in chosen.items() if name not in deaf})
+        self._outputs = OutputMeter({name: layer for name, layer in chosen.items() if name not in without_hooks})
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._wants_outputs |= self.measures_now(trainer)
         if self._due and self._wants_outputs:
-            self._listener.start()
+            self._outputs.start()
 
     @override
     def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
-        """Keep the size of sampled matrices before the step, and of their updates."""
+        """Measure the updates of a sample of the matrices."""
         trainer = pl_module.trainer
-        matrices = muon_matrices([optimizer], self._names)
-        resting = {
-            id(p) for _, group in muon_groups(optimizer) if float(group.get("lr", 1.0)) == 0 for p in group["params"]
+        moving = {
+            name: matrix
+            for labelled in muon_groups([optimizer])
+            if float(labelled.group.get("lr", 1.0)) != 0
+            for name, matrix in labelled.named_parameters(self._names)
         }
-        moving = {name: matrix for name, matrix in matrices.items() if id(matrix) not in resting}
         if not moving:
             yield
             return
@@ -152,7 +163,7 @@ class WeightRMSMonitor(StepMonitor):
     @override
     def _stop_watching(self) -> None:
         super()._stop_watching()
-        self._listener.stop()
+        self._outputs.stop()
 
     @override
     @torch.no_grad()
@@ -161,37 +172,38 @@ class WeightRMSMonitor(StepMonitor):
         matrices = muon_matrices(trainer.optimizers, self._names)
         shards = find_shards(trainer, list(matrices.values()))
         local = [shard.local for shard in shards]
-        found = over_ranks(trainer, shards, [entry_norms(local), largest_entries(local), sizes(shards)])
-        rms, largest, size = (found.norm[0] / found.sum[2].sqrt()).tolist(), found.max[1].tolist(), found.sum[2]
-        present = [(name, index) for index, name in enumerate(matrices) if size[index] > 0]
+        found = over_ranks(trainer, shards, [entry_norms(local), largest_entries(local)])
+        rms, largest = (found.norm[0] / found.entries.sqrt()).tolist(), found.max[1].tolist()
+        present = [(name, index) for index, name in enumerate(matrices) if found.entries[index] > 0]
         quantities = {
             "weight_rms": {name: rms[index] for name, index in present},
             "weight_absmax": {name: largest[index] for name, index in present},
             "doublings_to_overflow": {
                 name: doublings_to_overflow(largest[index]) for name, index in present if largest[index] != 0
             },
-            **self._headroom(trainer),
-            "output_rms": self._listener.rms(trainer) if self._listener.modules else {},
+            **self._update_quantities(trainer),
+            "output_rms": self._outputs.rms(trainer) if self._outputs.modules else {},
         }
         bits = [8 * matrices[name].itemsize for name, _ in present]
-        self.log_summary(trainer, quantities, {"weight_bits": min(bits)} if bits else None)
+        self.log_summary(trainer, quantities, **({"weight_bits": min(bits)} if bits else {}))
         in_bf16 = {name for name, matrix in matrices.items() if matrix.dtype == torch.bfloat16}
-        happened = {name: lost for name, lost in quantities["lost_updates"].items() if name in in_bf16}
+        really_lost = {name: lost for name, lost in quantities["lost_updates"].items() if name in in_bf16}
         for quantity, limit in self._limits.items():
-            limit.watch(trainer, happened if quantity == "lost_updates" else quantities[quantity])
+            limit.watch(trainer, really_lost if quantity == "lost_updates" else quantities[quantity])
 
-    def _headroom(self, trainer: Trainer) -> dict[str, dict[str, float]]:
+    def _update_quantities(self, trainer: Trainer) -> dict[str, dict[str, float]]:
+        """Return the quantities that depend on the updates of the sample. A collective of all ranks."""
         sampled, self._sampled = self._sampled, []
         quantities: dict[str, dict[str, float]] = {"bf16_headroom": {}, "lost_updates": {}}
         for names, shards, measured in sampled:
-            found = over_ranks(trainer, shards, [*measured, sizes(shards)])
-            *_, lost, size = found.sum.tolist()
-            old, update, gradient, *_ = (found.norm / found.sum[-1].sqrt()).tolist()
+            found = over_ranks(trainer, shards, measured)
+            lost = (found.sum[3] / found.entries).tolist()
+            weight, update, gradient, _ = (found.norm / found.entries.sqrt()).tolist()
             for index, name in enumerate(names):
-                # A matrix of zeros has no spacing to compare with; without gradient there is no update to be lost.
-                if old[index] != 0 and gradient[index] != 0:
-                    quantities["bf16_headroom"][name] = update[index] / bf16_spacing(old[index])
-                    quantities["lost_updates"][name] = lost[index] / size[index]
+                # A matrix of zeros has no spacing to compare with; without a gradient there is no update to lose.
+                if weight[index] != 0 and gradient[index] != 0:
+                    quantities["bf16_headroom"][name] = update[index] / bf16_spacing(weight[index])
+                    quantities["lost_updates"][name] = lost[index]
         return quantities
 
     def _make_limits(self) -> dict[str, Limit]:
@@ -207,3 +219,32 @@ class WeightRMSMonitor(StepMonitor):
                 monitor, "min_doublings_to_overflow", least, room, advice("doublings_to_overflow"), is_least=True
             ),
         }
+
+
+def bf16_spacing(value: float) -> float:
+    """Return the distance between neighbouring bfloat16 numbers (ulp) at the size of a value; tiny for zero."""
+    # frexp: value = fraction · 2^exponent with ½ ≤ fraction < 1
+    _, exponent = math.frexp(max(abs(value), torch.finfo(torch.float32).tiny))
+    return math.ldexp(BF16.eps, exponent - 1)
+
+
+def doublings_to_overflow(largest: float) -> float:
+    """Return how often the largest entry may double before bfloat16 overflows, log₂(3.39e38 / largest)."""
+    if math.isfinite(largest) and largest > 0:
+        return math.log2(BF16.max) - math.log2(largest)
+    return math.inf if largest == 0 else math.nan if math.isnan(largest) else -math.inf
+
+
+def count_lost(weight: Tensor, update: Tensor) -> Tensor:
+    """Return how many entries keep their value in bfloat16 when an update is rounded to nearest: a float32 scalar.
+
+    Args:
+        weight: Before the update. If it is in bfloat16, the update has been rounded already.
+        update: What was added to it, of the same shape.
+    """
+    if weight.dtype == torch.bfloat16:
+        moves = update
+    else:
+        rounded = weight.bfloat16()
+        moves = (rounded + update).bfloat16() != rounded  # the sum is in the precision of the update
+    return (weight.numel() - moves.count_nonzero()).float()

@@ -1,6 +1,5 @@
-"""How large the outputs of layers are."""
+"""The RMS of layer outputs."""
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,82 +7,74 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
-from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from lightning_muon.callbacks.muon_matrices import WRAPPERS, entry_norms
-from lightning_muon.callbacks.shards import Shard, over_ranks
+from lightning_muon.callbacks.shards import EACH_RANK, entry_norms, over_ranks
+from lightning_muon.optim.routing.wrapped_names import plain_name
+from lightning_muon.optim.sharding.dtensor import local_tensor
 
-_WRAPPERS = re.compile("|".join(re.escape(wrapper) for wrapper in WRAPPERS))
 
+class OutputMeter:
+    """Measure modules, given by name, in the forward passes between :meth:`start` and :meth:`stop`.
 
-class OutputListener:
-    """Measure the outputs of modules in forward passes, from :meth:`start` to :meth:`stop`.
-
-    Of several passes the last one counts, and of several outputs the first tensor of floating point.
-
-    Args:
-        modules: By their names.
+    The last of several passes counts, and of several outputs the first floating-point tensor.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self.modules = dict(modules)
         self._handles: list[RemovableHandle] = []
-        self._norms: dict[str, tuple[Tensor, int]] = {}
+        self._measured: dict[str, tuple[Tensor, int]] = {}  # norm and number of entries
 
     def start(self) -> None:
-        """Listen, unless it does already."""
+        """Register the hooks, unless they are registered."""
         if not self._handles:
             self._handles = [
-                module.register_forward_hook(self._measure(name), always_call=False)
+                module.register_forward_hook(self._hook(name), always_call=False)
                 for name, module in self.modules.items()
             ]
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Remove the hooks."""
         while self._handles:
             self._handles.pop().remove()
 
     def rms(self, trainer: Trainer) -> dict[str, float]:
-        """Return the root mean square over what all ranks have heard, by module. A collective of all ranks."""
-        heard, self._norms = self._norms, {}
-        nothing = torch.zeros(()), 0
-        norms, sizes = zip(*(heard.get(name, nothing) for name in self.modules), strict=True)
-        device = trainer.strategy.root_device
-        of_all = Shard(torch.empty(0), (None,))  # each rank has outputs of its own
-        measured = [torch.stack([norm.to(device) for norm in norms]), torch.tensor(sizes, dtype=torch.float32)]
-        found = over_ranks(trainer, [of_all] * len(self.modules), measured)
-        values = (found.norm[0] / found.sum[1].sqrt()).tolist()
-        return {name: rms for name, rms, size in zip(self.modules, values, found.sum[1].tolist(), strict=True) if size}
+        """Return the root mean square over all ranks, by module. A collective of all ranks."""
+        measured, self._measured = self._measured, {}
+        norms, sizes = zip(*(measured.get(name, (torch.zeros(()), 0)) for name in self.modules), strict=True)
+        stacked = torch.stack([norm.to(trainer.strategy.root_device) for norm in norms])
+        found = over_ranks(trainer, [EACH_RANK] * len(self.modules), [stacked], sizes)
+        values = (found.norm[0] / found.entries.sqrt()).tolist()
+        return {name: rms for name, rms, size in zip(self.modules, values, found.entries, strict=True) if size}
 
-    def _measure(self, name: str) -> Any:
+    def _hook(self, name: str) -> Any:
         @torch.no_grad()
         def measure(_module: nn.Module, _inputs: Any, output: Any) -> None:
             for tensor in tree_leaves(output):
                 if isinstance(tensor, Tensor) and tensor.is_floating_point():
-                    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
-                    self._norms[name] = entry_norms([local])[0], local.numel()
+                    local = local_tensor(tensor.detach())
+                    self._measured[name] = entry_norms([local])[0], local.numel()
                     return
 
         return measure
 
 
 def named_layers(module: LightningModule) -> Iterator[tuple[str, nn.Module]]:
-    """Yield all modules inside one, by names without the prefixes of wrappers; a wrapper stands for its content."""
+    """Yield all modules inside a module, by names without wrappers; a wrapper stands for the module that it wraps."""
     seen = {""}
     for wrapped_name, layer in module.named_modules():
-        name = _WRAPPERS.sub("", f"{wrapped_name}.").removesuffix(".")
+        name = plain_name(wrapped_name)
         if name not in seen:
             seen.add(name)
             yield name, layer
 
 
 def compiled_names(module: LightningModule) -> set[str]:
-    """Return the names of the modules that ``torch.compile`` made part of a larger whole, where no hook is heard."""
-    compiled: set[str] = set()
+    """Return the names of the modules whose hooks do not run, because ``torch.compile`` compiled them or a parent."""
     if getattr(module, "_compiler_ctx", None) is not None:  # torch.compile(module), which Lightning unwraps
         return {name for name, _ in named_layers(module)}
+    compiled: set[str] = set()
     for name, layer in named_layers(module):
         parent = name.rpartition(".")[0]
         in_place = getattr(layer, "_compiled_call_impl", None) is not None

@@ -1,50 +1,112 @@
-"""What is measured of polar factors, on their device and without waiting for it."""
+"""Polar factors: how an optimizer's are found from its steps, and what is measured of them."""
 
+import math
 from collections import defaultdict
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from lightning_muon.callbacks.measures.extreme_singular_values import lanczos
+from lightning_muon.callbacks.measures.singular_values import lanczos
+from lightning_muon.callbacks.measures.weight_steps import ROUNDINGS, StepOptions
+from lightning_muon.callbacks.sampling import SampledParameter
+from lightning_muon.callbacks.shards import whole
 
-# So many elements of Gram matrices, 4 MiB, stay in the cache of a CPU while Lanczos' iteration goes through them again
-# and again: 24 of 768 x 768 took four times as long in one batch as in batches of 2 to 8. Smaller ones wait for others,
-# because their time is that of the calls.
+# So many elements, 4 MiB, stay in the cache of a CPU during Lanczos' iteration: 24 Gram matrices of 768 × 768 took four
+# times as long in one batch as in batches of 2 to 8. Small ones are pooled, because calls dominate their time.
 POOLED_ELEMENTS = 1 << 20
 
 
-class Measured(NamedTuple):
-    """What was measured of some polar factors.
+class AppliedFactors:
+    """Find what an optimizer has orthogonalized from how a few weights, given by name, moved in a step.
 
-    Args:
-        owners: The parameter that each belongs to.
-        errors: Shape (b,).
-        tridiagonals: What ``lanczos`` has found, shape (b, 2, k).
+    A step W' = (1 − ηλ)W − ηsO with scale s is solved for O. The scale of ``torch.optim.Muon`` is known. For any other
+    optimizer O is scaled to a mean squared singular value of one, so only the spread is meaningful.
     """
 
-    owners: list[str]
-    errors: Tensor
-    tridiagonals: Tensor
+    def __init__(self, optimizer: Optimizer, sampled: Mapping[str, SampledParameter]) -> None:
+        self.optimizer = optimizer
+        self.sampled = sampled
+        self.options = StepOptions(optimizer)
+        self._before = {name: chosen.parameter.detach().clone() for name, chosen in sampled.items()}
+
+    @torch.no_grad()
+    def found(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return the factors (b, m, n) of those parameters that have moved. A collective of all ranks for DTensors.
+
+        The names are of parameters that had a gradient: the others do not even decay.
+        """
+        moves = {name: self._move(name, self.sampled[name]) for name in names}
+        seen = {name: factors[has_moved] for name, (has_moved, factors) in moves.items()}  # waits for the device
+        return {name: factors for name, factors in seen.items() if len(factors)}
+
+    def close(self) -> None:
+        """Drop the copies, and remove the hook from the optimizer."""
+        self.options.close()
+        self._before.clear()
+
+    def _move(self, name: str, chosen: SampledParameter) -> tuple[Tensor, Tensor]:
+        """Return whether each matrix moved by more than rounding, shape (b,), and the scaled steps (b, m, n)."""
+        lr, decay = float(self.options.lr(chosen.place)), float(self.options.weight_decay(chosen.place))
+        old = self._before[name]
+        size = whole(torch.linalg.vector_norm(old))
+        step = whole(old.mul_(1 - lr * decay).sub_(chosen.parameter.detach()))
+        # torch.optim.Muon has no layouts: it takes a fused projection as one matrix.
+        is_torch_muon = isinstance(self.optimizer, torch.optim.Muon)
+        matrices = step.unsqueeze(0) if is_torch_muon else chosen.matrices(step)
+        norms = torch.linalg.matrix_norm(matrices, keepdim=True)
+        scale = lr * torch_scale(chosen.group, step) if is_torch_muon else norms / min(matrices.shape[-2:]) ** 0.5
+        rounding = torch.finfo(step.dtype).eps * size / len(matrices) ** 0.5
+        # A comparison that is also true for NaN.
+        return ~(norms <= ROUNDINGS * rounding).flatten(), matrices / scale
+
+
+def torch_scale(group: Mapping[str, Any], weight: Tensor) -> float:
+    """Return the scale by which ``torch.optim.Muon`` multiplies the orthogonal factor of a weight (rows, columns).
+
+    Source: ``_adjust_lr`` in https://github.com/pytorch/pytorch/blob/v2.9.0/torch/optim/_muon.py
+    """
+    rows, columns = weight.shape
+    if group["adjust_lr_fn"] == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(rows, columns))
+    return math.sqrt(max(1, rows / columns))
+
+
+def orthogonalizes(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer may orthogonalize: of ``torch.optim`` and subclasses of it only Muon does."""
+    if isinstance(optimizer, torch.optim.Muon):
+        return True
+    concrete = (kind for kind in type(optimizer).__mro__ if issubclass(kind, Optimizer) and kind is not Optimizer)
+    return not any(kind.__module__.startswith("torch.optim.") for kind in concrete)
+
+
+class FactorBatch(NamedTuple):
+    """Measurements of b polar factors, on their device."""
+
+    owners: list[str]  # the parameter of each factor
+    errors: Tensor  # (b,), see orthogonality_error
+    tridiagonals: Tensor  # (b, 2, k), see lanczos
 
 
 class FactorMeter:
-    """Measure polar factors as they come, small ones of the same smaller side together."""
+    """Measure polar factors, without synchronization; small ones of the same smaller side in one batch."""
 
     def __init__(self) -> None:
         self._waiting: defaultdict[tuple[torch.device, int], list[tuple[list[str], Tensor]]] = defaultdict(list)
-        self._measured: list[Measured] = []
+        self._measured: list[FactorBatch] = []
 
     def add(self, owners: list[str], factors: Tensor) -> None:
-        """Take factors (b, m, n), which may change afterwards, and the parameter that each belongs to."""
+        """Add factors (b, m, n), which may change afterwards, and the parameter of each."""
         grams = gram_matrices(factors)
         waiting = self._waiting[grams.device, grams.shape[-1]]
         waiting.append((owners, grams))
         if sum(grams.numel() for _, grams in waiting) >= POOLED_ELEMENTS:
             self._measure(waiting)
 
-    def finish(self) -> list[Measured]:
-        """Return what was measured of all."""
+    def finish(self) -> list[FactorBatch]:
+        """Return the measurements of all factors since the last call."""
         for waiting in self._waiting.values():
             self._measure(waiting)
         measured, self._measured = self._measured, []
@@ -56,13 +118,13 @@ class FactorMeter:
         owners = [owner for some, _ in waiting for owner in some]
         grams = torch.cat([grams for _, grams in waiting]) if len(waiting) > 1 else waiting[0][1]
         waiting.clear()
-        tridiagonals = lanczos(grams)
-        self._measured.append(Measured(owners, orthogonality_error(grams), tridiagonals))
+        tridiagonals = lanczos(grams)  # before the error, which changes the matrices
+        self._measured.append(FactorBatch(owners, orthogonality_error(grams), tridiagonals))
 
 
 @torch.no_grad()
 def gram_matrices(factors: Tensor) -> Tensor:
-    """Return OᵀO or OOᵀ of each matrix of a batch (b, m, n), whichever is smaller: shape (b, r, r), float32."""
+    """Return OᵀO of each matrix of a batch (b, m, n), or OOᵀ if that is smaller: shape (b, r, r), float32."""
     # Under manual optimization the step runs inside autocast, which would round the product to half precision.
     with torch.autocast(factors.device.type, enabled=False):
         factors = factors.float() if factors.shape[-2] <= factors.shape[-1] else factors.float().mT

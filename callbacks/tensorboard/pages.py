@@ -10,9 +10,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_muon.callbacks.group_labels import labelled_groups
-from lightning_muon.callbacks.muon_matrices import module_names, own_names
-from lightning_muon.callbacks.sampled_matrices import matrices_in
+from lightning_muon.callbacks.matrices import labelled_groups, module_names, own_names
+from lightning_muon.optim.update.matrix_layout import MatrixLayout
 from lightning_muon.report.quantities import CHARTS
 
 # What `torch.utils.tensorboard.SummaryWriter.add_custom_scalars` takes: category → title → [kind, regexes].
@@ -76,14 +75,14 @@ def singular_values(parameter: Tensor, **layout: Any) -> Tensor | None:
 
     Args:
         parameter: With one matrix or several.
-        layout: Where they are, see ``matrices_in``.
+        layout: Where they are, see ``MatrixLayout``.
 
     Returns:
         ``None`` if an entry is not finite: there are no singular values then.
     """
     if not parameter.isfinite().all():
         return None
-    values: Tensor = torch.linalg.svdvals(matrices_in(parameter.float(), **layout))
+    values: Tensor = torch.linalg.svdvals(MatrixLayout(**layout).matrices(parameter.float()))
     return values.flatten()
 
 

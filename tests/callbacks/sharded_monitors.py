@@ -28,8 +28,8 @@ from lightning_muon.callbacks import (
     UpdateRMSMonitor,
     WeightRMSMonitor,
 )
-from lightning_muon.callbacks.measures.anisotropy import LARGEST_CONDITION
-from lightning_muon.callbacks.sampled_matrices import whole
+from lightning_muon.callbacks.measures.singular_values import LARGEST_CONDITION
+from lightning_muon.callbacks.shards import whole
 from lightning_muon.optim import MuonAdamW, route_parameters
 from lightning_muon.strategies import FSDP2Strategy
 

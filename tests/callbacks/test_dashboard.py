@@ -26,8 +26,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing.spawn import start_processes
 
 from lightning_muon.callbacks import AutoWeightDecay, MuonDashboard, OrthogonalityMonitor, WeightRMSMonitor
-from lightning_muon.callbacks.muon_matrices import module_names
-from lightning_muon.callbacks.sampled_matrices import sampled_matrices, whole
+from lightning_muon.callbacks.matrices import module_names
+from lightning_muon.callbacks.sampling import sampled_matrices
+from lightning_muon.callbacks.shards import whole
 from lightning_muon.callbacks.tensorboard.pages import layout, singular_values
 from lightning_muon.optim import MatrixLayout, MuonAdamW
 from lightning_muon.report.quantities import CHARTS

@@ -12,8 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from lightning_muon.callbacks import AutoWeightDecay
-from lightning_muon.callbacks.decay.bf16_target import Bf16Target
-from lightning_muon.callbacks.decay.target_decay import Aim, TargetDecay
+from lightning_muon.callbacks.decay.target_decay import Aim, Bf16Target, TargetDecay
 from lightning_muon.optim import MuonAdamW
 
 Fit = Callable[..., Trainer]

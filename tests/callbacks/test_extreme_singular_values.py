@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_muon.callbacks.measures.extreme_singular_values import extreme_singular_values, lanczos
 from lightning_muon.callbacks.measures.polar_factors import FactorMeter, gram_matrices, orthogonality_error
+from lightning_muon.callbacks.measures.singular_values import extreme_singular_values, lanczos
 from lightning_muon.optim import orthogonalize
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_muon.callbacks import GradientMonitor
-from lightning_muon.callbacks.measures.anisotropy import (
+from lightning_muon.callbacks.measures.singular_values import (
     LARGEST_CONDITION,
     condition_and_stable_rank,
     tridiagonals,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_muon.callbacks.step_options import StepOptions
+from lightning_muon.callbacks.measures.weight_steps import StepOptions
 
 
 def quiet_adamw(lr: Any) -> tuple[Optimizer, Tensor]:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_muon.callbacks import AutoWeightDecay, UpdateRMSMonitor
-from lightning_muon.callbacks.group_labels import labelled_groups
-from lightning_muon.callbacks.update_rms import ratios, some_rows
+from lightning_muon.callbacks.matrices import labelled_groups
+from lightning_muon.callbacks.measures.weight_steps import some_rows
+from lightning_muon.callbacks.update_rms import ratios
 from lightning_muon.optim import MuonAdamW
 from lightning_muon.report.quantities import CHARTS
 

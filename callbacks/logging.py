@@ -1,0 +1,73 @@
+"""How the callbacks log: scalars to every logger and to Lightning's metrics, texts and warnings to TensorBoard."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from tensorboard.compat.proto.summary_pb2 import Summary
+
+from lightning_muon.callbacks.arguments import NameChoice
+
+# The part of a tag that stands in the place of a name.
+SUMMARIES = ("max", "mean", "min")
+
+
+def logged_step(trainer: Trainer) -> int:
+    """Return the step under which Lightning logs the values of the current batch."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def summarize(quantity: str, values: Mapping[str, float], chosen: NameChoice) -> Iterator[tuple[str, float]]:
+    """Yield tags and values: ``quantity/max``, ``/mean``, ``/min`` of values by name, and one for each chosen name.
+
+    If one value is NaN, all three are NaN, so that it is seen. A module called ``max``, ``mean`` or ``min`` gets a dot
+    in front of its name.
+    """
+    if values:
+        numbers = [math.nan] if any(map(math.isnan, values.values())) else list(values.values())
+        yield f"{quantity}/max", max(numbers)
+        yield f"{quantity}/mean", sum(numbers) / len(numbers)
+        yield f"{quantity}/min", min(numbers)
+        for name, value in values.items():
+            if chosen.takes(name):
+                yield f"{quantity}/{'.' if name in SUMMARIES else ''}{name}", value
+
+
+def log_scalars(trainer: Trainer, scalars: Mapping[str, float]) -> None:
+    """Log scalars to every logger, and make them available to ``ModelCheckpoint`` and ``EarlyStopping``."""
+    if not scalars:
+        return
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and type(logger).log_metrics is TensorBoardLogger.log_metrics:
+            _write_one_event(logger, scalars, logged_step(trainer))
+        else:
+            logger.log_metrics(dict(scalars), step=logged_step(trainer))
+    # The property trainer.callback_metrics would first reduce everything else that was logged.
+    metrics = dict(zip(scalars, torch.tensor(list(scalars.values())).unbind(), strict=True))
+    trainer._logger_connector._callback_metrics.update(metrics)
+
+
+@rank_zero_only
+def _write_one_event(logger: TensorBoardLogger, scalars: Mapping[str, float], step: int) -> None:
+    """Write all scalars as one event: one event each, as TensorBoardLogger writes them, takes ten times as long."""
+    values = [
+        Summary.Value(tag=f"{logger._prefix}-{name}" if logger._prefix else name, simple_value=value)
+        for name, value in scalars.items()
+    ]
+    logger.experiment._get_file_writer().add_summary(Summary(value=values), step)
+
+
+def log_text(trainer: Trainer, tag: str, text: str) -> None:
+    """Write a text to TensorBoard, if the trainer has a ``TensorBoardLogger``."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            logger.experiment.add_text(tag, text, logged_step(trainer))
+
+
+def warn(trainer: Trainer, message: str) -> None:
+    """Warn on the console, and in TensorBoard under the text ``warnings``, which collects the warnings of a run."""
+    rank_zero_warn(message)
+    log_text(trainer, "warnings", message)
