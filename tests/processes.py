@@ -1,7 +1,8 @@
 """Start processes quickly: run a function on several ranks, or ``python -m module``, in forks of one server.
 
-The server is started by the first call. It imports torch and Lightning once (4 s of CPU); a process forked from it starts
-in 0.04 s. It imports nothing of this repository, so that a process takes ``lightning_muon`` from where its caller wants it.
+The server is started by the first call. It imports torch and Lightning once (4 s of CPU); a process forked from it
+starts in 0.04 s. It imports nothing of this repository, so that each process takes ``lightning_muon`` from the folder
+that its caller names.
 """
 
 import atexit
@@ -24,6 +25,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+_REPOSITORY = Path(__file__).parents[1]
 _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
@@ -199,9 +201,12 @@ def _main(
     faulthandler.enable(file=2)
     faulthandler.dump_traceback_later(timeout, file=2)
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update({name: value for name, value in environment.items() if not name.startswith("PYTEST_")})
     os.chdir(folder)
-    sys.path[:0] = map(str, path)
+    # A generated project has a folder ``tests`` of its own.
+    sys.path[:] = [*map(str, path), *(entry for entry in sys.path if entry not in ("", str(_REPOSITORY)))]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
     torch.set_num_threads(1)
     code = 0
     try:
