@@ -6,13 +6,15 @@ BIN := .venv/bin
 # The project that the default answers generate.
 DEMO := build/demo/my-muon-project
 LINT := build/lint/my-muon-project
+# A free worker takes from the tail of another's list. Many tests start up to four processes: no more than four workers.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 BAKE := $(BIN)/python -m cookiecutter . --no-input --default-config
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test test-all lint clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/.installed ## Make .venv with all that development needs
 
@@ -30,7 +32,10 @@ demo: install ## Generate a project, train it on real text, sample from its mode
 	printf '\nCheckpoint:   %s\nTensorBoard:  %s\n' "$(DEMO)/$$checkpoint" "$(BIN)/tensorboard --logdir $(DEMO)/logs"
 
 test: install ## Run the tests, those of generated projects included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+test-all: install ## Run the slow tests too
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not gpu'
 
 lint: install ## Check style and types, here and in a generated project
 	$(BIN)/python -m ruff check .

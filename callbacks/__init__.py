@@ -12,7 +12,7 @@ They serve ``MuonAdamW``, ``torch.optim.Muon``, and every optimizer whose parame
 
 Inside, ``monitor`` decides when to measure, and ``logging`` how to log. ``matrices`` finds Muon's matrices,
 ``sampling`` chooses some, and ``shards`` combines values over ranks. ``limits`` warns, ``arguments`` checks what users
-pass, ``measures`` computes, ``decay`` decides on weight decays, and ``page`` makes TensorBoard's pages.
+pass, ``measures`` computes, ``decay`` decides on weight decays, and ``tensorboard`` makes TensorBoard's pages.
 """
 
 from lightning_muon.callbacks.auto_weight_decay import AutoWeightDecay

@@ -1,20 +1,14 @@
 """What the monitors say on several processes is what they say on one device."""
 
-import json
 import math
-import os
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tests.processes import launch
+
 PROGRAM = Path(__file__).with_name("sharded_monitors.py")
-TIMEOUT = 200  # seconds
 BROKEN = "net.2.weight"
 
 SPREAD = [
@@ -27,50 +21,17 @@ SPREAD = [
 UNLIKE = {"optimizer_share", "weight_bits"}
 
 Found = dict[str, dict[str, list[dict[str, float]]]]
-Launch = Callable[..., list[Found]]
+
+
+@cache
+def by_rank(world_size: int, *ways: str) -> list[Found]:
+    """By rank, what sharded_monitors.py finds of each way."""
+    return launch(PROGRAM, "find", world_size, *ways)
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
-    """`launch(world_size, *ways)`: by rank, what the program has found of each way."""
-
-    @cache
-    def run(world_size: int, *ways: str) -> list[Found]:
-        folder = tmp_path_factory.mktemp("ranks")
-        with socket.socket() as server:
-            server.bind(("127.0.0.1", 0))
-            port = str(server.getsockname()[1])
-        world = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1"}
-        world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "1"}
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-W", "ignore", str(PROGRAM), str(folder / f"{rank}.json"), *ways],
-                env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stderr=(folder / f"{rank}.log").open("w"),
-                stdout=subprocess.DEVNULL,
-            )
-            for rank in range(world_size)
-        ]
-        deadline = time.monotonic() + TIMEOUT
-        # One that fails leaves the others waiting for it.
-        while any(p.poll() is None for p in processes) and time.monotonic() < deadline:
-            if any(p.returncode for p in processes):
-                break
-            time.sleep(0.05)
-        codes = [process.poll() for process in processes]
-        for process in processes:
-            process.kill()
-            process.wait()
-        logs = "\n".join((folder / f"{rank}.log").read_text()[-3000:] for rank in range(world_size))
-        assert codes == [0] * world_size, f"exit codes {codes} (None: still running after {TIMEOUT} s)\n{logs}"
-        return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world_size)]
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def on_one_device(launch: Launch) -> Found:
-    return launch(1, "one", "adamw", "foreign", "fsdp2")[0]
+def on_one_device() -> Found:
+    return by_rank(1, "one", "adamw", "foreign", "fsdp2")[0]
 
 
 # κ and rank come from a few steps of an iteration; κ near its end, from a difference of almost equal numbers.
@@ -103,19 +64,17 @@ def differences(found: list[dict[str, float]], expected: list[dict[str, float]],
 
 
 @pytest.mark.parametrize(("world_size", "ways"), SPREAD)
-def test_the_same_numbers_on_every_rank(
-    launch: Launch, on_one_device: Found, world_size: int, ways: tuple[str, ...]
-) -> None:
+def test_the_same_numbers_on_every_rank(on_one_device: Found, world_size: int, ways: tuple[str, ...]) -> None:
     """As float64 has it on whole weights, and as on one device, whose weights go a little other ways."""
-    by_rank = launch(world_size, *ways)
+    ranks = by_rank(world_size, *ways)
     for way in ways:
-        shares = {found[way]["logged"][-1]["optimizer_share"] for found in by_rank}
+        shares = {found[way]["logged"][-1]["optimizer_share"] for found in ranks}
         assert len(shares) == 1, way
         assert 0 < max(shares) < 1, way
         alone = next((kind for kind in ("adamw", "foreign") if way.startswith(kind)), "one")
         for kind in ("", " with NaN"):
             expected = on_one_device[alone + kind]["logged"]
-            for found in by_rank:
+            for found in ranks:
                 logged = found[way + kind]["logged"]
                 for step, step_expected in zip(logged, expected, strict=True):
                     assert {t for t in step if measured_by(way, t)} == {t for t in step_expected if measured_by(way, t)}
@@ -124,19 +83,17 @@ def test_the_same_numbers_on_every_rank(
 
 
 @pytest.mark.parametrize(("world_size", "ways"), SPREAD[:2])
-def test_the_same_decay_on_every_rank(
-    launch: Launch, on_one_device: Found, world_size: int, ways: tuple[str, ...]
-) -> None:
+def test_the_same_decay_on_every_rank(on_one_device: Found, world_size: int, ways: tuple[str, ...]) -> None:
     """Computed from the same numbers, to the last digit; and the weights that come of it are those of one device."""
-    by_rank = launch(world_size, *ways)
+    ranks = by_rank(world_size, *ways)
     for aim in ("to a number", "to the end of bf16, each matrix"):
         alone = on_one_device[f"one {aim}"]
         (sets,) = alone["sets"]
         assert all(0 < decay < 50 for tag, decay in sets.items() if tag.startswith("decay"))
         for way in ("ddp", "fsdp2", "fsdp"):
-            for found in by_rank:
+            for found in ranks:
                 steered = found[f"{way} {aim}"]
-                assert steered["sets"] == by_rank[0][f"{way} {aim}"]["sets"]
+                assert steered["sets"] == ranks[0][f"{way} {aim}"]["sets"]
                 assert [step.keys() for step in steered["logged"]] == [step.keys() for step in alone["logged"]]
                 # The growth of a step is a small difference of norms in float32.
                 assert not differences(steered["logged"], alone["logged"], rel=1e-3), way

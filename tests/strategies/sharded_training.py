@@ -1,10 +1,10 @@
-"""What the processes of a test run: small trainings, one after the other, each described by a dict."""
+"""Small trainings, one after the other on each rank, each described by a dict."""
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -121,19 +121,10 @@ class Batches:
         self.position = state["position"]
 
 
-def run_jobs(rank: int, world_size: int, port: int, jobs: list[Job]) -> None:
-    """Runs the jobs in this process, one of ``world_size``; rank 0 saves what :func:`run` returns."""
-    torch.set_num_threads(1)
-    launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
-    os.environ |= {name: str(value) for name, value in launched.items()}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "1"}
-    for job in jobs:
-        result = run(job, world_size)
-        if rank == 0:
-            torch.save(result, job["out"])
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+def run_jobs(jobs: Iterable[Job]) -> list[dict[str, Any]]:
+    """Run the jobs in this process; returns on rank 0 what :func:`run` returned of each."""
+    results = [run(job, dist.get_world_size()) for job in jobs]
+    return results if dist.get_rank() == 0 else []
 
 
 def run(job: Job, world_size: int) -> dict[str, Any]:

@@ -27,30 +27,30 @@ PLACES: dict[str, tuple[int, Any]] = {
 }
 
 
-def test_all_pairs(run_jobs: Train, tmp_path: Path, assert_equal: AssertEqual) -> None:
+def test_all_pairs(train: Train, tmp_path: Path, assert_equal: AssertEqual) -> None:
     def job(name: str, **options: Any) -> dict[str, Any]:
         sharded = {"shard_state": name.endswith("sharded state")}
-        return {"strategy": PLACES[name][1], "options": sharded, "out": str(tmp_path / "result"), **options}
+        return {"strategy": PLACES[name][1], "options": sharded, **options}
 
     saved = {name: tmp_path / f"{name}.ckpt" for name in PLACES}
     by_size = {size: [name for name in PLACES if PLACES[name][0] == size] for size, _ in PLACES.values()}
     for size, names in by_size.items():
-        run_jobs(size, [job(name, steps=3, save=str(saved[name])) for name in names])
+        train(size, *(job(name, steps=3, save=str(saved[name])) for name in names))
     folders = {"fsdp2 on 2", "fsdp2 on 3", "fsdp2 on 4", "hsdp on 4"}
     assert {name for name, path in saved.items() if path.is_dir()} == folders
     plain = tmp_path / "plain.ckpt"
     consolidate_checkpoint(saved["fsdp2 on 3"], plain)
 
-    (straight,) = run_jobs(1, [job("one device", steps=8)])
+    (straight,) = train(1, job("one device", steps=8))
     for size, names in by_size.items():
         # A folder does not load without a sharding strategy: there its consolidated form does.
-        pairs = [(there, path) for there in names for path in [*saved.values(), plain]]
         jobs = [
-            job(there, steps=8, resume=str(path), out=str(tmp_path / f"{size}-{number}"))
-            for number, (there, path) in enumerate(pairs)
+            job(there, steps=8, resume=str(path))
+            for there in names
+            for path in [*saved.values(), plain]
             if not path.is_dir() or PLACES[there][1] not in ("auto", "ddp")
         ]
-        for result in run_jobs(size, jobs):
+        for result in train(size, *jobs):
             assert_equal(result, straight)
 
 

@@ -23,9 +23,8 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def on_one_device(run_jobs: Train, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("one")
-    return run_jobs(1, [{"steps": 5, **variant, "out": str(folder / f"{i}")} for i, variant in enumerate(VARIANTS)])
+def on_one_device(train: Train) -> list[dict[str, Any]]:
+    return train(1, *({"steps": 5, **variant} for variant in VARIANTS))
 
 
 @pytest.mark.parametrize(

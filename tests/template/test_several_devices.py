@@ -1,44 +1,15 @@
 """A generated project on two processes: each strategy gives the weights and the validation loss of one device."""
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from lightning_muon.strategies import consolidate_checkpoint
+from tests.processes import launch, run_module
 
-# What both processes run: the project's program, several times, with the arguments of one run in a line each.
-PROGRAM = """
-import json, sys
-from pathlib import Path
-
-import torch
-from lightning.pytorch.strategies import FSDPStrategy
-from torch.distributed.fsdp import FullyShardedDataParallel
-
-from lightning_muon.cli import main
-from my_muon_project.data import TextData
-from my_muon_project.module import TextModule
-
-
-class FSDPOnCPU(FSDPStrategy):
-    def _setup_model(self, model):
-        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), **self.kwargs)
-
-
-if __name__ == "__main__":
-    from two_processes import FSDPOnCPU  # noqa: F811 - under the name by which the configs know it
-
-    torch.set_num_threads(1)
-    for line in Path(sys.argv[1]).read_text().splitlines():
-        main(TextModule, TextData, default_config="configs/default.yaml", args=json.loads(line))
-"""
+PROGRAM = Path(__file__).with_name("two_processes.py")
 CONFIG = """
 trainer:
   accelerator: cpu
@@ -82,11 +53,9 @@ def checkpoint(folder: str, step: int) -> str:
     return f"{folder}/version_0/checkpoints/step={step}.ckpt"
 
 
-def call(project: Path, *command: str, code: int = 0) -> str:
-    variables = {**os.environ, "PYTHONPATH": f"src{os.pathsep}.", "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(
-        [sys.executable, *command], cwd=project, env=variables, text=True, capture_output=True, timeout=150, check=False
-    )
+def call(project: Path, *arguments: str, code: int = 0) -> str:
+    """Run the command line of the project; returns all that it wrote."""
+    finished = run_module("my_muon_project", *arguments, folder=project, path=[project / "src"])
     assert finished.returncode == code, finished.stdout[-2000:] + finished.stderr[-4000:]
     return finished.stdout + finished.stderr
 
@@ -102,13 +71,11 @@ def by_name(file: Path) -> dict[str, Any]:
     return values
 
 
-@pytest.mark.timeout(240)
 def test_each_strategy_trains_and_resumes_as_one_device(baked_project: Path, tmp_path: Path) -> None:
     project = shutil.copytree(baked_project, tmp_path / "a project")
-    (project / "two_processes.py").write_text(PROGRAM)
     (project / "small.yaml").write_text(CONFIG)
     (project / "configs" / "strategy" / "fsdp.yaml").write_text(FSDP_ON_CPU)
-    call(project, "-m", "my_muon_project", *fit("one", "--data.batch_size=8", "--data.val_batches=2"))
+    call(project, *fit("one", "--data.batch_size=8", "--data.val_batches=2"))
 
     half = ["--data.batch_size=4", "--data.val_batches=4", "--trainer.devices=2"]
     # Where a run is saved, its preset, and from where it goes on.
@@ -120,9 +87,7 @@ def test_each_strategy_trains_and_resumes_as_one_device(baked_project: Path, tmp
         options = [f"--ckpt_path={checkpoint(start, 2)}"] if start else []
         options += ["--trainer.strategy.replicate_size=2"] if preset == "hsdp" else []  # as with two nodes
         runs.append(fit(folder, f"--config=configs/strategy/{preset}.yaml", *half, *options))
-    (project / "runs").write_text("\n".join(map(json.dumps, runs)))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    call(project, *launcher, "two_processes.py", "runs")
+    launch(PROGRAM, "run", 2, *runs, folder=project, path=[project / "src"], process_group=False)
 
     expected = by_name(project / checkpoint("one", 4))
     for folder, preset, _ in plan:
@@ -139,7 +104,7 @@ def test_each_strategy_trains_and_resumes_as_one_device(baked_project: Path, tmp
             torch.testing.assert_close(found[key], value, rtol=0, atol=1e-5, msg=f"{key} of {folder}")
 
     sharded = checkpoint("fsdp2", 4)
-    refused = call(project, "-m", "my_muon_project", "validate", f"--ckpt_path={sharded}", code=2)
+    refused = call(project, "validate", f"--ckpt_path={sharded}", code=2)
     assert f"consolidate {sharded} <file>" in refused
-    call(project, "-m", "my_muon_project", "consolidate", sharded, "plain.ckpt")
+    call(project, "consolidate", sharded, "plain.ckpt")
     assert by_name(project / "plain.ckpt").keys() == expected.keys()
