@@ -17,13 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Piece:
-    """The elements that one rank has of a unit.
+    """The elements that one rank has of a unit, in the range from ``start`` to ``stop`` of the parameter.
 
-    Args:
-        member: Position of the parameter in its bucket.
-        unit: The unit.
-        start: First element in the parameter.
-        stop: The one behind the last.
+    ``member`` is the position of the parameter in its bucket.
     """
 
     member: int
@@ -35,6 +31,11 @@ class Piece:
     def numel(self) -> int:
         """Number of elements."""
         return self.stop - self.start
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What identifies its unit in the bucket: the position of the parameter, and the start of the unit in it."""
+        return self.member, self.unit.start
 
     @property
     def in_unit(self) -> slice:
@@ -104,7 +105,7 @@ class Bucket:
     @cached_property
     def gathers(self) -> bool:
         """Whether any rank sends anything to an owner."""
-        return any(unit.only_rank is None and not unit.replicated for units in self.units for unit in units)
+        return any(unit.is_split for units in self.units for unit in units)
 
     @cached_property
     def scatters(self) -> bool:

@@ -19,19 +19,15 @@ COMMUNICATION_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 # How many buckets are under way at a time: one arrives, one is orthogonalized, one returns.
 STAGES = 3
-
-# Numbers of the matrices or neurons of units, by the position of the parameter in its bucket and the start of the unit.
+# Numbers of the matrices or neurons of units, by Piece.key.
 UnitNumbers = dict[tuple[int, int], Tensor]
 
 
 def overlap(steps: Iterable[Iterator[None]]) -> None:
-    """Run steps that pause while something is on its way, each one stage behind the step before it.
+    """Run steps that pause at most twice, while something is on its way, each one stage behind the step before it.
 
     The newest goes first, so that its data travels while the older ones compute. The order of all stages depends only
     on the number of steps, so ranks that run the same steps issue the same collectives.
-
-    Args:
-        steps: Each pauses at most twice.
     """
     under_way: list[Iterator[None]] = []
     for step in [*steps, *(iter(()) for _ in range(STAGES - 1))]:
@@ -41,14 +37,10 @@ def overlap(steps: Iterable[Iterator[None]]) -> None:
 
 
 def wire_dtype(source: Tensor, options: MuonOptions) -> torch.dtype:
-    """Return the dtype in which matrices and their polar factors travel.
+    """Return the dtype in which the matrices in ``source`` and their polar factors travel.
 
     The default is bfloat16 where this loses nothing that the orthogonalizer would use: where it computes in bfloat16,
     or ``source`` has no more digits. Else it is float32, or float64 for float64.
-
-    Args:
-        source: The tensor to be orthogonalized.
-        options: Those of the parameter group.
     """
     if options["communication_dtype"] is not None:
         return COMMUNICATION_DTYPES[options["communication_dtype"]]
@@ -63,7 +55,7 @@ def gather(bucket: Bucket, sources: Sequence[Tensor], dtype: torch.dtype) -> Sta
 
     Args:
         bucket: The bucket.
-        sources: This rank's shard of each parameter in it.
+        sources: This rank's shard of each parameter in the bucket.
         dtype: The dtype on the wire.
 
     Returns:
@@ -84,11 +76,11 @@ def gather(bucket: Bucket, sources: Sequence[Tensor], dtype: torch.dtype) -> Sta
                 whole = elements.new_empty(p.unit.numel, dtype=dtype)
                 whole[p.in_unit] = elements
                 elements = whole
-            units[p.member, p.unit.start] = elements
+            units[p.key] = elements
     if arriving is not None:
         for pieces, received in zip(bucket.from_shards, arriving(), strict=True):
             for p, elements in zip(pieces, received.split([p.numel for p in pieces]), strict=True):
-                units[p.member, p.unit.start][p.in_unit] = elements
+                units[p.key][p.in_unit] = elements
     return list(units.values())
 
 
@@ -115,7 +107,7 @@ def scatter(
     words = max(1, 4 // dtype.itemsize)  # elements on the wire for a number in float32
 
     def norm_words(piece: Piece) -> int:
-        return words * piece.unit.layout.count(piece.unit.shape) if norms is not None else 0
+        return words * piece.unit.count if norms is not None else 0
 
     arriving = None
     if bucket.scatters:
@@ -123,9 +115,9 @@ def scatter(
         for pieces in bucket.to_shards:
             outgoing.append([])
             for p in pieces:
-                outgoing[-1].append(made[p.member, p.unit.start][p.in_unit])
+                outgoing[-1].append(made[p.key][p.in_unit])
                 if norms is not None:
-                    outgoing[-1].append(_as_words(norms[p.member, p.unit.start], dtype))
+                    outgoing[-1].append(_as_words(norms[p.key], dtype))
         incoming = [sum(p.numel + norm_words(p) for p in pieces) for pieces in bucket.from_owners]
         arriving = _all_to_all(bucket.group, outgoing, incoming, dtype, device)
     yield
@@ -133,7 +125,7 @@ def scatter(
     found: list[list[tuple[int, Tensor]]] = [[] for _ in bucket.members]
     for p in bucket.here:
         if p.unit.owner == bucket.rank:
-            found[p.member].append((p.start, made[p.member, p.unit.start][p.in_unit]))
+            found[p.member].append((p.start, made[p.key][p.in_unit]))
     if arriving is not None:
         for pieces, received in zip(bucket.from_owners, arriving(), strict=True):
             parts = iter(received.split([size for p in pieces for size in (p.numel, norm_words(p))]))
@@ -141,7 +133,7 @@ def scatter(
                 elements, sent = next(parts), next(parts)
                 found[p.member].append((p.start, elements))
                 if norms is not None:
-                    norms[p.member, p.unit.start] = _from_words(sent)
+                    norms[p.key] = _from_words(sent)
     empty = torch.empty(0, dtype=dtype, device=device)
     ordered = [[elements for _, elements in sorted(pieces, key=lambda piece: piece[0])] for pieces in found]
     return [torch.cat(pieces) if len(pieces) > 1 else (pieces or [empty])[0] for pieces in ordered], norms
