@@ -195,12 +195,9 @@ class MuonAdamW(torch.optim.Optimizer):
         return handle
 
     def consolidate_state_dict(self, to: int = 0) -> None:
-        """Bring the state that ``shard_state`` shares out together on one rank, for :meth:`state_dict` there.
+        """Bring the shares of ``shard_state`` together on the rank ``to`` of DDP's group, for :meth:`state_dict` there.
 
         A collective: all ranks must call this. Without ``shard_state`` it does nothing.
-
-        Args:
-            to: The rank in the group of DDP.
         """
         shares = self._shares()
         if not shares:

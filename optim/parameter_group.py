@@ -47,12 +47,9 @@ def check_algorithm(label: str, group: Any) -> None:
 
 
 def check_options(label: str, options: Mapping[str, Any], hyperparameters: Iterable[str]) -> None:
-    """Raise a ValueError if a group has an unknown option, or a value out of its range.
+    """Raise a ValueError if a group has an option that is not in ``hyperparameters``, or a value out of its range.
 
-    Args:
-        label: The name of the group.
-        options: The options of the group, defaults included.
-        hyperparameters: The names of all options.
+    ``options`` are those of the group, with the defaults.
     """
     for key in options:
         if key not in {*hyperparameters, *_BOOKKEEPING, *_SCHEDULER_KEYS}:

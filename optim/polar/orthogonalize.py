@@ -135,13 +135,7 @@ def _options_of(method: str) -> tuple[str, ...]:
 
 
 def working_precision(matrix: Tensor, method: str, wanted: torch.dtype | str | None) -> torch.dtype:
-    """Return the dtype in which a method computes.
-
-    Args:
-        matrix: Its input.
-        method: The method.
-        wanted: The ``dtype`` that was asked for; ``None`` for the default.
-    """
+    """Return the dtype in which a method computes for an input: the ``wanted`` one, or the default for ``None``."""
     if wanted is not None:
         return wanted if isinstance(wanted, torch.dtype) else _DTYPES[wanted]
     if matrix.dtype == torch.float64:

@@ -15,7 +15,6 @@ _SOMETIMES = {"in_proj": (2, 3), "wi": (2,)}
 _BY_HEAD = frozenset({"query_key_value"})
 _OUTPUT_PROJECTIONS = frozenset({"proj", "out_proj", "o_proj", "c_proj", "to_out", "wo", "out", "dense"})
 
-
 GATE_UP = ("gate_up", "w13")
 _DOWN = ("down", "w2")
 _WIDTHS = (("out_features", "in_features"), ("output_size", "input_size"))
@@ -59,15 +58,9 @@ def _width_behind(parent: nn.Module | None) -> int | None:
 
 
 def expert_layout(owner: nn.Module, name: str, weights: Tensor) -> MatrixLayout | None:
-    """Find the matrices in a stack of experts (E, out, in) or (E, in, out).
+    """Find the matrices in a stack of experts (E, out, in) or (E, in, out), ``name`` in its owner.
 
-    Args:
-        owner: The module that contains the stack.
-        name: The name of the stack in its owner, such as ``"gate_up_proj"``.
-        weights: The stack, of 3 dimensions.
-
-    Returns:
-        The layout, or ``None`` if it is not known which of the two dimensions is the output.
+    Returns ``None`` if it is not known which of the two dimensions is the output.
     """
     transposed = _is_transposed(owner, weights)
     if transposed is None:

@@ -31,7 +31,7 @@ class Layer:
 
     Args:
         path: Name of the module.
-        shape: Of its weight.
+        shape: Shape of its weight.
         layout: Where the matrix is in the weight; ``blocks`` are the groups of a convolution.
         tied: Whether the weight is also an embedding.
     """
@@ -59,13 +59,9 @@ class Layer:
 
 @dataclass
 class Part:
-    """A module that contains layers, or a layer.
+    """A module, unwrapped, that contains layers, or is one.
 
-    Args:
-        name: Its name in the module around it.
-        module: The module, unwrapped.
-        children: The parts of the module, in the order of registration.
-        layer: The layer, if the part is a layer.
+    ``name`` is its name in the module around it; ``children`` are its parts, in the order of registration.
     """
 
     name: str

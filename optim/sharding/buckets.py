@@ -1,7 +1,7 @@
 """Buckets: parameters whose shards travel together, and the pieces that each rank sends and receives."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -85,22 +85,22 @@ class Bucket:
     @cached_property
     def to_owners(self) -> tuple[tuple[Piece, ...], ...]:
         """By owner, the pieces that this rank sends to it, in the order of the units."""
-        return self._pieces(lambda unit, rank: (unit.owner, rank), replicated=False)
+        return self._pieces(as_owner=False, replicated=False)
 
     @cached_property
     def from_shards(self) -> tuple[tuple[Piece, ...], ...]:
         """By rank, the pieces that this rank receives from it before it can orthogonalize."""
-        return self._pieces(lambda unit, rank: (rank, unit.owner), replicated=False)
+        return self._pieces(as_owner=True, replicated=False)
 
     @cached_property
     def to_shards(self) -> tuple[tuple[Piece, ...], ...]:
         """By rank, the pieces whose polar factors this rank sends back to it."""
-        return self._pieces(lambda unit, rank: (rank, unit.owner), replicated=True)
+        return self._pieces(as_owner=True, replicated=True)
 
     @cached_property
     def from_owners(self) -> tuple[tuple[Piece, ...], ...]:
         """By owner, the pieces whose polar factors this rank receives from it."""
-        return self._pieces(lambda unit, rank: (unit.owner, rank), replicated=True)
+        return self._pieces(as_owner=False, replicated=True)
 
     @cached_property
     def gathers(self) -> bool:
@@ -112,18 +112,15 @@ class Bucket:
         """Whether any owner sends anything back."""
         return any(unit.only_rank is None for units in self.units for unit in units)
 
-    def _pieces(
-        self, ends: Callable[[Unit, int], tuple[int, int]], *, replicated: bool
-    ) -> tuple[tuple[Piece, ...], ...]:
-        """Return by other rank the pieces for which ``ends(unit, rank of the shard)`` is (that rank, this rank)."""
+    def _pieces(self, *, as_owner: bool, replicated: bool) -> tuple[tuple[Piece, ...], ...]:
+        """Return by other rank the pieces that travel between it and this rank, as the owner or as that of the shard."""
         pieces: list[list[Piece]] = [[] for _ in range(self.group.size())]
         for member, units in enumerate(self.units):
             for unit in units:
-                if unit.replicated and not replicated:
-                    continue
                 for rank, (start, stop) in enumerate(unit.shards):
-                    other, this = ends(unit, rank)
-                    if stop > start and rank != unit.owner and this == self.rank:
+                    this, other = (unit.owner, rank) if as_owner else (rank, unit.owner)
+                    travels = stop > start and this != other and (replicated or not unit.replicated)
+                    if travels and this == self.rank:
                         pieces[other].append(Piece(member, unit, start, stop))
         return tuple(map(tuple, pieces))
 

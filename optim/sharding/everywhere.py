@@ -24,8 +24,7 @@ class Everywhere(Transport):
     Args:
         weight: The parameter.
         here: This rank's shard of it.
-        options: As for every transport.
-        hooks: As for every transport, but called on the first rank of the mesh alone.
+        hooks: Called on the first rank of the mesh alone.
     """
 
     def __init__(self, weight: "DTensor", here: MuonParameter, options: MuonOptions, hooks: Hooks) -> None:

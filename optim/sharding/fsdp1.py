@@ -42,7 +42,7 @@ def fsdp1_shardings(root: nn.Module) -> dict[Tensor, Sharding]:
 
 @contextmanager
 def full_shapes(module: nn.Module, shardings: Mapping[Tensor, Sharding]) -> Iterator[dict[int, nn.Parameter]]:
-    """Replace each flattened parameter of a module, inside this context, by a stand-in of its full shape, without values.
+    """Replace each flattened parameter of a module, inside this context, by an empty stand-in of its full shape.
 
     The role of a parameter is found from shapes, but FSDP1 leaves only 1-D ranges.
 
@@ -55,7 +55,9 @@ def full_shapes(module: nn.Module, shardings: Mapping[Tensor, Sharding]) -> Iter
     stand_ins: dict[nn.Parameter, nn.Parameter] = {}
     replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
     for path, owner in module.named_modules():
-        for name, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
+        for name, parameter in owner._parameters.items():
+            if parameter is None:
+                continue
             sharding = shardings.get(parameter)
             if sharding is None and is_flattened(parameter):
                 raise ValueError(

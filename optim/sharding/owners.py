@@ -36,8 +36,6 @@ class Owners(Transport):
     Args:
         bucket: What travels together.
         batch: This rank's shards of its parameters, possibly empty ones.
-        options: As for every transport.
-        hooks: As for every transport.
     """
 
     def __init__(self, bucket: Bucket, batch: Sequence[MuonParameter], options: MuonOptions, hooks: Hooks) -> None:
@@ -123,10 +121,9 @@ class Owners(Transport):
 
 
 def neuron_sums(elements: Tensor, piece: Piece) -> Tensor:
-    """Sum the elements (elements,) of a piece over each neuron.
+    """Sum the elements (elements,) of a piece over each neuron, shape (neurons of all matrices in the unit,).
 
-    Returns:
-        Shape (neurons of all matrices in the unit,); zero for neurons of which the piece has no element.
+    The sum is zero for neurons of which the piece has no element.
     """
     unit = piece.unit
     rows, columns, parts = _rows(piece, elements.device)

@@ -90,7 +90,7 @@ def _is_from_ddp(param: Tensor, sharding: Sharding) -> bool:
     return sharding.replicated and not is_dtensor(param) and not is_flattened(param)
 
 
-def assign_owners(parameters: Iterable[tuple[Sharding, MatrixLayout]], loads: Loads) -> list[tuple[Unit, ...]]:
+def assign_owners(parameters: Sequence[tuple[Sharding, MatrixLayout]], loads: Loads) -> list[tuple[Unit, ...]]:
     """Cut parameters into units and assign each unit to a rank of its group.
 
     Units that are whole on one rank stay there. The others are assigned, most expensive first, to the rank with the
@@ -103,7 +103,6 @@ def assign_owners(parameters: Iterable[tuple[Sharding, MatrixLayout]], loads: Lo
     Returns:
         The units of each parameter.
     """
-    parameters = list(parameters)
     units = [cut_into_units(sharding, layout) for sharding, layout in parameters]
     travelling: list[tuple[int, int]] = []
     for index, (sharding, _) in enumerate(parameters):

@@ -96,8 +96,6 @@ class OwnedState(Here):
     Args:
         bucket: What is sent out together.
         parameters: The whole parameters of the bucket, with this rank's share (elements,) of their state.
-        options: As for every transport.
-        hooks: As for every transport.
     """
 
     def __init__(self, bucket: Bucket, parameters: Sequence[MuonParameter], options: MuonOptions, hooks: Hooks) -> None:

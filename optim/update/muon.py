@@ -191,10 +191,7 @@ def neuron_factors(mean_squares: Tensor, squares: Tensor) -> Tensor:
 
     Args:
         mean_squares: Moving averages of the mean square of each neuron's step, this step included, shape (b, neurons).
-        squares: The sum of the squares of each neuron's step, shape (b, neurons).
-
-    Returns:
-        Shape (b, neurons).
+        squares: The sum of the squares of each neuron's step, shape (b, neurons), which is also that of the result.
     """
     factors = 1 / (mean_squares.sqrt() + NEURON_EPS)
     size, new_size = (s.sum(dim=-1, keepdim=True).sqrt() for s in (squares, squares * factors**2))
@@ -227,8 +224,6 @@ class Here(Transport):
 
     Args:
         batches: Parameters with matrices of one shape, batch by batch, see :func:`same_shape_batches`.
-        options: As for every transport.
-        hooks: As for every transport.
     """
 
     def __init__(self, batches: Sequence[Sequence[MuonParameter]], options: MuonOptions, hooks: Hooks) -> None:
