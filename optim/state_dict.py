@@ -1,4 +1,4 @@
-"""What MuonAdamW saves and loads: checks, and the state in the form that each strategy wants."""
+"""What MuonAdamW saves and loads: checks, and the state in the form that each strategy needs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -93,8 +93,7 @@ def _check_same_parameters(groups: Groups, saved_groups: Groups) -> None:
             if key in saved and saved[key] != group[key]:
                 raise ValueError(
                     f"{group_label(group, index)}: {key} of the state dict differs:"
-                    f" {_first_difference(saved[key], group[key])}."
-                    " Route the parameters as in the run that saved it."
+                    f" {_first_difference(saved[key], group[key])}. Route the parameters as in the run that saved it."
                 )
 
 

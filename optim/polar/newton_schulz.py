@@ -126,12 +126,8 @@ def apply_quintics(matrix: Tensor, schedule: tuple[Quintic, ...], longest_run: i
     by a², as it does the small positive ones, until they diverge. So a run ends before an eigenvalue of minus the
     machine epsilon could grow to −0.2; the next run starts from a new R, which is positive again.
 
-    The source of the runs is that of :func:`gram_newton_schulz`.
-
-    Args:
-        matrix: Shape (batch, m, n), m ≤ n, singular values at most one. The result has its shape and dtype.
-        schedule: The quintic of each step.
-        longest_run: Most steps in a run.
+    The source of the runs is that of :func:`gram_newton_schulz`. The matrices have the shape (batch, m, n), m ≤ n, and
+    singular values at most one. The result has their shape and dtype.
     """
     m, n = matrix.shape[-2:]
     for run in cheapest_runs(schedule, longest_run, m, n, torch.finfo(matrix.dtype).eps):

@@ -113,7 +113,7 @@ class Bucket:
         return any(unit.only_rank is None for units in self.units for unit in units)
 
     def _pieces(self, *, as_owner: bool, replicated: bool) -> tuple[tuple[Piece, ...], ...]:
-        """Return by other rank the pieces that travel between it and this rank, as the owner or as that of the shard."""
+        """Return by other rank the pieces that travel between it and this rank, which owns the unit or has a shard."""
         pieces: list[list[Piece]] = [[] for _ in range(self.group.size())]
         for member, units in enumerate(self.units):
             for unit in units:
@@ -125,6 +125,7 @@ class Bucket:
         return tuple(map(tuple, pieces))
 
 
+# The position of a parameter in its parameter group, its sharding and its units.
 Member = tuple[int, Sharding, tuple[Unit, ...]]
 
 
@@ -137,9 +138,7 @@ def make_buckets(
     owns at most a batch of elements in a bucket, or a single larger unit. Replicated parameters arrive whole on each
     rank, so their bucket as a whole is at most a batch, or a unit for each rank.
 
-    Args:
-        parameters: For each, the position in the parameter group, the parameter, its sharding and its units.
-        batch_elements: Bound of a batch; ``None`` for the default of the device.
+    Of each parameter, its position in the parameter group, itself, its sharding and its units are given.
     """
     alike: defaultdict[Any, list[Member]] = defaultdict(list)
     bounds: dict[Any, int] = {}

@@ -57,10 +57,8 @@ def dtensor_sharding(parameter: "DTensor") -> Sharding | None:
     """Describe a DTensor whose rows are sharded over one dimension of its mesh, and replicated along the others.
 
     Each replica of HSDP does the same work by itself. It is deterministic, so the replicas stay equal without
-    communication between them. :func:`is_sharded_by_rows` must be true.
-
-    Returns:
-        The sharding over the group of ranks that together have the parameter; ``None`` where this rank has all of it.
+    communication between them. The result is over the ranks that together have the parameter; it is ``None`` where this
+    rank has all of it.
     """
     mesh = parameter.device_mesh
     sharded = _sharded_dims(parameter)

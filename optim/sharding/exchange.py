@@ -1,7 +1,6 @@
 """The all-to-alls of a bucket: pieces of matrices to their owners, and polar factors back."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -11,9 +10,6 @@ from lightning_muon.optim.polar.orthogonalize import working_precision
 from lightning_muon.optim.sharding.buckets import Bucket, Piece
 from lightning_muon.optim.update.muon import Stages
 from lightning_muon.optim.update.options import MuonOptions
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 COMMUNICATION_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -51,15 +47,9 @@ def wire_dtype(source: Tensor, options: MuonOptions) -> torch.dtype:
 
 
 def gather(bucket: Bucket, sources: Sequence[Tensor], dtype: torch.dtype) -> Stages[list[Tensor]]:
-    """Send the pieces of a bucket to the owners of their matrices; pause while they are on their way.
+    """Send the pieces of a bucket to the owners of their matrices, in ``dtype``; pause while they are on their way.
 
-    Args:
-        bucket: The bucket.
-        sources: This rank's shard of each parameter in the bucket.
-        dtype: The dtype on the wire.
-
-    Returns:
-        The elements (numel,) of each unit that this rank owns.
+    ``sources`` are this rank's shards of the parameters. Return the elements (numel,) of the units that it owns.
     """
     arriving = None
     if bucket.gathers:
@@ -90,7 +80,7 @@ def scatter(
     """Send polar factors from the owners to the shards of their matrices; pause while they are on their way.
 
     Args:
-        bucket: The bucket.
+        bucket: What travels together.
         factors: The elements (numel,) of the factor of each unit that this rank owns.
         norms: The nuclear norms of the units that this rank owns; they travel along, in float32 for every ``dtype``.
         dtype: The dtype on the wire. Owners round their factors to it too, so that replicas stay equal.
@@ -122,25 +112,24 @@ def scatter(
         arriving = _all_to_all(bucket.group, outgoing, incoming, dtype, device)
     yield
 
-    found: list[list[tuple[int, Tensor]]] = [[] for _ in bucket.members]
-    for p in bucket.here:
-        if p.unit.owner == bucket.rank:
-            found[p.member].append((p.start, made[p.key][p.in_unit]))
+    found = {p.key: made[p.key][p.in_unit] for p in bucket.here if p.unit.owner == bucket.rank}
     if arriving is not None:
         for pieces, received in zip(bucket.from_owners, arriving(), strict=True):
             parts = iter(received.split([size for p in pieces for size in (p.numel, norm_words(p))]))
             for p in pieces:
-                elements, sent = next(parts), next(parts)
-                found[p.member].append((p.start, elements))
+                found[p.key], sent = next(parts), next(parts)
                 if norms is not None:
                     norms[p.key] = _from_words(sent)
     empty = torch.empty(0, dtype=dtype, device=device)
-    ordered = [[elements for _, elements in sorted(pieces, key=lambda piece: piece[0])] for pieces in found]
-    return [torch.cat(pieces) if len(pieces) > 1 else (pieces or [empty])[0] for pieces in ordered], norms
+    shards: list[list[Tensor]] = [[] for _ in bucket.members]
+    for p in bucket.here:
+        if p.numel:
+            shards[p.member].append(found[p.key])
+    return [torch.cat(pieces) if len(pieces) > 1 else (pieces or [empty])[0] for pieces in shards], norms
 
 
 def _all_to_all(
-    group: "ProcessGroup",
+    group: "dist.ProcessGroup",
     outgoing: Sequence[Sequence[Tensor]],
     incoming: Sequence[int],
     dtype: torch.dtype,

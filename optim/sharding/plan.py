@@ -94,14 +94,8 @@ def assign_owners(parameters: Sequence[tuple[Sharding, MatrixLayout]], loads: Lo
     """Cut parameters into units and assign each unit to a rank of its group.
 
     Units that are whole on one rank stay there. The others are assigned, most expensive first, to the rank with the
-    smallest load. This depends only on shapes and shardings, so all ranks find the same result.
-
-    Args:
-        parameters: The sharding and the layout of each, in an order that is the same on all ranks.
-        loads: The cost that the ranks of each group have already; the new cost is added.
-
-    Returns:
-        The units of each parameter.
+    smallest load. This depends only on shapes and shardings, so all ranks find the same result. ``loads`` are the costs
+    that the ranks of each group have already; the new costs are added.
     """
     units = [cut_into_units(sharding, layout) for sharding, layout in parameters]
     travelling: list[tuple[int, int]] = []

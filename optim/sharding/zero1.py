@@ -47,12 +47,7 @@ class StateShares:
 def consolidate(
     parameters: Sequence[tuple[Tensor, StateShares]], states: Mapping[Tensor, State], to: int
 ) -> list[State] | None:
-    """Bring the state of parameters together on one rank. A collective: all ranks must call this.
-
-    Args:
-        parameters: The parameters whose state is shared out.
-        states: This rank's shares.
-        to: The rank in their groups that gets all shares.
+    """Bring the shares of state together on the rank ``to`` of their groups. A collective: all ranks must call this.
 
     Returns:
         On that rank the whole state of each parameter, on the CPU; ``None`` on the others.
@@ -129,16 +124,16 @@ def _owned_units(bucket: Bucket, parameters: Sequence[MuonParameter]) -> list[Mu
             replace(
                 p,
                 layout=unit.layout,
-                weight=_part(p.weight, unit.start, unit),
-                gradient=None if p.gradient is None else _part(p.gradient, unit.start, unit),
-                momentum=None if p.momentum is None else _part(p.momentum, first, unit),
-                mean_square=None if p.mean_square is None else _part(p.mean_square, first, unit),
+                weight=_of_unit(p.weight, unit.start, unit),
+                gradient=None if p.gradient is None else _of_unit(p.gradient, unit.start, unit),
+                momentum=None if p.momentum is None else _of_unit(p.momentum, first, unit),
+                mean_square=None if p.mean_square is None else _of_unit(p.mean_square, first, unit),
             )
         )
     return units
 
 
-def _part(tensor: Tensor, start: int, unit: Unit) -> Tensor:
+def _of_unit(tensor: Tensor, start: int, unit: Unit) -> Tensor:
     return tensor.reshape(-1)[start : start + unit.numel].view(unit.shape)
 
 
@@ -147,11 +142,8 @@ def adamw_shares_step(
 ) -> Iterator[None]:
     """Update parameters by one step of AdamW, each element by the rank that has its state; pause while weights travel.
 
-    Args:
-        pack: Whole parameters of one dtype and process group, with this rank's share of their state. Their new weights
-            travel together.
-        shares: The chunk of elements of each rank, by parameter; the first rank has the largest.
-        options: The options of the parameter group.
+    The parameters are whole, of one dtype and process group, with this rank's share of their state. ``shares`` are the
+    chunks of the ranks in each parameter; the first rank has the largest.
     """
     parts = [share.of(p.weight) for p, share in zip(pack, shares, strict=True)]
     gradients = [None if p.gradient is None else share.of(p.gradient) for p, share in zip(pack, shares, strict=True)]
@@ -162,7 +154,7 @@ def adamw_shares_step(
     ]
     adamw_update(mine, options)
     group = shares[0].sharding.group
-    chunks = [share.numel(0) for share in shares]
+    chunks = [share.numel(rank=0) for share in shares]
     packed = torch.cat([pad(part, (0, chunk - part.numel())) for part, chunk in zip(parts, chunks, strict=True)])
     gathered = packed.new_empty(group.size() * packed.numel())
     work = dist.all_gather_into_tensor(gathered, packed, group=group, async_op=True)

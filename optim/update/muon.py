@@ -112,7 +112,7 @@ class Transport(ABC):
         return self.options["update_scale"] == "nuclear_norm"
 
     def orthogonalize(self, names: list[str], matrices: Tensor) -> Tensor:
-        """Return the polar factors of matrices (b, m, n), and show them to the hooks; ``names`` has one a matrix."""
+        """Return the polar factors of matrices (b, m, n), after the hooks; ``names`` has one name for each matrix."""
         options = self.options
         # The result of Nesterov's look-ahead is a copy. It may be overwritten unless the nuclear norm still needs it.
         is_copy = options["nesterov"] and not options["polar_first"] and not self.needs_norms
