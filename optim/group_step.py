@@ -58,8 +58,8 @@ def adamw_group_step(group: Mapping[str, Any], plan: GroupPlan, states: States) 
 
     adamw_update([parameter(index) for index in plan.here], options)
     if plan.zero1_packs:
-        packs = ({index: parameter(index) for index in pack} for pack in plan.zero1_packs)
-        overlap(adamw_shares_step(list(p.values()), [plan.shares[i] for i in p], options) for p in packs)
+        packs = (([parameter(i) for i in pack], [plan.shares[i] for i in pack]) for pack in plan.zero1_packs)
+        overlap(adamw_shares_step(pack, shares, options) for pack, shares in packs)
 
 
 def _local(name: str, param: Tensor, plan: GroupPlan) -> tuple[Tensor, Tensor | None]:

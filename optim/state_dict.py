@@ -21,8 +21,8 @@ def restored(optimizer: torch.optim.Optimizer, shares: Sequence[tuple[Tensor, St
     """Check and complete what torch's ``load_state_dict`` does inside this context.
 
     Averages of half-precision parameters keep the dtype in which they were saved. State of DTensors is sharded like
-    them, the state of parameters in ``shares`` is cut, and what :func:`fill_state` has added is dropped. Layouts and
-    shardings stay those of the optimizer.
+    them, state that the ranks share out is cut to this rank's ``shares``, and what :func:`fill_state` has added is
+    dropped. Layouts and shardings stay those of the optimizer.
 
     Raises:
         ValueError: If the groups of the state dict contain other parameters, or update them by another algorithm.

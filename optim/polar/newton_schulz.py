@@ -126,7 +126,7 @@ def apply_quintics(matrix: Tensor, schedule: tuple[Quintic, ...], longest_run: i
     by a², as it does the small positive ones, until they diverge. So a run ends before an eigenvalue of minus the
     machine epsilon could grow to −0.2; the next run starts from a new R, which is positive again.
 
-    The source of the runs is that of :func:`gram_newton_schulz`. The matrices have the shape (batch, m, n), m ≤ n, and
+    The source of the runs is named at :func:`gram_newton_schulz`. The matrices have the shape (batch, m, n), m ≤ n, and
     singular values at most one. The result has their shape and dtype.
     """
     m, n = matrix.shape[-2:]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Piece:
-    """The elements that one rank has of a unit, in the range from ``start`` to ``stop`` of the parameter.
+    """The elements from ``start`` to ``stop`` of a parameter, which are those that one rank has of a unit.
 
     ``member`` is the position of the parameter in its bucket.
     """
@@ -138,7 +138,7 @@ def make_buckets(
     owns at most a batch of elements in a bucket, or a single larger unit. Replicated parameters arrive whole on each
     rank, so their bucket as a whole is at most a batch, or a unit for each rank.
 
-    Of each parameter, its position in the parameter group, itself, its sharding and its units are given.
+    Each parameter is given as its position in the parameter group, itself, its sharding and its units.
     """
     alike: defaultdict[Any, list[Member]] = defaultdict(list)
     bounds: dict[Any, int] = {}

@@ -74,7 +74,7 @@ def make_plans(
 
 
 def _distributed(params: Sequence[Tensor], shardings: Mapping[Tensor, Sharding]) -> dict[int, Sharding]:
-    """Return by position the shardings of the parameters that several ranks have, in flat ranges."""
+    """Return, by position, the shardings of parameters that are distributed over several ranks as flat ranges."""
     found = {}
     for index, param in enumerate(params):
         if is_dtensor(param):
@@ -87,6 +87,7 @@ def _distributed(params: Sequence[Tensor], shardings: Mapping[Tensor, Sharding])
 
 
 def _is_from_ddp(param: Tensor, sharding: Sharding) -> bool:
+    """Return whether DDP has made a sharding: FSDP2 and FSDP1 may replicate parameters too."""
     return sharding.replicated and not is_dtensor(param) and not is_flattened(param)
 
 
