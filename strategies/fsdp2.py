@@ -42,7 +42,7 @@ from lightning_muon.strategies.checkpoint_folder import (
     write_checkpoint_folder,
 )
 from lightning_muon.strategies.model_state import gather, load_model_state
-from lightning_muon.strategies.optimizer_state import gathered, matched, named_state, numbered
+from lightning_muon.strategies.optimizer_state import gathered, matched, named_state
 
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
@@ -199,24 +199,20 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @override
     def validation_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        with self._resharded_afterwards():
-            return super().validation_step(*args, **kwargs)
+        return self._resharded(super().validation_step(*args, **kwargs))
 
     @override
     def test_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        with self._resharded_afterwards():
-            return super().test_step(*args, **kwargs)
+        return self._resharded(super().test_step(*args, **kwargs))
 
     @override
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
-        with self._resharded_afterwards():
-            return super().predict_step(*args, **kwargs)
+        return self._resharded(super().predict_step(*args, **kwargs))
 
-    @contextmanager
-    def _resharded_afterwards(self) -> Generator[None, None, None]:
+    def _resharded(self, output: Any) -> Any:
         """Free what no backward will need. Otherwise ``parameters()`` returns gathered tensors, not the shards."""
-        yield
         self._reshard()
+        return output
 
     def _reshard(self) -> None:
         for module in self._sharded_modules():
@@ -259,10 +255,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._reshard()
         inner = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         state = named_state(inner, self._root)
-        if self.state_dict_type == "sharded":
-            return state
-        state = gathered(state, keep=self.is_global_zero)
-        return numbered(state) if self.is_global_zero else {}
+        return state if self.state_dict_type == "sharded" else gathered(state, keep=self.is_global_zero)
 
     @override
     def save_checkpoint(
