@@ -102,8 +102,9 @@ class AutoWeightDecay(StepMonitor):
         every_n_steps: int | None = None,
     ) -> None:
         super().__init__(every_n_steps)
+        is_target = target_rms is None or target_rms == "bf16" or _is_positive(target_rms)
         for name, value, fits, demand in (
-            ("target_rms", target_rms, _is_target(target_rms), "a positive number, 'bf16', or null for the limit"),
+            ("target_rms", target_rms, is_target, "a positive number, 'bf16', or null for the limit"),
             ("limit", limit, is_number(limit) and limit > 0, "positive"),
             ("weight_decay", weight_decay, _is_positive(weight_decay), "positive and finite"),
             ("horizon", horizon, is_whole(horizon) and horizon >= 0, "at least 0, a whole number"),
@@ -298,10 +299,6 @@ class AutoWeightDecay(StepMonitor):
     def _close(self) -> None:
         super()._close()
         self._swap.close()
-
-
-def _is_target(value: object) -> bool:
-    return value is None or value == "bf16" or _is_positive(value)
 
 
 def _is_positive(value: object) -> bool:

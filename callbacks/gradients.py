@@ -96,24 +96,20 @@ class GradientMonitor(StepMonitor):
         sample = self._sample(optimizer)
         has_gradient = names_with_gradient(trainer, {name: one.parameter for name, one in sample.items()})
         sample = {name: sample[name] for name in has_gradient}
-        gradients = {name: one.parameter.grad for name, one in sample.items()}
-        grams = unit_grams_of(trainer, sample, gradients)
+        gradients = unit_grams_of(trainer, sample, {name: one.parameter.grad for name, one in sample.items()})
         yield
-        momenta = {name: momentum_of(optimizer, one.parameter) for name, one in sample.items()}
-        grams_after = unit_grams_of(trainer, sample, momenta)
+        found = {name: momentum_of(optimizer, one.parameter) for name, one in sample.items()}
+        momenta = unit_grams_of(trainer, sample, found)
         # One batch for each side: with small matrices the calls take more time than the arithmetic.
         batches: defaultdict[tuple[int, torch.device], list[tuple[str, str, Tensor]]] = defaultdict(list)
-        for kind, of_kind in (("gradient", grams), ("momentum", grams_after)):
-            for name, gram in of_kind.items():
+        for kind, grams in (("gradient", gradients), ("momentum", momenta)):
+            for name, gram in grams.items():
                 batches[gram.shape[-1], gram.device].append((kind, name, gram))
-        projected = [
-            (
-                [(kind, name) for kind, name, gram in batch for _ in gram],
-                tridiagonals(torch.cat([g for *_, g in batch])),
-            )
-            for batch in batches.values()
-        ]
-        self._measured.append((list(sample), projected))
+        measured = []
+        for batch in batches.values():
+            owners = [(kind, name) for kind, name, gram in batch for _ in gram]
+            measured.append((owners, tridiagonals(torch.cat([gram for *_, gram in batch]))))
+        self._measured.append((list(sample), measured))
 
     @override
     def report(self, trainer: Trainer, pl_module: LightningModule, measured: list[Measurement]) -> None:

@@ -1,5 +1,6 @@
 """The size of the updates of Muon's and of other groups."""
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -69,7 +70,7 @@ class UpdateRMSMonitor(StepMonitor):
         self.sample = sample
         self.max_elements = max_elements
         self.max_ratio = max_ratio
-        self._limits = self.make_limits()
+        self._limits = self.make_limits()  # which raises the error of a wrong argument
 
     @override
     def watches(self, optimizer: Optimizer) -> bool:
@@ -125,10 +126,8 @@ class UpdateRMSMonitor(StepMonitor):
                 moves[group.is_muon][group.label] = lr * of_groups[group.label]
         self.warn_of_not_finite(trainer, "the update RMS", of_parameters)
         scalars = {f"update_rms/{label}": rms for label, rms in of_groups.items()}
-        for name, rms in of_parameters.items():
-            if self._chosen.takes(name):
-                scalars[f"parameter_update_rms/{name}"] = rms
-        log_scalars(trainer, scalars)
+        chosen = {name: rms for name, rms in of_parameters.items() if self._chosen.takes(name)}
+        log_scalars(trainer, scalars | {f"parameter_update_rms/{name}": rms for name, rms in chosen.items()})
         self._limits["update_rms"].watch(trainer, ratios(moves[True], moves[False]))
 
     @override
@@ -141,8 +140,8 @@ class UpdateRMSMonitor(StepMonitor):
 def ratios(muon: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
     """Return the ratios between the moves of Muon groups and of others, by a text that names both groups."""
     found: dict[str, float] = {}
-    for one, other in ((a, b) for a in muon.items() for b in others.items()):
-        (_, small), (_, large) = (less, more) = sorted((one, other), key=lambda move: move[1])
+    for pair in itertools.product(muon.items(), others.items()):
+        (less, small), (more, large) = sorted(pair, key=lambda move: move[1])
         if small > 0:
-            found[f"{more[0]} ({large:.2g}) to {less[0]} ({small:.2g})"] = large / small
+            found[f"{more} ({large:.2g}) to {less} ({small:.2g})"] = large / small
     return found

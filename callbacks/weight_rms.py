@@ -96,7 +96,7 @@ class WeightRMSMonitor(StepMonitor):
         self.max_lost_updates = max_lost_updates
         self.min_doublings_to_overflow = min_doublings_to_overflow
         self._chosen_outputs = NameChoice("WeightRMSMonitor: outputs", outputs)
-        self._limits = self.make_limits()
+        self._limits = self.make_limits()  # which raises the error of a wrong argument
         self._outputs = OutputMeter({})
         self._wants_outputs = False
         self._only_outputs = False

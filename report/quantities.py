@@ -280,7 +280,7 @@ OTHER_LOSS = rf"(?!{_VALIDATION}){OWN_LOSS}"
 
 _SECTIONS = ("Health", "Training", "Cost")
 CHARTS = sorted(
-    {
+    {  # quantities may share a chart
         *(quantity.chart for quantity in QUANTITIES if quantity.chart is not None),
         Chart("Training", 1, "Loss", LOSS),
         Chart("Training", 2, "Other validation metrics", r"(val|valid|validation|eval)[/_](?!.*[Ll]oss).+"),
@@ -288,7 +288,7 @@ CHARTS = sorted(
         Chart("Cost", 2, "Batches per second", r"(train|device)[|/]batches_per_sec(ond)?"),
         Chart("Cost", 3, "Samples per second", r"(train|device)[|/]samples_per_sec(ond)?"),
     },
-    key=lambda chart: (_SECTIONS.index(chart.category), chart.place),
+    key=lambda chart: (_SECTIONS.index(chart.category), chart.place, chart.title),
 )
 
 

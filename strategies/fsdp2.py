@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -43,6 +43,8 @@ from lightning_muon.strategies.checkpoint_folder import (
 )
 from lightning_muon.strategies.model_state import gather, load_model_state
 from lightning_muon.strategies.optimizer_state import gathered, matched, named_state
+
+Output = TypeVar("Output")
 
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
@@ -209,7 +211,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
         return self._resharded(super().predict_step(*args, **kwargs))
 
-    def _resharded(self, output: Any) -> Any:
+    def _resharded(self, output: Output) -> Output:
         """Free what no backward will need. Otherwise ``parameters()`` returns gathered tensors, not the shards."""
         self._reshard()
         return output
