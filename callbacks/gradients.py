@@ -93,9 +93,9 @@ class GradientMonitor(StepMonitor):
     def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
         """Measure the gradients before the step, and the momenta after it."""
         trainer = pl_module.trainer
-        sample = self._sample(optimizer)
-        has_gradient = names_with_gradient(trainer, {name: one.parameter for name, one in sample.items()})
-        sample = {name: sample[name] for name in has_gradient}
+        chosen = self._sample(optimizer)
+        has_gradient = names_with_gradient(trainer, {name: one.parameter for name, one in chosen.items()})
+        sample = {name: chosen[name] for name in has_gradient}
         gradients = unit_grams_of(trainer, sample, {name: one.parameter.grad for name, one in sample.items()})
         yield
         found = {name: momentum_of(optimizer, one.parameter) for name, one in sample.items()}

@@ -144,9 +144,6 @@ class WeightRMSMonitor(StepMonitor):
             if float(labelled.group.get("lr", 1.0)) != 0
             for name, matrix in labelled.named_parameters(self._names)
         }
-        if not moving:
-            yield
-            return
         names = spread_evenly(names_with_gradient(trainer, moving), self.sample, self._chosen)
         sampled = [moving[name] for name in names]
         shards = find_shards(trainer, sampled)

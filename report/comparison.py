@@ -43,8 +43,10 @@ class Comparison:
     def verdict(self, column: int) -> RunVerdict:
         """Return the worst verdict of a run's figures; it is not ``ok`` if the run's health was not measured."""
         found = {one.verdict for _, figures in self.lines if (one := figures[column]) is not None}
-        if "bad" in found or "watch" in found:
-            return "bad" if "bad" in found else "watch"
+        if "bad" in found:
+            return "bad"
+        if "watch" in found:
+            return "watch"
         return "ok" if is_monitored(self.runs[column]) else "not measured"
 
     def remarks(self, column: int) -> list[str]:

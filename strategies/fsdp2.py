@@ -296,9 +296,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         states = checkpoint["optimizer_states"]
         if states and len(states) != len(self.optimizers):
             raise ValueError(f"the checkpoint has {len(states)} optimizers, the module {len(self.optimizers)}")
-        pairs = list(zip(self.optimizers, states, strict=False))
         # All are matched before the first is loaded: after a mismatch nothing has changed.
-        for optimizer, state in [(opt, matched(saved, opt, self._root)) for opt, saved in pairs]:
+        fitting = [(opt, matched(saved, opt, self._root)) for opt, saved in zip(self.optimizers, states, strict=False)]
+        for optimizer, state in fitting:
             optimizer.load_state_dict(state)
 
 
@@ -322,8 +322,7 @@ def _turn_inference_mode_off(trainer: Trainer) -> None:
 
 
 def _is_sharded(model: nn.Module) -> bool:
-    modules = any(isinstance(module, FSDPModule) for module in model.modules())
-    return modules or any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return any(isinstance(part, (FSDPModule, DTensor)) for part in chain(model.modules(), model.parameters()))
 
 
 def _check_complete(model: nn.Module) -> None:
