@@ -32,8 +32,8 @@ STEPS_WITHOUT_LOG = 50
 SAMPLE = 8
 
 # Arguments of only one of the two modes.
-THRESHOLD_ARGUMENTS = ("limit", "weight_decay", "release")
-TARGET_ARGUMENTS = ("per", "bounds")
+THRESHOLD_ARGUMENTS: tuple[str, ...] = ("limit", "weight_decay", "release")
+TARGET_ARGUMENTS: tuple[str, ...] = ("per", "bounds")
 
 
 class AutoWeightDecay(StepMonitor):
