@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_muon.optim.polar.exact import qdwh, svd, zolo_pd
-from lightning_muon.optim.polar.newton_schulz import gram_newton_schulz, newton_schulz
-from lightning_muon.optim.polar.polar_express import polar_express
+from lightning_muon.optim.polar.newton_schulz import gram_newton_schulz, newton_schulz, polar_express
 
 Orthogonalizer = Literal["newton_schulz", "polar_express", "gram_newton_schulz", "qdwh", "zolo_pd", "svd"]
 

@@ -13,8 +13,7 @@ from typing_extensions import override
 from lightning_muon.optim.sharding.buckets import Bucket, Piece
 from lightning_muon.optim.sharding.exchange import UnitNumbers, gather, scatter, wire_dtype
 from lightning_muon.optim.sharding.sharding import Unit
-from lightning_muon.optim.update.muon import MuonParameter, OrthogonalizeHook, Stages, Steps, Transport
-from lightning_muon.optim.update.normuon import neuron_factors
+from lightning_muon.optim.update.muon import MuonParameter, OrthogonalizeHook, Stages, Steps, Transport, neuron_factors
 from lightning_muon.optim.update.options import MuonOptions
 from lightning_muon.optim.update.scale import nuclear_norm
 from lightning_muon.optim.update.state import state_dtype

@@ -12,7 +12,6 @@ from typing_extensions import override
 
 from lightning_muon.optim.polar.orthogonalize import orthogonalize
 from lightning_muon.optim.update.matrix_layout import MatrixLayout
-from lightning_muon.optim.update.normuon import neuron_factors
 from lightning_muon.optim.update.options import MuonOptions
 from lightning_muon.optim.update.scale import nuclear_norm, scale_factor
 from lightning_muon.optim.update.state import HALF
@@ -21,6 +20,8 @@ from lightning_muon.optim.update.state import HALF
 # few that what is computed from them stays in its cache (measured by benchmarks/optimizer_step.py).
 BATCH_ELEMENTS = {"cpu": 1 << 20}
 BATCH_ELEMENTS_ELSEWHERE = 1 << 24
+# Keeps a neuron that never had an update from being divided by zero; arXiv:2510.05491, algorithm 1.
+NEURON_EPS = 1e-8
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -86,7 +87,7 @@ class Transport(ABC):
 
     @abstractmethod
     def normalize_neurons(self, steps: Steps, mean_squares: Sequence[Tensor]) -> Steps:
-        """Apply :func:`~lightning_muon.optim.update.normuon.neuron_factors` to the neurons of each matrix."""
+        """Apply :func:`neuron_factors` to the neurons of each matrix."""
 
     @abstractmethod
     def scale(self, steps: Steps, norms: Any) -> Steps:
@@ -178,6 +179,28 @@ def average_squares(batch: Sequence[MuonParameter], steps: Sequence[Tensor], bet
         else:
             squares.append(p.mean_square.lerp_(step.to(p.mean_square.dtype).square(), 1 - beta))
     return squares
+
+
+def neuron_factors(mean_squares: Tensor, squares: Tensor) -> Tensor:
+    """Return the number that multiplies the update of each neuron.
+
+    Polar factors have singular values near one, but rows of very different norms. Dividing row i by √vᵢ, where v is the
+    moving average of the mean square of row i, makes the rows alike. The Frobenius norm of each matrix stays what it
+    was, so that the update scale means the same with and without.
+
+    Source: Li et al., "NorMuon" (2025), arXiv:2510.05491, algorithm 1.
+
+    Args:
+        mean_squares: Moving averages of the mean square of each neuron's step, this step included, shape (b, neurons).
+        squares: The sum of the squares of each neuron's step, shape (b, neurons).
+
+    Returns:
+        Shape (b, neurons).
+    """
+    factors = 1 / (mean_squares.sqrt() + NEURON_EPS)
+    size, new_size = (s.sum(dim=-1, keepdim=True).sqrt() for s in (squares, squares * factors**2))
+    scaled: Tensor = factors * (size / new_size.clamp_min(torch.finfo(torch.float32).tiny))
+    return scaled
 
 
 def apply_steps(moving: Iterable[Applied], options: MuonOptions) -> None:

@@ -1,7 +1,5 @@
 """Checkpoints that version 0.1.0 saved resume as they did then: the weights some steps later are the same."""
 
-import multiprocessing as mp
-import socket
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -14,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lightning_muon.strategies import consolidate_checkpoint
+from tests.processes import launch
 
 DATA = Path(__file__).parents[1] / "data" / "checkpoints_0_1_0"
-TIMEOUT = 100  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +56,12 @@ def test_a_folder_resumes_on_one_device_once_it_is_consolidated(
     assert difference(weights, "sharded") <= 1e-6
 
 
-def test_both_resume_under_fsdp2(training: ModuleType, folder: Path, tmp_path: Path) -> None:
+def test_both_resume_under_fsdp2(folder: Path) -> None:
     places = {"sharded": folder, "one_device": DATA / "one_device.pt"}
-    jobs = [
-        {"steps": training.STEPS, "resume": checkpoint, "out": tmp_path / f"{place}.pt"}
-        for place, checkpoint in places.items()
-    ]
-    run_on_two_processes(training.train_on_rank, jobs)
+    program = DATA / "training_0_1_0.py"
+    weights, _ = launch(program, "train_on_two_processes", 2, places, process_group=False)
     for place in places:
-        weights = torch.load(tmp_path / f"{place}.pt", weights_only=True)
-        assert difference(weights, place) <= 1e-6
+        assert difference(weights[place], place) <= 1e-6
 
 
 def forget_momentum(checkpoint: dict[str, Any]) -> None:
@@ -104,20 +98,3 @@ def test_each_part_of_the_checkpoint_is_needed(
     torch.save(checkpoint, tmp_path / "incomplete.pt")
     weights = training.train(training.STEPS, resume=tmp_path / "incomplete.pt")
     assert difference(weights, "one_device") > 1e-4
-
-
-def run_on_two_processes(target: Callable[..., None], jobs: list[dict[str, Any]]) -> None:
-    context = mp.get_context("forkserver")  # which imports torch and Lightning once for all processes
-    context.set_forkserver_preload(["lightning.pytorch", "lightning_muon.optim", "lightning_muon.strategies"])
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    processes = [context.Process(target=target, args=(rank, 2, port, jobs), daemon=True) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(TIMEOUT)
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    assert codes == [0, 0], f"exit codes {codes} (None: still running), see stderr"

@@ -27,7 +27,7 @@ def equals_one_device(atol: float = 1e-5, dtype: torch.dtype = torch.float32, **
                 )
 
 
-def check_polargrad_with_factors_first_in_many_rounds() -> None:
+def check_polargrad_with_factors_first_in_many_buckets() -> None:
     equals_one_device(lr=0.1, update_scale="nuclear_norm", polar_first=True, batch_elements=200)
 
 

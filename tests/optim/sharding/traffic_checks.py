@@ -102,15 +102,15 @@ def check_experts_that_are_whole_somewhere_stay_there() -> None:
     assert step("fsdp2", model, **options).calls == []
 
 
-def check_collectives_a_round() -> None:
-    rounds = LAYERS // dist.get_world_size()
+def check_collectives_a_bucket() -> None:
+    buckets = LAYERS // dist.get_world_size()
     small = {"batch_elements": WIDTH * WIDTH}
-    assert step("fsdp2", **small).calls == ["all_to_all"] * 2 * rounds
+    assert step("fsdp2", **small).calls == ["all_to_all"] * 2 * buckets
     norms = step("fsdp2", **small, neuron_beta=0.9)
-    assert sorted(norms.calls) == sorted([*["all_to_all"] * 2, "all_reduce"] * rounds)
+    assert sorted(norms.calls) == sorted([*["all_to_all"] * 2, "all_reduce"] * buckets)
 
 
-def check_the_next_round_is_on_its_way_before_this_one_is_orthogonalized() -> None:
+def check_the_next_bucket_is_on_its_way_before_this_one_is_orthogonalized() -> None:
     order: list[str] = []
     model = wrap("fsdp2", square_layers(), nn.Linear)
     optimizer = make_optimizer(model, "fsdp2", batch_elements=WIDTH * WIDTH)
