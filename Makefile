@@ -1,6 +1,8 @@
 # All paths are relative, because the checkout may be in a folder with spaces in its name.
 
 PYTHON ?= python3
+# The versions that pip installs.
+CONSTRAINTS ?= constraints.txt
 
 BIN := .venv/bin
 # The project that the default answers generate.
@@ -18,9 +20,9 @@ help: ## List the targets
 
 install: .venv/.installed ## Make .venv with all that development needs
 
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
 demo: install ## Generate a project, train it on real text, sample from its model

@@ -20,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from benchmarks.demo import generate, inside
+from benchmarks.demo import SMALL, generate, inside
 from benchmarks.record import RESULTS, report
 from lightning_muon.cli import MuonCLI
 
@@ -161,14 +161,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=12, help="pairs of turns, with and without monitors")
     parser.add_argument("--turn", type=int, default=100, help="steps per turn")
-    parser.add_argument("--quick", action="store_true", help="few and short turns, to check that it runs")
+    parser.add_argument("--quick", action="store_true", help="short turns of a small model, to check that it runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     options = parser.parse_args(arguments)
     if options.quick:
         options.pairs, options.turn = 1, 25
     steps = (1 + 2 * options.pairs) * options.turn
     with tempfile.TemporaryDirectory() as folder:
-        turns = train(Path(folder), options.turn, steps)
+        turns = train(Path(folder), options.turn, steps, SMALL if options.quick else [])
     report(
         f"What the monitors add to the demo's steps, measuring as it does by default: {options.pairs} pairs of"
         f" {options.turn} steps",
@@ -226,7 +226,7 @@ def _row(name: str, seconds: float, step: float) -> dict[str, Any]:
     return {"monitor": name, "ms in 10 steps": 1e4 * seconds, "% of the steps' time": 100 * seconds / step}
 
 
-def train(folder: Path, turn: int, steps: int) -> Turns:
+def train(folder: Path, turn: int, steps: int, options: list[str]) -> Turns:
     """Generate the demo's project in a folder, and train its model in turns."""
     project, module, data = generate(folder)
     found: list[Turns] = []
@@ -246,7 +246,7 @@ def train(folder: Path, turn: int, steps: int) -> Turns:
         module,
         data,
         default_config=project / "configs" / "default.yaml",
-        args=["fit", f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0", *inside(project)],
+        args=["fit", f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0", *inside(project), *options],
     )
     return found[0]
 

@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
     for world_size in [2] if options.quick else options.processes:
         ways = [way for way in WAYS if way != "hsdp" or world_size % 2 == 0]
         with tempfile.TemporaryDirectory() as folder:
-            mp.spawn(_process, (world_size, folder, ways), nprocs=world_size)
+            mp.start_processes(_process, (world_size, folder, ways), nprocs=world_size, start_method="forkserver")
             counted_rows = torch.load(f"{folder}/rows-{world_size}")
         for way, wire, collectives, sent in counted_rows:
             ranks = world_size // 2 if way == "hsdp" else world_size

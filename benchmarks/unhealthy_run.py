@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.demo import generate, inside
+from benchmarks.demo import SMALL, generate, inside
 from benchmarks.record import RESULTS, report
 from lightning_muon.cli import MuonCLI
 from lightning_muon.report import read_run
@@ -39,11 +39,11 @@ FIGURES: dict[str, tuple[str, Callable[[Sequence[float]], float]]] = {
 def main(arguments: list[str] | None = None) -> None:
     """Train the three runs and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few steps, to check that it runs")
+    parser.add_argument("--quick", action="store_true", help="few steps of a small model, to check that it runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     options = parser.parse_args(arguments)
     steps = 25 if options.quick else 300
-    quick = ["--trainer.val_check_interval=1.0", "--trainer.limit_val_batches=2"] if options.quick else []
+    quick = [*SMALL, "--trainer.val_check_interval=1.0", "--trainer.limit_val_batches=2"] if options.quick else []
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         project, module, data = generate(Path(folder))

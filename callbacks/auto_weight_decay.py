@@ -32,8 +32,8 @@ STEPS_WITHOUT_LOG = 50
 SAMPLE = 8
 
 # Arguments of only one of the two modes.
-THRESHOLD_ARGUMENTS = ("limit", "weight_decay", "release")
-TARGET_ARGUMENTS = ("per", "bounds")
+THRESHOLD_ARGUMENTS: tuple[str, ...] = ("limit", "weight_decay", "release")
+TARGET_ARGUMENTS: tuple[str, ...] = ("per", "bounds")
 
 
 class AutoWeightDecay(StepMonitor):
@@ -102,8 +102,9 @@ class AutoWeightDecay(StepMonitor):
         every_n_steps: int | None = None,
     ) -> None:
         super().__init__(every_n_steps)
+        is_target = target_rms is None or target_rms == "bf16" or _is_positive(target_rms)
         for name, value, fits, demand in (
-            ("target_rms", target_rms, _is_target(target_rms), "a positive number, 'bf16', or null for the limit"),
+            ("target_rms", target_rms, is_target, "a positive number, 'bf16', or null for the limit"),
             ("limit", limit, is_number(limit) and limit > 0, "positive"),
             ("weight_decay", weight_decay, _is_positive(weight_decay), "positive and finite"),
             ("horizon", horizon, is_whole(horizon) and horizon >= 0, "at least 0, a whole number"),
@@ -128,16 +129,14 @@ class AutoWeightDecay(StepMonitor):
 
         self._control = self._make_control()
         self._swap = DecaySwap(self._choose_decays, self._record_step)
-        self._matrix_names: dict[int, str] = {}  # by id
         self._taken: dict[str, tuple[float | Tensor, float]] = {}  # learning rate and decay of the last step, by group
         self._curve: dict[str, float] = {}  # what the last step logs, by tag
-        self._samples: list[UpdateSample] = []
         self._still: set[str] = set()  # matrices without a gradient, which neither move nor decay
 
     @property
     def active(self) -> bool:
         """Whether the decay is turned on, or a target is being approached."""
-        return self._control.active
+        return self._control.ramp.active
 
     @property
     @override
@@ -156,7 +155,6 @@ class AutoWeightDecay(StepMonitor):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":  # before the state in a checkpoint is restored
             self._control = self._make_control()
-            self._samples.clear()
             self._still.clear()
             self._curve.clear()
 
@@ -169,7 +167,6 @@ class AutoWeightDecay(StepMonitor):
             )
         super().on_train_start(trainer, pl_module)
         matrices = muon_matrices(trainer.optimizers, self._names)
-        self._matrix_names = {id(matrix): name for name, matrix in matrices.items()}
         for label, optimizer, _, group in muon_groups(trainer.optimizers):
             if "weight_decay" not in group:
                 raise MisconfigurationException(
@@ -193,7 +190,7 @@ class AutoWeightDecay(StepMonitor):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        self._control.advance(logged_step(trainer))
+        self._control.ramp.advance(logged_step(trainer), self.ramp_steps)
 
     @override
     def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
@@ -212,7 +209,7 @@ class AutoWeightDecay(StepMonitor):
         sample = UpdateSample(trainer, chosen)
         yield
         sample.finish({label: self._taken[label] for label in chosen})
-        self._samples.append(sample)
+        self._measured.append(sample)
 
     @override
     def on_train_batch_end(
@@ -224,25 +221,23 @@ class AutoWeightDecay(StepMonitor):
 
     @override
     @torch.no_grad()
-    def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def report(self, trainer: Trainer, pl_module: LightningModule, measured: list[UpdateSample]) -> None:
         matrices = muon_matrices(trainer.optimizers, self._names)
-        self._matrix_names = {id(matrix): name for name, matrix in matrices.items()}
         shards = find_shards(trainer, list(matrices.values()))
         # The same on all ranks, so that all decide alike.
         found = over_ranks(trainer, shards, [entry_norms(shard.local for shard in shards)])
-        measured = {
+        present = {
             name: MatrixSize(norm, entries)
             for name, norm, entries in zip(matrices, found.norm[0].tolist(), found.entries.tolist(), strict=True)
             if entries > 0 and name not in self._still
         }
-        rms = {name: size.rms for name, size in measured.items()}
-        self.warn_of_not_finite(trainer, "the weight RMS", rms, so="; nothing can be said about these")
-        samples, self._samples = self._samples, []
+        norms = {name: size.norm for name, size in present.items()}
+        self.warn_of_not_finite(trainer, "the weight RMS", norms, so="; nothing can be said about these")
         if isinstance(self._control, TargetControl):
-            for sample in samples:
+            for sample in measured:
                 for label, update_rms in sample.rms():
                     self._control.saw_update(label, update_rms)
-        finite = {name: size for name, size in measured.items() if math.isfinite(size.norm)}
+        finite = {name: size for name, size in present.items() if math.isfinite(size.norm)}
         sets: dict[str, MatrixSet] = {}
         for labelled in muon_groups(trainer.optimizers):
             lrs = float(labelled.group["lr"]), planned_lr(labelled.group)
@@ -264,12 +259,12 @@ class AutoWeightDecay(StepMonitor):
         self._control.load_state_dict(state_dict)
 
     def _refuse_arguments_without_effect(self) -> None:
-        without = self.target_rms is None
-        other, mode = (TARGET_ARGUMENTS, "a target") if without else (THRESHOLD_ARGUMENTS, "the limit")
+        if self.target_rms is None:
+            other, mode, found = TARGET_ARGUMENTS, "a target", "without target_rms"
+        else:
+            other, mode, found = THRESHOLD_ARGUMENTS, "the limit", f"with target_rms={self.target_rms!r}"
         defaults = inspect.signature(AutoWeightDecay).parameters
-        idle = [name for name in other if getattr(self, name) != defaults[name].default]
-        if idle:
-            found = "without target_rms" if without else f"with target_rms={self.target_rms!r}"
+        if idle := [name for name in other if getattr(self, name) != defaults[name].default]:
             raise MisconfigurationException(
                 f"AutoWeightDecay: {' and '.join(idle)} has no effect {found}: {', '.join(other)} belong to the mode"
                 f" with {mode}. Set target_rms to steer to it, or leave it out to turn a constant decay on at a limit."
@@ -284,7 +279,7 @@ class AutoWeightDecay(StepMonitor):
         return TargetControl(target, Aim(self.horizon, self.smoothing, self.bounds), self.ramp_steps)
 
     def _matrices_of(self, labelled: LabelledGroup) -> list[str]:
-        return [self._matrix_names.get(id(matrix), "") for matrix in labelled.group["params"]]
+        return [name for name, _ in labelled.named_parameters(self._names)]
 
     def _sets_of(self, labelled: LabelledGroup) -> list[str]:
         """Return the names of a group's sets of matrices with one decay: its own, or those of its matrices."""
@@ -304,11 +299,6 @@ class AutoWeightDecay(StepMonitor):
     def _close(self) -> None:
         super()._close()
         self._swap.close()
-        self._samples.clear()
-
-
-def _is_target(value: object) -> bool:
-    return value is None or value == "bf16" or _is_positive(value)
 
 
 def _is_positive(value: object) -> bool:

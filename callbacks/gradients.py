@@ -1,8 +1,8 @@
 """Condition number and stable rank of gradient and momentum: the anisotropy that orthogonalization removes."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Generator, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -24,6 +24,10 @@ LOGS_TO_A_MEASUREMENT = 10
 
 # The momentum in the state of Muon, SGD and MuonAdamW; of AdamW, Adam, …
 MOMENTA = ("momentum_buffer", "exp_avg")
+
+# Of a step: the names of the sample on all ranks; and for each batch of matrices their owners, "gradient" or "momentum"
+# and a name, and their tridiagonals.
+Measurement = tuple[list[str], list[tuple[list[tuple[str, str]], Tensor]]]
 
 
 class GradientMonitor(StepMonitor):
@@ -69,18 +73,10 @@ class GradientMonitor(StepMonitor):
         check_whole("GradientMonitor", sample=sample, max_elements=max_elements)
         self.sample = sample
         self.max_elements = max_elements
-        self._names_measured: list[str] = []
-        self._measured: list[GramBatch] = []
 
     @override
     def cadence(self, trainer: Trainer) -> int:
         return self.every_n_steps or LOGS_TO_A_MEASUREMENT * super().cadence(trainer)
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        self._names_measured.clear()
-        self._measured.clear()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,38 +93,37 @@ class GradientMonitor(StepMonitor):
     def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
         """Measure the gradients before the step, and the momenta after it."""
         trainer = pl_module.trainer
-        sample = self._sample(optimizer)
-        has_gradient = names_with_gradient(trainer, {name: one.parameter for name, one in sample.items()})
-        sample = {name: sample[name] for name in has_gradient}
-        gradients = {name: one.parameter.grad for name, one in sample.items()}
-        grams = unit_grams_of(trainer, sample, gradients)
+        chosen = self._sample(optimizer)
+        has_gradient = names_with_gradient(trainer, {name: one.parameter for name, one in chosen.items()})
+        sample = {name: chosen[name] for name in has_gradient}
+        gradients = unit_grams_of(trainer, sample, {name: one.parameter.grad for name, one in sample.items()})
         yield
-        momenta = {name: momentum_of(optimizer, one.parameter) for name, one in sample.items()}
-        grams_after = unit_grams_of(trainer, sample, momenta)
-        self._names_measured += sample
+        found = {name: momentum_of(optimizer, one.parameter) for name, one in sample.items()}
+        momenta = unit_grams_of(trainer, sample, found)
         # One batch for each side: with small matrices the calls take more time than the arithmetic.
         batches: defaultdict[tuple[int, torch.device], list[tuple[str, str, Tensor]]] = defaultdict(list)
-        for kind, of_kind in (("gradient", grams), ("momentum", grams_after)):
-            for name, gram in of_kind.items():
+        for kind, grams in (("gradient", gradients), ("momentum", momenta)):
+            for name, gram in grams.items():
                 batches[gram.shape[-1], gram.device].append((kind, name, gram))
+        measured = []
         for batch in batches.values():
             owners = [(kind, name) for kind, name, gram in batch for _ in gram]
-            self._measured.append(GramBatch(owners, tridiagonals(torch.cat([gram for *_, gram in batch]))))
+            measured.append((owners, tridiagonals(torch.cat([gram for *_, gram in batch]))))
+        self._measured.append((list(sample), measured))
 
     @override
-    def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def report(self, trainer: Trainer, pl_module: LightningModule, measured: list[Measurement]) -> None:
         """Combine the ranks: with a sharded state a momentum is on one of them."""
-        names, self._names_measured = self._names_measured, []
-        measured, self._measured = self._measured, []
-        if not names:
+        kinds = ("gradient", "momentum")
+        expected = [(kind, name) for kind in kinds for names, _ in measured for name in names]
+        if not expected:
             return
         rows = []
-        for owners, projected in measured:
+        for owners, projected in itertools.chain.from_iterable(batches for _, batches in measured):
             condition, rank = condition_and_stable_rank(projected.cpu()).unbind(1)
             worst = torch.column_stack([condition, -rank])  # the largest are the worst
             rows.append((owners, worst.masked_fill(condition.unsqueeze(1) == 0, -torch.inf)))  # no matrices of zeros
-        kinds = ("gradient", "momentum")
-        found = worst_over_ranks(trainer, [(kind, name) for kind in kinds for name in names], rows, columns=2)
+        found = worst_over_ranks(trainer, expected, rows, columns=2)
         self.log_summary(
             trainer,
             {
@@ -140,13 +135,6 @@ class GradientMonitor(StepMonitor):
 
     def _sample(self, *optimizers: Optimizer) -> dict[str, SampledParameter]:
         return sampled_matrices(optimizers, self._names, self.sample, self.max_elements, self._chosen)
-
-
-class GramBatch(NamedTuple):
-    """Measurements of a batch of matrices, on their device."""
-
-    owners: list[tuple[str, str]]  # for each, "gradient" or "momentum", and the name of the parameter
-    projected: Tensor  # their tridiagonals
 
 
 def momentum_of(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:

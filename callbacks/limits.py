@@ -17,14 +17,14 @@ class Limit:
 
     Args:
         monitor: The name of the monitor.
-        argument: The name of its argument that sets the limit.
+        argument: Its argument that sets the limit: ``min_…`` for the least healthy value, ``max_…`` for the largest.
         bound: The limit; ``None`` is no limit.
         quantity: What is limited, in words.
         advice: What to do.
-        is_least: The bound is the least healthy value, not the largest.
+        smallest: The smallest valid bound.
 
     Raises:
-        MisconfigurationException: If the bound is negative.
+        MisconfigurationException: If the bound is not valid.
     """
 
     monitor: str
@@ -32,26 +32,28 @@ class Limit:
     bound: float | None
     quantity: str
     advice: str
-    is_least: bool = False
+    smallest: float = 0
     told: bool = False
 
     def __post_init__(self) -> None:
-        if self.bound is not None and not (is_number(self.bound) and self.bound >= 0):
+        if self.bound is not None and not (is_number(self.bound) and self.bound >= self.smallest):
             raise MisconfigurationException(
-                f"{self.monitor}: {self.argument} must be at least 0, or null for no limit, got {self.bound!r}"
+                f"{self.monitor}: {self.argument} must be at least {self.smallest}, or null for no limit,"
+                f" got {self.bound!r}"
             )
 
     def watch(self, trainer: Trainer, values: Mapping[str, float]) -> None:
         """Warn of the value that is farthest beyond the limit, the first time that there is one; NaN is ignored."""
         if self.bound is None or self.told:
             return
-        sign = -1.0 if self.is_least else 1.0
+        is_least = self.argument.startswith("min_")
+        sign = -1.0 if is_least else 1.0
         beyond = {name: value for name, value in values.items() if sign * value > sign * self.bound}
         if not beyond:
             return
         self.told = True
         name = max(beyond, key=lambda name: sign * beyond[name])
-        relation = "under" if self.is_least else "over"
+        relation = "under" if is_least else "over"
         others = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
         warn(
             trainer,

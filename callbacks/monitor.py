@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_muon.callbacks.arguments import NameChoice, check_whole, some
+from lightning_muon.callbacks.limits import Limit
 from lightning_muon.callbacks.logging import log_scalars, logged_step, summarize, warn
 from lightning_muon.callbacks.matrices import module_names, muon_groups, muon_matrices
 
@@ -24,7 +25,8 @@ class StepMonitor(Callback):
 
     An optimizer that is due stays due until it steps: several optimizers may take turns, a gradient scaler may skip a
     step, and manual optimization may accumulate. A subclass overrides :meth:`around_step`, which runs around one step
-    of each optimizer that is due, and :meth:`report`, which runs once at the end of the batch.
+    of each optimizer that is due and appends to ``_measured``, and :meth:`report`, which gets the list at the end of
+    the batch.
 
     Args:
         every_n_steps: How often to measure, in optimizer steps. Default: the trainer's ``log_every_n_steps``.
@@ -50,6 +52,8 @@ class StepMonitor(Callback):
         self._due: set[Optimizer] = set()
         self._watched: dict[Optimizer, tuple[Generator[None, None, None], RemovableHandle]] = {}
         self._stepped: set[Optimizer] = set()
+        self._measured: list[Any] = []
+        self._limits: dict[str, Limit] = {}
         self._warned_of_not_finite = False
         self._saw_a_step = False
         self._due_since: int | None = None
@@ -58,9 +62,13 @@ class StepMonitor(Callback):
         """Read gradients and old weights, yield for the step, read new weights; closed early if the step is skipped."""
         yield
 
-    def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what was measured in this batch."""
+    def report(self, trainer: Trainer, pl_module: LightningModule, measured: list[Any]) -> None:
+        """Log what :meth:`around_step` has measured in this batch."""
         raise NotImplementedError
+
+    def make_limits(self) -> dict[str, Limit]:
+        """Return the limits of quantities, by name, none of which has been warned of."""
+        return {}
 
     def watches(self, optimizer: Optimizer) -> bool:
         """Return whether to measure the steps of an optimizer."""
@@ -85,6 +93,7 @@ class StepMonitor(Callback):
         reason = "both would log under the same tags. Keep one of them, and give it its options"
         check_only_one(trainer, type(self), f", itself or a subclass: {reason} where it stands in the config.")
         self._due.clear()
+        self._limits = self.make_limits()
         self._warned_of_not_finite = False
         self._saw_a_step, self._due_since = False, None
 
@@ -117,11 +126,11 @@ class StepMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        stepped = self._stepped
+        stepped, measured = self._stepped, self._measured
         self._stop_watching()
         if stepped:
             self._due.difference_update(stepped)
-            self.report(trainer, pl_module)
+            self.report(trainer, pl_module, measured)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -176,7 +185,7 @@ class StepMonitor(Callback):
         for measurement, handle in self._watched.values():
             handle.remove()
             measurement.close()
-        self._watched, self._stepped = {}, set()
+        self._watched, self._stepped, self._measured = {}, set(), []
 
 
 def check_only_one(trainer: Trainer, kind: type[Callback], reason: str) -> None:

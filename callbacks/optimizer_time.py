@@ -91,17 +91,11 @@ class OptimizerTimeMonitor(StepMonitor):
                 self._end_update(optimizer)
             self._stop_watching()
         if self._updates and self.measures_now(trainer):
-            self.report(trainer, pl_module)
+            spans = self._updates, self._batches
+            seconds = [torch.tensor([sum(start.until(end) for start, end in of_kind)]) for of_kind in spans]
+            updates, batches = over_ranks(trainer, [EACH_RANK], seconds).sum.flatten().tolist()
+            log_scalars(trainer, {"optimizer_share": updates / batches})
             self._forget()
-
-    @override
-    def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        measured = [
-            torch.tensor([sum(start.until(end) for start, end in spans)]) for spans in (self._updates, self._batches)
-        ]
-        found = over_ranks(trainer, [EACH_RANK], measured)
-        updates, batches = found.sum.flatten().tolist()
-        log_scalars(trainer, {"optimizer_share": updates / batches})
 
     @override
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

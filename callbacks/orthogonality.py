@@ -1,5 +1,6 @@
 """How far the polar factors that Muon applies are from orthogonal."""
 
+import itertools
 from collections.abc import Generator, Sequence
 
 import torch
@@ -72,14 +73,6 @@ class OrthogonalityMonitor(StepMonitor):
         check_whole("OrthogonalityMonitor", sample=sample, max_elements=max_elements)
         self.sample = sample
         self.max_elements = max_elements
-        self._measured: list[FactorBatch] = []
-        self._expected: list[str] = []  # all parameters that may be orthogonalized, on any rank
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        self._measured.clear()
-        self._expected.clear()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,14 +90,15 @@ class OrthogonalityMonitor(StepMonitor):
         return super().around_step(pl_module, optimizer)
 
     @override
-    def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def report(
+        self, trainer: Trainer, pl_module: LightningModule, measured: list[tuple[list[str], list[FactorBatch]]]
+    ) -> None:
         """Combine the ranks: each matrix was orthogonalized on one of them."""
-        names, self._expected = list(dict.fromkeys(self._expected)), []
-        measured, self._measured = self._measured, []
+        names = list(dict.fromkeys(name for expected, _ in measured for name in expected))
         if not names:
             return
         rows = []
-        for owners, errors, tridiagonals in measured:
+        for owners, errors, tridiagonals in itertools.chain.from_iterable(batches for _, batches in measured):
             smallest, largest = extreme_singular_values(tridiagonals.cpu()).unbind(1)
             rows.append((owners, torch.column_stack([errors.cpu(), -smallest, largest])))  # the largest are the worst
         worst = worst_over_ranks(trainer, names, rows, columns=3)
@@ -135,8 +129,7 @@ class OrthogonalityMonitor(StepMonitor):
             yield
         finally:
             handle.remove()
-        self._expected += names.values()
-        self._measured += meter.finish()
+        self._measured.append((list(names.values()), meter.finish()))
 
     def _measure_moves(self, trainer: Trainer, optimizer: Optimizer) -> Generator[None, None, None]:
         """Measure how a few weights move."""
@@ -153,8 +146,7 @@ class OrthogonalityMonitor(StepMonitor):
                 meter.add([name] * len(factors), factors)
         finally:
             applied.close()
-        self._expected += moving
-        self._measured += meter.finish()
+        self._measured.append((moving, meter.finish()))
 
     def _sample(self, optimizer: Optimizer) -> dict[str, SampledParameter]:
         # Half precision rounds the steps away.

@@ -55,8 +55,7 @@ def find_shards(trainer: Trainer, tensors: Sequence[Tensor]) -> list[Shard]:
 
 def local_gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
     """Return what this rank holds of each parameter's gradient; an empty tensor where there is no gradient."""
-    gradients = ((parameter, parameter.grad) for parameter in parameters)
-    return [torch.empty(0, device=p.device) if g is None else local_tensor(g.detach()) for p, g in gradients]
+    return [torch.empty(0, device=p.device) if p.grad is None else local_tensor(p.grad.detach()) for p in parameters]
 
 
 @torch.no_grad()
@@ -111,20 +110,23 @@ def over_ranks(
     quantities = [*measured, torch.tensor(sizes, dtype=torch.float32)]
     values = torch.stack([quantity.to(device, torch.float32) for quantity in quantities])
     if trainer.world_size == 1 or not shards:
-        return _over_ranks(_combine(values.unsqueeze(0)))
-    alike: defaultdict[Groups, list[int]] = defaultdict(list)
-    for index, shard in enumerate(shards):
-        alike[shard.groups].append(index)
-    found = torch.empty(3, *values.shape, dtype=torch.float64)
-    for groups, members in alike.items():
-        of_ranks = values[:, members].unsqueeze(0)
-        for group in groups:
-            of_ranks = _gather(of_ranks, group)
-        found[:, :, members] = _combine(of_ranks)
-    # Replicas have the same weights, but may have added them up in another order.
-    found = found.to(device)
-    dist.broadcast(found, src=0)
-    return _over_ranks(found.cpu())
+        found = _combine(values.unsqueeze(0))
+    else:
+        alike: defaultdict[Groups, list[int]] = defaultdict(list)
+        for index, shard in enumerate(shards):
+            alike[shard.groups].append(index)
+        found = torch.empty(3, *values.shape, dtype=torch.float64)
+        for groups, members in alike.items():
+            of_ranks = values[:, members].unsqueeze(0)
+            for group in groups:
+                of_ranks = _gather(of_ranks, group)
+            found[:, :, members] = _combine(of_ranks)
+        # Replicas have the same weights, but may have added them up in another order.
+        found = found.to(device)
+        dist.broadcast(found, src=0)
+    found = found.cpu()
+    sums, norms, maxima = found[:, :-1]
+    return OverRanks(sums, norms, maxima, entries=found[0, -1])
 
 
 def names_with_gradient(trainer: Trainer, parameters: Mapping[str, Tensor]) -> list[str]:
@@ -170,11 +172,6 @@ def _combine(of_ranks: Tensor) -> Tensor:
     """Return sums, norms and maxima over the ranks of values (ranks, …), shape (3, …), float64 on the CPU."""
     wide = of_ranks.cpu().double()  # the only synchronization with the device
     return torch.stack([wide.sum(0), torch.linalg.vector_norm(wide, dim=0), wide.amax(0)])
-
-
-def _over_ranks(found: Tensor) -> OverRanks:
-    sums, norms, maxima = found[:, :-1]
-    return OverRanks(sums, norms, maxima, entries=found[0, -1])
 
 
 def _gather(values: Tensor, group: ProcessGroup | None) -> Tensor:

@@ -1,5 +1,6 @@
 """The size of the updates of Muon's and of other groups."""
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -7,11 +8,10 @@ from contextlib import closing
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_muon.callbacks.arguments import check_whole, is_number
+from lightning_muon.callbacks.arguments import check_whole
 from lightning_muon.callbacks.limits import Limit, advice
 from lightning_muon.callbacks.logging import log_scalars
 from lightning_muon.callbacks.matrices import labelled_groups
@@ -67,15 +67,10 @@ class UpdateRMSMonitor(StepMonitor):
     ) -> None:
         super().__init__(every_n_steps, per_parameter)
         check_whole("UpdateRMSMonitor", sample=sample, max_elements=max_elements)
-        if max_ratio is not None and not (is_number(max_ratio) and max_ratio >= 1):
-            raise MisconfigurationException(
-                f"UpdateRMSMonitor: max_ratio must be at least 1, or null for no limit, got {max_ratio!r}"
-            )
         self.sample = sample
         self.max_elements = max_elements
         self.max_ratio = max_ratio
-        self._limit = self._make_limit()
-        self._samples: list[GroupSample] = []
+        self._limits = self.make_limits()  # which raises the error of a wrong argument
 
     @override
     def watches(self, optimizer: Optimizer) -> bool:
@@ -86,12 +81,6 @@ class UpdateRMSMonitor(StepMonitor):
         return [
             name for group in labelled_groups(trainer.optimizers) for name, _ in group.named_parameters(self._names)
         ]
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        self._samples.clear()
-        self._limit = self._make_limit()
 
     @override
     @torch.no_grad()
@@ -110,21 +99,20 @@ class UpdateRMSMonitor(StepMonitor):
             yield
         for sample in samples:
             sample.finish(options)
-        self._samples += [sample for sample in samples if sample.norms]
+        self._measured += [sample for sample in samples if sample.norms]
 
     @override
-    def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        samples, self._samples = self._samples, []
-        if not samples:
+    def report(self, trainer: Trainer, pl_module: LightningModule, measured: list[GroupSample]) -> None:
+        if not measured:
             return
-        shards = [shard for sample in samples for shard in sample.shards]
-        quantities = [torch.cat(norms) for norms in zip(*(sample.norms for sample in samples), strict=True)]
+        shards = [shard for sample in measured for shard in sample.shards]
+        quantities = [torch.cat(norms) for norms in zip(*(sample.norms for sample in measured), strict=True)]
         found = over_ranks(trainer, shards, quantities)
         values = zip(*found.norm.tolist(), found.entries.tolist(), shards, strict=True)
         of_groups: dict[str, float] = {}
         of_parameters: dict[str, float] = {}
         moves: defaultdict[bool, dict[str, float]] = defaultdict(dict)
-        for sample in samples:
+        for sample in measured:
             group, lr, squares, entries = sample.group, sample.lr, 0.0, 0.0
             # Not strict: the values of the next group follow in the same iterator.
             for name, (norm, moved, gradient, weight, size, shard) in zip(sample.names, values, strict=False):
@@ -138,22 +126,22 @@ class UpdateRMSMonitor(StepMonitor):
                 moves[group.is_muon][group.label] = lr * of_groups[group.label]
         self.warn_of_not_finite(trainer, "the update RMS", of_parameters)
         scalars = {f"update_rms/{label}": rms for label, rms in of_groups.items()}
-        for name, rms in of_parameters.items():
-            if self._chosen.takes(name):
-                scalars[f"parameter_update_rms/{name}"] = rms
-        log_scalars(trainer, scalars)
-        self._limit.watch(trainer, ratios(moves[True], moves[False]))
+        chosen = {name: rms for name, rms in of_parameters.items() if self._chosen.takes(name)}
+        log_scalars(trainer, scalars | {f"parameter_update_rms/{name}": rms for name, rms in chosen.items()})
+        self._limits["update_rms"].watch(trainer, ratios(moves[True], moves[False]))
 
-    def _make_limit(self) -> Limit:
+    @override
+    def make_limits(self) -> dict[str, Limit]:
         what = "learning rate · update RMS, as a ratio of groups,"
-        return Limit("UpdateRMSMonitor", "max_ratio", self.max_ratio, what, advice("update_rms"))
+        limit = Limit("UpdateRMSMonitor", "max_ratio", self.max_ratio, what, advice("update_rms"), smallest=1)
+        return {"update_rms": limit}
 
 
 def ratios(muon: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
     """Return the ratios between the moves of Muon groups and of others, by a text that names both groups."""
     found: dict[str, float] = {}
-    for one, other in ((a, b) for a in muon.items() for b in others.items()):
-        (_, small), (_, large) = (less, more) = sorted((one, other), key=lambda move: move[1])
+    for pair in itertools.product(muon.items(), others.items()):
+        (less, small), (more, large) = sorted(pair, key=lambda move: move[1])
         if small > 0:
-            found[f"{more[0]} ({large:.2g}) to {less[0]} ({small:.2g})"] = large / small
+            found[f"{more} ({large:.2g}) to {less} ({small:.2g})"] = large / small
     return found

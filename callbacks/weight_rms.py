@@ -1,7 +1,7 @@
 """The size of weights and of layer outputs, and how far bfloat16 could resolve the updates of the weights."""
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -27,6 +27,9 @@ from lightning_muon.callbacks.shards import (
 )
 
 BF16 = torch.finfo(torch.bfloat16)
+
+# Names, shards, and measurements: norms of weights, updates and gradients, and numbers of lost updates.
+UpdateNorms = tuple[list[str], list[Shard], list[Tensor]]
 
 
 class WeightRMSMonitor(StepMonitor):
@@ -93,19 +96,15 @@ class WeightRMSMonitor(StepMonitor):
         self.max_lost_updates = max_lost_updates
         self.min_doublings_to_overflow = min_doublings_to_overflow
         self._chosen_outputs = NameChoice("WeightRMSMonitor: outputs", outputs)
-        self._limits = self._make_limits()
+        self._limits = self.make_limits()  # which raises the error of a wrong argument
         self._outputs = OutputMeter({})
         self._wants_outputs = False
         self._only_outputs = False
-        # Names, shards, and measurements: norms of weights, updates and gradients, and numbers of lost updates.
-        self._sampled: list[tuple[list[str], list[Shard], list[Tensor]]] = []
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self._sampled.clear()
         self._wants_outputs = False
-        self._limits = self._make_limits()
 
     @override
     def watches(self, optimizer: Optimizer) -> bool:
@@ -145,9 +144,6 @@ class WeightRMSMonitor(StepMonitor):
             if float(labelled.group.get("lr", 1.0)) != 0
             for name, matrix in labelled.named_parameters(self._names)
         }
-        if not moving:
-            yield
-            return
         names = spread_evenly(names_with_gradient(trainer, moving), self.sample, self._chosen)
         sampled = [moving[name] for name in names]
         shards = find_shards(trainer, sampled)
@@ -158,7 +154,7 @@ class WeightRMSMonitor(StepMonitor):
             return
         updates = list(torch._foreach_sub([shard.local for shard in shards], before))
         lost = torch.stack([count_lost(old, update) for old, update in zip(before, updates, strict=True)])
-        self._sampled.append((names, shards, [entry_norms(before), entry_norms(updates), gradients, lost]))
+        self._measured.append((names, shards, [entry_norms(before), entry_norms(updates), gradients, lost]))
 
     @override
     def _stop_watching(self) -> None:
@@ -167,7 +163,7 @@ class WeightRMSMonitor(StepMonitor):
 
     @override
     @torch.no_grad()
-    def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def report(self, trainer: Trainer, pl_module: LightningModule, measured: list[UpdateNorms]) -> None:
         self._wants_outputs = False
         matrices = muon_matrices(trainer.optimizers, self._names)
         shards = find_shards(trainer, list(matrices.values()))
@@ -181,7 +177,7 @@ class WeightRMSMonitor(StepMonitor):
             "doublings_to_overflow": {
                 name: doublings_to_overflow(largest[index]) for name, index in present if largest[index] != 0
             },
-            **self._update_quantities(trainer),
+            **_update_quantities(trainer, measured),
             "output_rms": self._outputs.rms(trainer) if self._outputs.modules else {},
         }
         bits = [8 * matrices[name].itemsize for name, _ in present]
@@ -191,34 +187,32 @@ class WeightRMSMonitor(StepMonitor):
         for quantity, limit in self._limits.items():
             limit.watch(trainer, really_lost if quantity == "lost_updates" else quantities[quantity])
 
-    def _update_quantities(self, trainer: Trainer) -> dict[str, dict[str, float]]:
-        """Return the quantities that depend on the updates of the sample. A collective of all ranks."""
-        sampled, self._sampled = self._sampled, []
-        quantities: dict[str, dict[str, float]] = {"bf16_headroom": {}, "lost_updates": {}}
-        for names, shards, measured in sampled:
-            found = over_ranks(trainer, shards, measured)
-            lost = (found.sum[3] / found.entries).tolist()
-            weight, update, gradient, _ = (found.norm / found.entries.sqrt()).tolist()
-            for index, name in enumerate(names):
-                # A matrix of zeros has no spacing to compare with; without a gradient there is no update to lose.
-                if weight[index] != 0 and gradient[index] != 0:
-                    quantities["bf16_headroom"][name] = update[index] / bf16_spacing(weight[index])
-                    quantities["lost_updates"][name] = lost[index]
-        return quantities
-
-    def _make_limits(self) -> dict[str, Limit]:
-        monitor = "WeightRMSMonitor"
+    @override
+    def make_limits(self) -> dict[str, Limit]:
         lost = "the fraction of the update that bfloat16 has rounded away"
         room = "the room of the largest weight, in doublings until bfloat16 overflows,"
-        least = self.min_doublings_to_overflow
-        return {
-            "weight_rms": Limit(monitor, "max_weight_rms", self.max_weight_rms, "the weight RMS", advice("weight_rms")),
-            "output_rms": Limit(monitor, "max_output_rms", self.max_output_rms, "the output RMS", advice("output_rms")),
-            "lost_updates": Limit(monitor, "max_lost_updates", self.max_lost_updates, lost, advice("lost_updates")),
-            "doublings_to_overflow": Limit(
-                monitor, "min_doublings_to_overflow", least, room, advice("doublings_to_overflow"), is_least=True
-            ),
+        limits = {
+            "weight_rms": ("max_weight_rms", self.max_weight_rms, "the weight RMS"),
+            "output_rms": ("max_output_rms", self.max_output_rms, "the output RMS"),
+            "lost_updates": ("max_lost_updates", self.max_lost_updates, lost),
+            "doublings_to_overflow": ("min_doublings_to_overflow", self.min_doublings_to_overflow, room),
         }
+        return {name: Limit("WeightRMSMonitor", *limit, advice(name)) for name, limit in limits.items()}
+
+
+def _update_quantities(trainer: Trainer, measured: Iterable[UpdateNorms]) -> dict[str, dict[str, float]]:
+    """Return the quantities that depend on the updates of the sample. A collective of all ranks."""
+    quantities: dict[str, dict[str, float]] = {"bf16_headroom": {}, "lost_updates": {}}
+    for names, shards, norms in measured:
+        found = over_ranks(trainer, shards, norms)
+        weights, updates, gradients, _ = (found.norm / found.entries.sqrt()).tolist()
+        losses = (found.sum[3] / found.entries).tolist()
+        for name, weight, update, gradient, lost in zip(names, weights, updates, gradients, losses, strict=True):
+            # A matrix of zeros has no spacing to compare with; without a gradient there is no update to lose.
+            if weight != 0 and gradient != 0:
+                quantities["bf16_headroom"][name] = update / bf16_spacing(weight)
+                quantities["lost_updates"][name] = lost
+    return quantities
 
 
 def bf16_spacing(value: float) -> float:

@@ -57,9 +57,10 @@ def not_finite(run: RunLog) -> list[str]:
 def is_monitored(run: RunLog) -> bool:
     """Return whether a run logged a quantity of health whose range is known."""
     return any(
-        matching(run.scalars, quantity.report[0].tags)
+        matching(run.scalars, line.tags)
         for quantity in QUANTITIES
         if quantity.healthy is not UNKNOWN and quantity.chart is not None and quantity.chart.category == "Health"
+        for line in quantity.report[:1]  # the one that the range is for
     )
 
 

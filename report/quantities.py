@@ -7,23 +7,10 @@ made from it. A new quantity is one entry here, and the code that measures it.
 import re
 from collections.abc import Iterable
 
-from lightning_muon.report.quantity import (
-    Chart,
-    Line,
-    Panel,
-    Quantity,
-    Range,
-    final,
-    growth,
-    late_growth,
-    lowest,
-    median,
-    peak,
-)
+from lightning_muon.report.quantity import Chart, Line, Panel, Quantity, Range, final, growth, late_growth, lowest, peak
 
 SUMMARY = "(max|mean|min)"
 MORE_DECAY = "raise weight_decay or add AutoWeightDecay"
-LEVELLED_OFF = Range("under 10 %", 0.1, bad=1.0)
 LOST = "bfloat16 weights lose updates"
 LOSE_LESS = (
     "keep the weights in float32 (precision bf16-mixed), raise the learning rate, or make the weights smaller by weight"
@@ -43,6 +30,20 @@ CONDITION_PANEL = Panel(
 )
 STABLE_RANK = Chart("Health", 12, "Stable rank of gradient and momentum", f"(gradient|momentum)_stable_rank/{SUMMARY}")
 
+
+def _two_curves(place: int, what: str, name: str, solid: str, dashed: str, shows_bound: bool = True) -> Panel:
+    """Return the panel for two of the summaries of a quantity, such as ``max`` and ``mean``."""
+    words = {"max": "largest", "mean": "mean", "min": "smallest"}
+    title = f"{what}: {words[solid]} solid, {words[dashed]} dashed"
+    return Panel(place, title, (f"{name}/{solid}", f"{name}/{dashed}"), shows_bound=shows_bound)
+
+
+def _levelling_off(label: str, tag: str, problem: str) -> Line:
+    """Return the line of a size that should not grow any more at the end of a run."""
+    healthy, advice = Range("under 10 %", 0.1, bad=1.0), f"{problem} {MORE_DECAY}"
+    return Line(f"{label}, growth in the last quarter", tag, late_growth, "{:+.1%}", healthy, advice)
+
+
 # In the order of the docs and of the report.
 QUANTITIES = (
     Quantity(
@@ -55,20 +56,13 @@ QUANTITIES = (
         problem="the weights are large",
         advice=MORE_DECAY,
         chart=Chart("Health", 1, "Weight RMS: grows, then levels off", f"weight_rms/{SUMMARY}"),
-        panel=Panel(
-            2, "weight RMS: largest solid, mean dashed", ("weight_rms/max", "weight_rms/mean"), shows_bound=True
-        ),
+        panel=_two_curves(2, "weight RMS", "weight_rms", "max", "mean"),
         report=(
             Line("weight RMS, peak of the largest", "weight_rms/max", peak),
             Line("weight RMS, final of the largest", "weight_rms/max", final),
             Line("weight RMS, growth since the start", "weight_rms/max", growth, "×{:.3g}"),
-            Line(
-                "weight RMS, growth in the last quarter",
-                "weight_rms/max",
-                late_growth,
-                "{:+.1%}",
-                LEVELLED_OFF,
-                f"the weights still grow: harmless in a short run; in a long one {MORE_DECAY}",
+            _levelling_off(
+                "weight RMS", "weight_rms/max", "the weights still grow: harmless in a short run; in a long one"
             ),
         ),
     ),
@@ -105,13 +99,8 @@ QUANTITIES = (
         problem=LOST,
         advice=LOSE_LESS,
         chart=Chart("Health", 2, "bf16 headroom: above 1 where weights are bfloat16", f"bf16_headroom/{SUMMARY}"),
-        panel=Panel(
-            3,
-            "bf16 headroom: smallest solid, mean dashed",
-            ("bf16_headroom/min", "bf16_headroom/mean"),
-            shows_bound=True,
-        ),
-        report=(Line("bf16 headroom, median of the smallest", "bf16_headroom/min", median, only_half_precision=True),),
+        panel=_two_curves(3, "bf16 headroom", "bf16_headroom", "min", "mean"),
+        report=(Line("bf16 headroom, median of the smallest", "bf16_headroom/min", only_half_precision=True),),
     ),
     Quantity(
         tag="lost_updates/…",
@@ -123,13 +112,8 @@ QUANTITIES = (
         advice=LOSE_LESS,
         limit=0.5,
         chart=Chart("Health", 9, "Fraction of updates that bfloat16 weights would lose", f"lost_updates/{SUMMARY}"),
-        panel=Panel(
-            5,
-            "updates that bf16 would lose: mean solid, largest dashed",
-            ("lost_updates/mean", "lost_updates/max"),
-            shows_bound=True,
-        ),
-        report=(Line("updates that bf16 would lose", "lost_updates/mean", median, "{:.1%}"),),
+        panel=_two_curves(5, "updates that bf16 would lose", "lost_updates", "mean", "max"),
+        report=(Line("updates that bf16 would lose", "lost_updates/mean", write="{:.1%}"),),
     ),
     Quantity(
         tag="weight_bits",
@@ -151,17 +135,10 @@ QUANTITIES = (
         problem="the outputs are large, and what later layers add is rounded away",
         advice="normalize what goes in, lower the learning rate, or let the weights decay (AutoWeightDecay)",
         chart=Chart("Health", 6, "Layer output RMS: levels off", f"output_rms/{SUMMARY}"),
-        panel=Panel(6, "layer output RMS: largest solid, mean dashed", ("output_rms/max", "output_rms/mean")),
+        panel=_two_curves(6, "layer output RMS", "output_rms", "max", "mean", shows_bound=False),
         report=(
             Line("layer output RMS, peak of the largest", "output_rms/max", peak),
-            Line(
-                "layer output RMS, growth in the last quarter",
-                "output_rms/max",
-                late_growth,
-                "{:+.1%}",
-                LEVELLED_OFF,
-                f"the outputs still grow, and the weights with them: {MORE_DECAY}",
-            ),
+            _levelling_off("layer output RMS", "output_rms/max", "the outputs still grow, and the weights with them:"),
         ),
     ),
     Quantity(
@@ -177,14 +154,9 @@ QUANTITIES = (
         chart=Chart(
             "Health", 3, "Orthogonality error: about 0.4, near 1 rank is lost", f"orthogonality_error/{SUMMARY}"
         ),
-        panel=Panel(
-            4,
-            "orthogonality error: mean solid, largest dashed",
-            ("orthogonality_error/mean", "orthogonality_error/max"),
-            shows_bound=True,
-        ),
+        panel=_two_curves(4, "orthogonality error", "orthogonality_error", "mean", "max"),
         report=(
-            Line("orthogonality error, median of the mean", "orthogonality_error/mean", median),
+            Line("orthogonality error, median of the mean", "orthogonality_error/mean"),
             Line("orthogonality error, largest", "orthogonality_error/max", peak),
         ),
     ),
@@ -196,7 +168,7 @@ QUANTITIES = (
         usual="about 0.7 where gradients have full rank; towards 0 where they do not",
         advice="as for orthogonality_error",
         chart=SINGULAR_VALUES,
-        report=(Line("singular value of the update, smallest", "singular_value_min/min", median),),
+        report=(Line("singular value of the update, smallest", "singular_value_min/min"),),
     ),
     Quantity(
         tag="singular_value_max/…",
@@ -210,7 +182,7 @@ QUANTITIES = (
         problem="the iteration for the polar factor diverges",
         advice="take its default options, or another orthogonalizer",
         chart=SINGULAR_VALUES,
-        report=(Line("singular value of the update, largest", "singular_value_max/max", median),),
+        report=(Line("singular value of the update, largest", "singular_value_max/max"),),
     ),
     Quantity(
         tag="update_rms/<group>",
@@ -223,7 +195,7 @@ QUANTITIES = (
         limit=10.0,  # between groups
         chart=Chart("Health", 8, "Update RMS: Muon's as large as AdamW's", r"update_rms/.+"),
         panel=Panel(8, "update RMS", ("update_rms/.+",)),
-        report=(Line("update RMS of {group}, median", "update_rms/.+", median),),
+        report=(Line("update RMS of {group}, median", "update_rms/.+"),),
     ),
     Quantity(
         tag="parameter_update_rms/<name>",
@@ -259,7 +231,7 @@ QUANTITIES = (
             advice="look for dead units, or for a batch that is smaller than the matrix",
             chart=CONDITION,
             panel=CONDITION_PANEL,
-            report=(Line(f"condition number of the {source}, median", f"{source}_condition/mean", median),),
+            report=(Line(f"condition number of the {source}, median", f"{source}_condition/mean"),),
         )
         for source in ("gradient", "momentum")
     ),
@@ -273,7 +245,7 @@ QUANTITIES = (
             problem=f"near 1 a single direction carries the {source}",
             advice="look at what goes into that layer",
             chart=STABLE_RANK,
-            report=(Line(f"stable rank of the {source}, median", f"{source}_stable_rank/mean", median),),
+            report=(Line(f"stable rank of the {source}, median", f"{source}_stable_rank/mean"),),
         )
         for source, usual in (("gradient", "above 1"), ("momentum", "well above 1"))
     ),
@@ -287,7 +259,7 @@ QUANTITIES = (
         advice="take larger batches, the preset optimizer/fast, or more devices",
         chart=Chart("Cost", 1, "Optimizer's share of the step", r"optimizer_share(/.+)?"),
         panel=Panel(10, "optimizer's share of the step", ("optimizer_share",)),
-        report=(Line("optimizer's share of the step", "optimizer_share", median, "{:.1%}"),),
+        report=(Line("optimizer's share of the step", "optimizer_share", write="{:.1%}"),),
     ),
 )
 
@@ -308,7 +280,7 @@ OTHER_LOSS = rf"(?!{_VALIDATION}){OWN_LOSS}"
 
 _SECTIONS = ("Health", "Training", "Cost")
 CHARTS = sorted(
-    {
+    {  # quantities may share a chart
         *(quantity.chart for quantity in QUANTITIES if quantity.chart is not None),
         Chart("Training", 1, "Loss", LOSS),
         Chart("Training", 2, "Other validation metrics", r"(val|valid|validation|eval)[/_](?!.*[Ll]oss).+"),
@@ -316,7 +288,7 @@ CHARTS = sorted(
         Chart("Cost", 2, "Batches per second", r"(train|device)[|/]batches_per_sec(ond)?"),
         Chart("Cost", 3, "Samples per second", r"(train|device)[|/]samples_per_sec(ond)?"),
     },
-    key=lambda chart: (_SECTIONS.index(chart.category), chart.place),
+    key=lambda chart: (_SECTIONS.index(chart.category), chart.place, chart.title),
 )
 
 

@@ -83,7 +83,7 @@ class Line:
 
     label: str  # with `{group}` in it there is a line for each parameter group
     tags: str  # regular expression for the whole of a tag; of several tags in one line the largest value is shown
-    reduce: Callable[[Sequence[float]], float]  # from the values in the order of the steps
+    reduce: Callable[[Sequence[float]], float] = median  # of the values in the order of the steps
     write: str = "{:.4g}"
     healthy: Range = UNKNOWN  # the first line of a quantity takes the quantity's range and advice
     advice: str = ""  # what a value outside of the range means, and what to do then

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -42,7 +42,9 @@ from lightning_muon.strategies.checkpoint_folder import (
     write_checkpoint_folder,
 )
 from lightning_muon.strategies.model_state import gather, load_model_state
-from lightning_muon.strategies.optimizer_state import gathered, matched, named_state, numbered
+from lightning_muon.strategies.optimizer_state import gathered, matched, named_state
+
+Output = TypeVar("Output")
 
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
@@ -199,24 +201,20 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @override
     def validation_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        with self._resharded_afterwards():
-            return super().validation_step(*args, **kwargs)
+        return self._resharded(super().validation_step(*args, **kwargs))
 
     @override
     def test_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        with self._resharded_afterwards():
-            return super().test_step(*args, **kwargs)
+        return self._resharded(super().test_step(*args, **kwargs))
 
     @override
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
-        with self._resharded_afterwards():
-            return super().predict_step(*args, **kwargs)
+        return self._resharded(super().predict_step(*args, **kwargs))
 
-    @contextmanager
-    def _resharded_afterwards(self) -> Generator[None, None, None]:
+    def _resharded(self, output: Output) -> Output:
         """Free what no backward will need. Otherwise ``parameters()`` returns gathered tensors, not the shards."""
-        yield
         self._reshard()
+        return output
 
     def _reshard(self) -> None:
         for module in self._sharded_modules():
@@ -259,10 +257,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._reshard()
         inner = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         state = named_state(inner, self._root)
-        if self.state_dict_type == "sharded":
-            return state
-        state = gathered(state, keep=self.is_global_zero)
-        return numbered(state) if self.is_global_zero else {}
+        return state if self.state_dict_type == "sharded" else gathered(state, keep=self.is_global_zero)
 
     @override
     def save_checkpoint(
@@ -301,9 +296,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         states = checkpoint["optimizer_states"]
         if states and len(states) != len(self.optimizers):
             raise ValueError(f"the checkpoint has {len(states)} optimizers, the module {len(self.optimizers)}")
-        pairs = list(zip(self.optimizers, states, strict=False))
         # All are matched before the first is loaded: after a mismatch nothing has changed.
-        for optimizer, state in [(opt, matched(saved, opt, self._root)) for opt, saved in pairs]:
+        fitting = [(opt, matched(saved, opt, self._root)) for opt, saved in zip(self.optimizers, states, strict=False)]
+        for optimizer, state in fitting:
             optimizer.load_state_dict(state)
 
 
@@ -327,8 +322,7 @@ def _turn_inference_mode_off(trainer: Trainer) -> None:
 
 
 def _is_sharded(model: nn.Module) -> bool:
-    modules = any(isinstance(module, FSDPModule) for module in model.modules())
-    return modules or any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return any(isinstance(part, (FSDPModule, DTensor)) for part in chain(model.modules(), model.parameters()))
 
 
 def _check_complete(model: nn.Module) -> None:

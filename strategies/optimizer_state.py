@@ -31,10 +31,9 @@ def named_state(optimizer: Optimizer, module: nn.Module) -> StateDict:
             parameter in a form that cannot be saved and loaded in shards.
     """
     state_dict = optimizer.state_dict()
-    names: dict[int, str] = {}
-    for group, group_names in zip(state_dict["param_groups"], _names(optimizer, module), strict=True):
-        names.update(zip(group["params"], group_names, strict=True))
-    parameters = dict(module.named_parameters(remove_duplicate=False))
+    numbers = itertools.chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+    names = dict(zip(numbers, itertools.chain.from_iterable(_names(optimizer, module)), strict=True))
+    parameters = dict(module.named_parameters())
     for number, values in state_dict["state"].items():
         _check_sharded(optimizer, names[number], parameters[names[number]], values)
     return _renamed(state_dict, names)
@@ -47,12 +46,12 @@ def numbered(named: StateDict) -> StateDict:
 
 
 def gathered(named: StateDict, *, keep: bool) -> StateDict:
-    """Return a state dict with full tensors on the ranks that keep it, an empty one on the others. A collective."""
+    """Return full tensors, :func:`numbered`, on the ranks that keep them, and nothing on others. A collective."""
     state = {
         name: {key: gather(value, keep=keep) for key, value in values.items()}
         for name, values in named["state"].items()
     }
-    return {**named, "state": state} if keep else {}
+    return numbered({**named, "state": state}) if keep else {}
 
 
 def matched(saved: StateDict, optimizer: Optimizer, module: nn.Module) -> StateDict:
@@ -104,9 +103,7 @@ def _renamed(state_dict: StateDict, keys: Mapping[Any, Any]) -> StateDict:
 
 def _names(optimizer: Optimizer, module: nn.Module) -> list[list[str]]:
     """Return the names of the optimizer's parameters in the module, group by group."""
-    names: dict[int, str] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), name)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
     for index, group in enumerate(optimizer.param_groups):
         for position, parameter in enumerate(group["params"]):
             if id(parameter) not in names:

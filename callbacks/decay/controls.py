@@ -42,7 +42,7 @@ class MatrixSet(NamedTuple):
 class Ramp:
     """A linear ramp from each group's own decay to the wanted one, in logged steps."""
 
-    active: bool = False  # True while ramping up, and at the top
+    active: bool = False  # while ramping up, and at the top
     strength: float = 0.0  # position: 0 is the own decay, 1 the wanted one
     ramped_at: int = 0  # step of the last update
 
@@ -71,16 +71,6 @@ class DecayControl(ABC):
     """Decide on the decay of sets of matrices; a set has the name of its group, or of its only matrix."""
 
     ramp: Ramp
-    ramp_steps: int  # from each group's own decay to the wanted one
-
-    @property
-    def active(self) -> bool:
-        """Whether the wanted decay applies, or is being ramped up."""
-        return self.ramp.active
-
-    def advance(self, step: int) -> None:
-        """Move the ramp up to a step."""
-        self.ramp.advance(step, self.ramp_steps)
 
     @abstractmethod
     def decay(self, name: str, own: float) -> float:
@@ -215,11 +205,8 @@ class TargetControl(DecayControl):
             reasoning = decay.measure(_rms(one.matrices, sizes), left_out, target, self.aim)
             if reasoning and decay.is_news(self.aim.bounds):
                 news[name] = reasoning
-        if not news:
-            return None
-        for name in news:
-            self.decays[name].told = self.decays[name].decay
-        return self._decision(news, sets)
+                decay.told = decay.decay
+        return self._decision(news, sets) if news else None
 
     @override
     def state_dict(self) -> dict[str, Any]:

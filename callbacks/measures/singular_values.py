@@ -137,8 +137,7 @@ def condition_and_stable_rank(tridiagonals: Tensor) -> Tensor:
     has shape (b, 2): zeros for a matrix of zeros, NaN for one that is not finite.
     """
     diagonal, beside = tridiagonals.unbind(2)
-    beside = beside[..., :-1]
-    small = torch.diag_embed(diagonal) + torch.diag_embed(beside, 1) + torch.diag_embed(beside, -1)
+    small = diagonal.diag_embed() + beside[..., :-1].diag_embed(-1)  # eigvalsh reads the lower triangle alone
     finite = tridiagonals.isfinite().flatten(1).all(1)
     # The decomposition fails on values that are not finite.
     eigenvalues = torch.linalg.eigvalsh(torch.where(finite[:, None, None, None], small, 0.0))

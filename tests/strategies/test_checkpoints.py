@@ -41,11 +41,11 @@ def test_all_pairs(train: Train, tmp_path: Path, assert_equal: AssertEqual) -> N
     plain = tmp_path / "plain.ckpt"
     consolidate_checkpoint(saved["fsdp2 on 3"], plain)
 
-    (straight,) = train(1, job("one device", steps=8))
+    (straight,) = train(1, job("one device", steps=6))
     for size, names in by_size.items():
         # A folder does not load without a sharding strategy: there its consolidated form does.
         jobs = [
-            job(there, steps=8, resume=str(path))
+            job(there, steps=6, resume=str(path))
             for there in names
             for path in [*saved.values(), plain]
             if not path.is_dir() or PLACES[there][1] not in ("auto", "ddp")
