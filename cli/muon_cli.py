@@ -45,6 +45,7 @@ from lightning_muon.cli.resume.plan import ModuleArguments, ResumePlan
 # Otherwise `${model.dim}` would be looked up at the parser's root, which lies above the subcommand.
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
+_HELP = {"-h", "--help"}
 _CLASS_KEYS = {"model", "data", "model.class_path", "data.class_path"}
 
 
@@ -130,7 +131,7 @@ class MuonCLI(LightningCLI):
         if len(head) > 1 and head[-1] in self.subcommands() and head[0].startswith("--"):
             raise ValueError(f"'{head[0]}' stands before the subcommand; write '{head[-1]} {head[0]} …'")
         self.given = read_given(self.default_config, tail)
-        if {"-h", "--help"} & set(tail) or any(entry.key.startswith("trainer.strategy") for entry in self.given):
+        if _HELP & set(tail) or any(entry.key.startswith("trainer.strategy") for entry in self.given):
             # Imported for its effect, as above, and because it registers "fsdp2"; late, because it takes 0.1 s.
             import lightning_muon.strategies  # noqa: F401, PLC0415
         ckpt_path = value_of(self.given, "ckpt_path")
@@ -164,7 +165,8 @@ class MuonCLI(LightningCLI):
         """
         head, _ = self._args_of_subcommand()
         if head and head[-1] in self.subcommands():
-            defaults = [self.default_config] if self.default_config else []
+            # --help prints the same without it, and faster.
+            defaults = [self.default_config] if self.default_config and not _HELP & set(tail) else []
             head += [f"--config={layer}" for layer in [*defaults, *layers]]
         # On the command line a key starts at the subcommand; the parser's root lies above it.
         tail = [INTERPOLATION.sub(rf"${{{head[0]}.\1}}", arg) for arg in tail]

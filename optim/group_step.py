@@ -1,6 +1,6 @@
 """A step of a parameter group: each parameter in the way that its plan says."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import Tensor
@@ -10,24 +10,15 @@ from lightning_muon.optim.sharding.everywhere import Everywhere
 from lightning_muon.optim.sharding.exchange import overlap
 from lightning_muon.optim.sharding.owners import Owners
 from lightning_muon.optim.sharding.plan import GroupPlan
-from lightning_muon.optim.sharding.zero1 import AdamWShare, OwnedState, adamw_shares_step
+from lightning_muon.optim.sharding.zero1 import OwnedState, adamw_shares_step
 from lightning_muon.optim.update.adamw import AdamWParameter, adamw_update
-from lightning_muon.optim.update.muon import Here, MuonParameter, OrthogonalizeHook, muon_step, run, same_shape_batches
+from lightning_muon.optim.update.muon import Here, Hooks, MuonParameter, muon_step, run, same_shape_batches
 from lightning_muon.optim.update.options import AdamWOptions, MuonOptions
 from lightning_muon.optim.update.state import States, state_tensor
 
 
-def muon_group_step(
-    group: Mapping[str, Any], plan: GroupPlan, states: States, hooks: Sequence[OrthogonalizeHook]
-) -> None:
-    """Update the parameters of a muon group by one step.
-
-    Args:
-        group: The parameters and their options.
-        plan: The way in which each is updated.
-        states: The optimizer's state; missing state is added.
-        hooks: Listeners to the polar factors that this rank computes.
-    """
+def muon_group_step(group: Mapping[str, Any], plan: GroupPlan, states: States, hooks: Hooks) -> None:
+    """Update the parameters of a muon group by one step; state that is missing in ``states`` is added."""
     options, params = cast("MuonOptions", group), group["params"]
 
     def parameter(index: int) -> MuonParameter:
@@ -36,10 +27,9 @@ def muon_group_step(
         weight, gradient = _local(name, param, plan)
         momentum, mean_square = None, None
         if gradient is not None:
-            elements = plan.shares[index].numel() if index in plan.shares else None
-            momentum = _local_state(states, "momentum_buffer", param, plan, elements)
+            momentum = _local_state(states, "momentum_buffer", param, plan, index)
             if options["neuron_beta"] is not None:
-                mean_square = _local_state(states, "neuron_mean_square", param, plan, elements)
+                mean_square = _local_state(states, "neuron_mean_square", param, plan, index)
         return MuonParameter(name, plan.layouts[index], plan.fans[index], weight, gradient, momentum, mean_square)
 
     moving = [p for p in map(parameter, plan.here) if p.gradient is not None]
@@ -54,35 +44,22 @@ def muon_group_step(
 
 
 def adamw_group_step(group: Mapping[str, Any], plan: GroupPlan, states: States) -> None:
-    """Update the parameters of an adamw group by one step.
-
-    Args:
-        group: The parameters and their options.
-        plan: The way in which each is updated.
-        states: The optimizer's state; missing state is added.
-    """
+    """Update the parameters of an adamw group by one step; state that is missing in ``states`` is added."""
     options, params, names = cast("AdamWOptions", group), group["params"], group["param_names"]
 
-    def moments(index: int) -> tuple[Tensor, Tensor, Tensor]:
-        param, elements = params[index], plan.shares[index].numel() if index in plan.shares else None
-        average, square_average = (
-            _local_state(states, name, param, plan, elements) for name in ("exp_avg", "exp_avg_sq")
-        )
-        return average, square_average, state_tensor(states[param], "step", param)
+    def parameter(index: int) -> AdamWParameter:
+        """Return this rank's elements of a parameter, or all where its state is shared out, with gradient and state."""
+        param = params[index]
+        weight, gradient = _local(names[index], param, plan)
+        if gradient is None:
+            return AdamWParameter(weight, None, None)
+        averages = [_local_state(states, name, param, plan, index) for name in ("exp_avg", "exp_avg_sq")]
+        return AdamWParameter(weight, gradient, (averages[0], averages[1], state_tensor(states[param], "step", param)))
 
-    here: list[AdamWParameter] = []
-    for index in plan.here:
-        weight, gradient = _local(names[index], params[index], plan)
-        if gradient is not None:
-            here.append((weight, gradient, *moments(index)))
-    adamw_update(here, options)
-
-    def share(index: int) -> AdamWShare:
-        weight, gradient = _local(names[index], params[index], plan)
-        return AdamWShare(weight, gradient, plan.shares[index], None if gradient is None else moments(index))
-
+    adamw_update([parameter(index) for index in plan.here], options)
     if plan.zero1_packs:
-        overlap(adamw_shares_step([share(index) for index in pack], options) for pack in plan.zero1_packs)
+        packs = (([parameter(i) for i in pack], [plan.shares[i] for i in pack]) for pack in plan.zero1_packs)
+        overlap(adamw_shares_step(pack, shares, options) for pack, shares in packs)
 
 
 def _local(name: str, param: Tensor, plan: GroupPlan) -> tuple[Tensor, Tensor | None]:
@@ -95,7 +72,8 @@ def _local(name: str, param: Tensor, plan: GroupPlan) -> tuple[Tensor, Tensor | 
     return weight, local_gradient(param, gradient, name) if plan.has_dtensors else gradient
 
 
-def _local_state(states: States, name: str, param: Tensor, plan: GroupPlan, elements: int | None) -> Tensor:
-    """Return this rank's elements of a state of a parameter; of ``elements`` if the state is shared out."""
+def _local_state(states: States, name: str, param: Tensor, plan: GroupPlan, index: int) -> Tensor:
+    """Return this rank's elements of a state of a parameter."""
+    elements = plan.shares[index].numel() if index in plan.shares else None
     state = state_tensor(states[param], name, param, elements)
     return local_tensor(state) if plan.has_dtensors else state

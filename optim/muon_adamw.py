@@ -11,8 +11,6 @@ from torch.utils.hooks import RemovableHandle
 from lightning_muon.optim.group_step import adamw_group_step, muon_group_step
 from lightning_muon.optim.parameter_group import check_algorithm, check_options, check_parameters, group_label, named
 from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
-from lightning_muon.optim.sharding.dtensor import dtensor_sharding, is_dtensor
-from lightning_muon.optim.sharding.fsdp1 import is_flattened
 from lightning_muon.optim.sharding.plan import GroupPlan, make_plans
 from lightning_muon.optim.sharding.sharding import Sharding
 from lightning_muon.optim.sharding.zero1 import StateShares, consolidate
@@ -152,14 +150,14 @@ class MuonAdamW(torch.optim.Optimizer):
         check_options(label, {**self.defaults, **param_group}, hyperparameters=self.defaults)
 
         super().add_param_group(param_group)
-        self.param_groups[-1]["orthogonalizer_options"] = dict(self.param_groups[-1]["orthogonalizer_options"])
+        group = self.param_groups[-1]
+        group["orthogonalizer_options"] = dict(group["orthogonalizer_options"])
         try:
-            check_parameters(label, self.param_groups[-1], shardings)
+            check_parameters(label, group, shardings)
         except ValueError:
             self.param_groups.pop()
             raise
-        params = self.param_groups[-1]["params"]
-        self._shardings.update((p, s) for p, s in zip(params, shardings, strict=True) if s is not None)
+        self._shardings.update((p, s) for p, s in zip(group["params"], shardings, strict=True) if s is not None)
         self._plans = None
 
     @overload
@@ -168,11 +166,7 @@ class MuonAdamW(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update the parameters that have a gradient.
-
-        Args:
-            closure: Computes the loss again and returns it.
-        """
+        """Update the parameters that have a gradient; ``closure`` computes the loss again and returns it."""
         self._consolidated = None
         loss = None
         if closure is not None:
@@ -201,12 +195,9 @@ class MuonAdamW(torch.optim.Optimizer):
         return handle
 
     def consolidate_state_dict(self, to: int = 0) -> None:
-        """Bring the state that ``shard_state`` shares out together on one rank, for :meth:`state_dict` there.
+        """Bring the shares of ``shard_state`` together on the rank ``to`` of DDP's group, for :meth:`state_dict` there.
 
         A collective: all ranks must call this. Without ``shard_state`` it does nothing.
-
-        Args:
-            to: The rank in the group of DDP.
         """
         shares = self._shares()
         if not shares:
@@ -268,16 +259,8 @@ class MuonAdamW(torch.optim.Optimizer):
         """Return the plan of each group, made once for each choice of ``batch_elements``."""
         sizes = [group["batch_elements"] for group in self.param_groups]
         if self._plans is None or self._plans[0] != sizes:
-            self._plans = sizes, make_plans(self.param_groups, self._sharding, self._shares_state)
+            self._plans = sizes, make_plans(self.param_groups, self._shardings, shard_state=self.shard_state)
         return self._plans[1]
-
-    def _sharding(self, param: Tensor) -> Sharding | None:
-        """Return the sharding of a parameter, ``None`` if it is whole on one rank."""
-        sharding = dtensor_sharding(param) if is_dtensor(param) else self._shardings.get(param)
-        return None if sharding is None or sharding.group.size() == 1 else sharding
-
-    def _shares_state(self, param: Tensor) -> bool:
-        return self.shard_state and not is_dtensor(param) and not is_flattened(param)
 
     def _shares(self) -> list[tuple[Tensor, StateShares]]:
         """Return the parameters whose state the ranks share out."""

@@ -27,9 +27,10 @@ def group_label(group: Any, index: int) -> str:
 
 def named(group: Mapping[str, Any], label: str) -> dict[str, Any]:
     """Return the group with ``param_names``, made from its label where it has none."""
-    if isinstance(group["params"], set):
+    params = group["params"]
+    if isinstance(params, set):
         return dict(group)  # torch refuses a set, which has no order
-    params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+    params = [params] if isinstance(params, Tensor) else list(params)
     if "param_names" in group or any(not isinstance(param, Tensor) for param in params):
         return {**group, "params": params}
     return {**group, "params": params, "param_names": [f"{label}[{i}]" for i in range(len(params))]}
@@ -46,12 +47,9 @@ def check_algorithm(label: str, group: Any) -> None:
 
 
 def check_options(label: str, options: Mapping[str, Any], hyperparameters: Iterable[str]) -> None:
-    """Raise a ValueError if a group has an unknown option, or a value out of its range.
+    """Raise a ValueError if a group has an option that is not in ``hyperparameters``, or a value out of its range.
 
-    Args:
-        label: The name of the group.
-        options: The options of the group, defaults included.
-        hyperparameters: The options that there are.
+    ``options`` are those of the group, with the defaults.
     """
     for key in options:
         if key not in {*hyperparameters, *_BOOKKEEPING, *_SCHEDULER_KEYS}:
@@ -89,18 +87,13 @@ def _check_number(label: str, key: str, value: Any, low: float, high: float | No
 
 
 def check_parameters(label: str, group: Mapping[str, Any], shardings: Sequence[Sharding | None]) -> None:
-    """Raise a ValueError if a group holds a parameter that its algorithm cannot update.
+    """Raise a ValueError if a group contains a parameter that its algorithm cannot update.
 
-    Args:
-        label: The name of the group.
-        group: The group.
-        shardings: The shardings of its parameters; ``None`` for DTensors and for those that are whole on one rank.
+    ``shardings`` contains ``None`` for DTensors and for parameters that are whole on one rank.
     """
-    for key in ("param_names", "layouts"):
-        if key in group and len(group[key]) != len(group["params"]):
-            raise ValueError(f"{label}: {len(group[key])} {key} for {len(group['params'])} parameters")
-    if len(shardings) != len(group["params"]):
-        raise ValueError(f"{label}: {len(shardings)} shardings for {len(group['params'])} parameters")
+    for key, entries in {**group, "shardings": shardings}.items():
+        if key in {"param_names", "layouts", "shardings"} and len(entries) != len(group["params"]):
+            raise ValueError(f"{label}: {len(entries)} {key} for {len(group['params'])} parameters")
     for name, param, layout, sharding in zip(
         group["param_names"], group["params"], matrix_layouts(group), shardings, strict=True
     ):

@@ -1,4 +1,4 @@
-"""What MuonAdamW saves and loads: checks, and the state in the form that each strategy wants."""
+"""What MuonAdamW saves and loads: checks, and the state in the form that each strategy needs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,12 +21,8 @@ def restored(optimizer: torch.optim.Optimizer, shares: Sequence[tuple[Tensor, St
     """Check and complete what torch's ``load_state_dict`` does inside this context.
 
     Averages of half-precision parameters keep the dtype in which they were saved. State of DTensors is sharded like
-    them, state that is shared out is cut, and what :func:`fill_state` has added is dropped. Layouts and shardings stay
-    those of the optimizer.
-
-    Args:
-        optimizer: The optimizer that loads.
-        shares: Its parameters whose state the ranks share out.
+    them, state that the ranks share out is cut to this rank's ``shares``, and what :func:`fill_state` has added is
+    dropped. Layouts and shardings stay those of the optimizer.
 
     Raises:
         ValueError: If the groups of the state dict contain other parameters, or update them by another algorithm.
@@ -44,9 +40,12 @@ def restored(optimizer: torch.optim.Optimizer, shares: Sequence[tuple[Tensor, St
                     for name, value in loaded["state"].get(key, {}).items():
                         if name != "step":  # torch has cast the others to the dtype of the parameter
                             optimizer.state[param][name] = value.to(device=param.device, copy=True)
-        for param, state in optimizer.state.items():
-            optimizer.state[param] = {key: laid_out_as(value, param) for key, value in state.items()}
-        drop_filled_state(optimizer.param_groups, optimizer.state)
+        for group in optimizer.param_groups:
+            foreign = (ADAMW_STATE | MUON_STATE) - state_names(group)
+            for param in group["params"]:
+                if state := optimizer.state.get(param):
+                    own = {name: value for name, value in state.items() if name not in foreign}
+                    optimizer.state[param] = {name: laid_out_as(value, param) for name, value in own.items()}
         for param, shared in shares:
             if param in optimizer.state:
                 optimizer.state[param] = shared.of_state(optimizer.state[param])
@@ -72,12 +71,7 @@ def fill_state(groups: Groups, state: Mapping[Tensor, Any], state_dict: dict[str
     """Add zeros to the saved state of parameters that FSDP1 has flattened, so that all have state of the same names.
 
     FSDP1 saves the parameters of one flat parameter as if they had one optimizer, with the same names on every rank,
-    whatever part of them the rank has. The zeros take no memory.
-
-    Args:
-        groups: The optimizer's parameter groups.
-        state: Its state.
-        state_dict: The state dict; changed in place.
+    whatever part of them the rank has. The zeros take no memory. ``state_dict`` is changed in place.
     """
     names = frozenset[str]().union(*map(state_names, groups))
     for group, saved in zip(groups, state_dict["param_groups"], strict=True):
@@ -87,20 +81,9 @@ def fill_state(groups: Groups, state: Mapping[Tensor, Any], state_dict: dict[str
                 state_dict["state"][key] = {**state_dict["state"][key], **zeros}
 
 
-def drop_filled_state(groups: Groups, state: Mapping[Tensor, dict[str, Any]]) -> None:
-    """Undo :func:`fill_state` in loaded state, under any strategy."""
-    for group in groups:
-        foreign = (ADAMW_STATE | MUON_STATE) - state_names(group)
-        for p in group["params"]:
-            if p in state:
-                for name in foreign & state[p].keys():
-                    del state[p][name]
-
-
 def _zeros(name: str, param: Tensor) -> Tensor:
-    if name == "step":
-        return torch.zeros((), dtype=state_dtype(name, param))
-    return torch.zeros((), dtype=state_dtype(name, param), device=param.device).expand(param.shape)
+    zero = torch.zeros((), dtype=state_dtype(name, param))
+    return zero if name == "step" else zero.to(param.device).expand(param.shape)
 
 
 def _check_same_parameters(groups: Groups, saved_groups: Groups) -> None:
@@ -110,15 +93,14 @@ def _check_same_parameters(groups: Groups, saved_groups: Groups) -> None:
             if key in saved and saved[key] != group[key]:
                 raise ValueError(
                     f"{group_label(group, index)}: {key} of the state dict differs:"
-                    f" {_first_difference(saved[key], group[key])}."
-                    " Route the parameters as in the run that saved it."
+                    f" {_first_difference(saved[key], group[key])}. Route the parameters as in the run that saved it."
                 )
 
 
 def _first_difference(saved: Any, expected: Any) -> str:
     if isinstance(saved, list) and isinstance(expected, list):
-        for a, b in zip(saved, expected, strict=False):
-            if a != b:
-                return f"it has {a!r} where this optimizer has {b!r}"
-        return f"it has {len(saved)} parameters where this optimizer has {len(expected)}"
+        different = [(a, b) for a, b in zip(saved, expected, strict=False) if a != b]
+        if not different:
+            return f"it has {len(saved)} parameters where this optimizer has {len(expected)}"
+        saved, expected = different[0]
     return f"it has {saved!r} where this optimizer has {expected!r}"

@@ -35,12 +35,9 @@ def qdwh(matrix: Tensor, lower_bound: float | None = None) -> Tensor:
       SIAM J. Matrix Anal. Appl. 31 (2010), https://doi.org/10.1137/090774999.
 
     Args:
-        matrix: Shape (batch, m, n), m ≤ n, float32 or float64, singular values at most one.
+        matrix: Shape (batch, m, n), m ≤ n, float32 or float64, singular values at most one. The result has its shape.
         lower_bound: The smallest singular value, relative to the Frobenius norm, that should become one. Default: the
             machine epsilon over √m, below which there is only rounding.
-
-    Returns:
-        Shape (batch, m, n).
     """
     lower = _smallest_singular_value(lower_bound, matrix)
     return _iterate(matrix, halley_steps(lower, torch.finfo(matrix.dtype).eps))
@@ -64,11 +61,8 @@ def zolo_pd(matrix: Tensor, lower_bound: float | None = None) -> Tensor:
       https://doi.org/10.1137/140990334.
 
     Args:
-        matrix: Shape (batch, m, n), m ≤ n, float32 or float64, singular values at most one.
+        matrix: Shape (batch, m, n), m ≤ n, float32 or float64, singular values at most one. The result has its shape.
         lower_bound: As for :func:`qdwh`.
-
-    Returns:
-        Shape (batch, m, n).
     """
     lower = _smallest_singular_value(lower_bound, matrix)
     return _iterate(matrix, zolotarev_steps(lower, torch.finfo(matrix.dtype).eps))
@@ -87,10 +81,8 @@ def svd(matrix: Tensor) -> Tensor:
     - Source: Golub & Van Loan, "Matrix Computations" (2013), sections 8.6 and 9.4.3.
 
     Args:
-        matrix: Shape (batch, m, n), float32 or float64. A matrix that is not finite gives NaN, the others their factor.
-
-    Returns:
-        Shape (batch, m, n).
+        matrix: Shape (batch, m, n), float32 or float64. The result has its shape. A matrix that is not finite gives
+            NaN, the others their factor.
     """
     finite = matrix.isfinite().all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
     # LAPACK would refuse the batch for one matrix that is not finite.
@@ -148,11 +140,6 @@ def zolotarev_step(lower: float, terms: int, *, by_qr: bool) -> tuple[RationalSt
 
     With k' = lower and K' the quarter period, cᵢ = k'² sc²(iK' / (2·terms + 1)), where sc = sn/cn at the modulus
     √(1 − k'²). Since sc(K' − u) = 1 / (k' sc(u)), the large cᵢ are k'² over the small ones.
-
-    Args:
-        lower: Lower end of the interval.
-        terms: Number of fractions.
-        by_qr: Whether the step uses QR factorizations.
     """
     parts = 2 * terms + 1
     quarter = pi / (2 * _arithmetic_geometric_mean(1.0, lower))

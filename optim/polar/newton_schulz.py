@@ -35,14 +35,11 @@ def newton_schulz(
     - Source: Keller Jordan, "Muon" (2024), https://kellerjordan.github.io/posts/muon/.
 
     Args:
-        matrix: Shape (batch, m, n), m ≤ n, singular values at most one.
+        matrix: Shape (batch, m, n), m ≤ n, singular values at most one. The result has its shape and dtype.
         steps: Number of iterations.
         coefficients: The a, b and c of the polynomial; or a list of such triples, one a step, the last of which is
             repeated; or ``"keller_jordan"`` (the default), ``"cubic"`` (the convergent iteration) or
             ``"polar_express"``.
-
-    Returns:
-        Shape (batch, m, n), in the dtype of ``matrix``.
     """
     return apply_quintics(matrix, quintics(coefficients, steps), longest_run=2)
 
@@ -65,13 +62,10 @@ def gram_newton_schulz(
     - Source: Zhang, Amsel, Chen & Dao, "Gram Newton-Schulz" (2026), https://tridao.me/blog/2026/gram-newton-schulz/.
 
     Args:
-        matrix: Shape (batch, m, n), m ≤ n, singular values at most one.
+        matrix: Shape (batch, m, n), m ≤ n, singular values at most one. The result has its shape and dtype.
         steps: Number of iterations.
         coefficients: As for :func:`newton_schulz`.
         restart_every: Largest number of steps in a run.
-
-    Returns:
-        Shape (batch, m, n), in the dtype of ``matrix``.
 
     Raises:
         ValueError: If ``restart_every`` is less than one, or as for :func:`newton_schulz`.
@@ -101,16 +95,12 @@ def polar_express(matrix: Tensor, steps: int = 5, lower_bound: float = 1e-3, res
     - Source: Amsel, Persson, Musco & Gower, "The Polar Express" (2025), https://arxiv.org/abs/2505.16932.
 
     Args:
-        matrix: Shape (batch, m, n), m ≤ n, Frobenius norm at most one.
+        matrix: Shape (batch, m, n), m ≤ n, Frobenius norm at most one. The result has its shape and dtype.
         steps: Number of iterations.
         lower_bound: The smallest singular value, relative to the norm above, that should arrive near one. With a higher
             bound the larger ones arrive sooner.
-        restart_every: Largest number of steps that are taken on XXᵀ at a time, see
-            :func:`apply_quintics`. Three are faster in float32 and float16
-            for matrices four times as long as wide.
-
-    Returns:
-        Shape (batch, m, n), in the dtype of ``matrix``.
+        restart_every: Largest number of steps that are taken on XXᵀ at a time, see :func:`apply_quintics`. Three are
+            faster in float32 and float16 for matrices four times as long as wide.
 
     Raises:
         ValueError: If ``lower_bound`` is not between 0 and 1, or ``steps`` or ``restart_every`` is less than one.
@@ -136,16 +126,8 @@ def apply_quintics(matrix: Tensor, schedule: tuple[Quintic, ...], longest_run: i
     by a², as it does the small positive ones, until they diverge. So a run ends before an eigenvalue of minus the
     machine epsilon could grow to −0.2; the next run starts from a new R, which is positive again.
 
-    Source of the runs: Zhang, Amsel, Chen & Dao, "Gram Newton-Schulz" (2026),
-    https://tridao.me/blog/2026/gram-newton-schulz/.
-
-    Args:
-        matrix: Shape (batch, m, n), m ≤ n, singular values at most one.
-        schedule: The quintic of each step.
-        longest_run: Most steps in a run.
-
-    Returns:
-        Shape (batch, m, n), in the dtype of ``matrix``.
+    The source of the runs is named at :func:`gram_newton_schulz`. The matrices have the shape (batch, m, n), m ≤ n, and
+    singular values at most one. The result has their shape and dtype.
     """
     m, n = matrix.shape[-2:]
     for run in cheapest_runs(schedule, longest_run, m, n, torch.finfo(matrix.dtype).eps):
@@ -163,14 +145,9 @@ def apply_quintics(matrix: Tensor, schedule: tuple[Quintic, ...], longest_run: i
 def cheapest_runs(
     schedule: tuple[Quintic, ...], longest_run: int, m: int, n: int, epsilon: float
 ) -> list[tuple[Quintic, ...]]:
-    """Cut a schedule into the runs that take the fewest FLOPs.
+    """Cut a schedule into the runs of at most ``longest_run`` steps that take the fewest FLOPs.
 
-    Args:
-        schedule: The quintic of each step.
-        longest_run: Most steps in a run.
-        m: Rows of the matrices, the smaller side.
-        n: Columns of the matrices.
-        epsilon: Machine epsilon of the dtype that the matrices are in.
+    The matrices are m×n, m ≤ n, in a dtype whose machine epsilon is ``epsilon``.
     """
     cuts = [_runs(schedule, longest, epsilon) for longest in range(1, longest_run + 1)]
     return min(cuts, key=lambda runs: sum(2 * n + (4 * len(run) - 3) * m for run in runs))

@@ -135,13 +135,7 @@ def _options_of(method: str) -> tuple[str, ...]:
 
 
 def working_precision(matrix: Tensor, method: str, wanted: torch.dtype | str | None) -> torch.dtype:
-    """Return the dtype in which a method computes.
-
-    Args:
-        matrix: Its input.
-        method: The method.
-        wanted: The ``dtype`` that was asked for; ``None`` for the default.
-    """
+    """Return the dtype in which a method computes for an input: the ``wanted`` one, or the default for ``None``."""
     if wanted is not None:
         return wanted if isinstance(wanted, torch.dtype) else _DTYPES[wanted]
     if matrix.dtype == torch.float64:
@@ -170,8 +164,8 @@ def _compiled(method: str) -> Callable[..., Tensor]:
 @cache
 def _cpu_multiplies_bfloat16() -> bool:
     """Return whether this CPU has instructions for products of bfloat16; torch has only private names for that."""
-    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(supported is not None and supported() for supported in asked)
+    tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(is_supported is not None and is_supported() for is_supported in tests)
 
 
 def _normalize(batch: Tensor, in_place: bool) -> Tensor:

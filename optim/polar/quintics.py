@@ -7,7 +7,6 @@ from typing import Any
 
 # The a, b and c of the odd quintic ax + bx³ + cx⁵.
 Quintic = tuple[float, float, float]
-
 # A name, the a, b and c of every step, or a list with those of each step.
 Coefficients = str | Sequence[float] | Sequence[Sequence[float]]
 
@@ -55,7 +54,7 @@ def quintics(coefficients: Coefficients, steps: int) -> tuple[Quintic, ...]:
 
 @lru_cache(maxsize=128)
 def optimal_composition(steps: int, lower_bound: float = 1e-3, safety: float = SAFETY) -> tuple[Quintic, ...]:
-    """Compute the quintics whose composition is closest to one on the interval [lower_bound, 1].
+    """Compute the quintics, in the order of application, whose composition is closest to one on [lower_bound, 1].
 
     The greedy choice is optimal (a theorem of the paper): take the quintic p closest to one on the interval [l, u]
     that contains all singular values, then continue with the interval [p(l), 2 − p(l)] that contains their images.
@@ -64,9 +63,6 @@ def optimal_composition(steps: int, lower_bound: float = 1e-3, safety: float = S
         steps: Number of quintics.
         lower_bound: The smallest singular value that should arrive near one, where the largest is at most one.
         safety: Divides the argument of every quintic but the last; 1 for exact arithmetic.
-
-    Returns:
-        The coefficients of each quintic, in the order of application.
 
     Raises:
         ValueError: If ``lower_bound`` is not between 0 and 1.

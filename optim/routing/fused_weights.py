@@ -15,20 +15,15 @@ _SOMETIMES = {"in_proj": (2, 3), "wi": (2,)}
 _BY_HEAD = frozenset({"query_key_value"})
 _OUTPUT_PROJECTIONS = frozenset({"proj", "out_proj", "o_proj", "c_proj", "to_out", "wo", "out", "dense"})
 
-
 GATE_UP = ("gate_up", "w13")
 _DOWN = ("down", "w2")
 _WIDTHS = (("out_features", "in_features"), ("output_size", "input_size"))
 
 
 def fused_blocks(name: str, parent: nn.Module | None, fan_out: int, fan_in: int) -> tuple[int, str]:
-    """Count the equal blocks along the outputs of a projection.
+    """Count the equal blocks along the outputs of a projection, by its own name, such as ``"qkv"``.
 
-    Args:
-        name: The projection's own name, such as ``"qkv"``.
-        parent: The module around it; the inputs of its output projection give the width of a block.
-        fan_out: Outputs of the projection.
-        fan_in: Inputs of the projection.
+    The module around it, ``parent``, has an output projection, whose inputs give the width of a block.
 
     Returns:
         The number of blocks; and the reason if a fused projection is not cut, else an empty string.
@@ -59,15 +54,9 @@ def _width_behind(parent: nn.Module | None) -> int | None:
 
 
 def expert_layout(owner: nn.Module, name: str, weights: Tensor) -> MatrixLayout | None:
-    """Find the matrices in a stack of experts (E, out, in) or (E, in, out).
+    """Find the matrices in a stack of experts, (E, out, in) or (E, in, out), from its owner and its name there.
 
-    Args:
-        owner: The module that contains the stack.
-        name: The name of the stack in its owner, such as ``"gate_up_proj"``.
-        weights: The stack, of 3 dimensions.
-
-    Returns:
-        The layout, or ``None`` if it is not known which of the two dimensions is the output.
+    Return ``None`` if it is not known which of the two dimensions is the output.
     """
     transposed = _is_transposed(owner, weights)
     if transposed is None:

@@ -31,7 +31,7 @@ class Layer:
 
     Args:
         path: Name of the module.
-        shape: Of its weight.
+        shape: Shape of its weight.
         layout: Where the matrix is in the weight; ``blocks`` are the groups of a convolution.
         tied: Whether the weight is also an embedding.
     """
@@ -59,13 +59,9 @@ class Layer:
 
 @dataclass
 class Part:
-    """A module that contains layers, or a layer.
+    """A module, unwrapped, that contains layers, or is one.
 
-    Args:
-        name: Its name in the module around it.
-        module: The module, unwrapped.
-        children: The parts of the module, in the order of registration.
-        layer: The layer, if the part is a layer.
+    ``name`` is its name in the module around it; ``children`` are its parts, in the order of registration.
     """
 
     name: str
@@ -89,12 +85,8 @@ def output_heads(model: nn.Module, layers: Iterable[Layer]) -> dict[str, str]:
     beside it that take the same input, such as the mean and the deviation of a policy. Networks side by side, such as
     actor and critic, are judged one by one. Layers inside an attention or a repeated block are no heads.
 
-    Args:
-        model: The model.
-        layers: The trained layers and those tied to an embedding, in the order of registration.
-
-    Returns:
-        The reason by the name of the module.
+    The layers are those that are trained or tied to an embedding, in the order of registration. Return the reason for
+    each head, by the name of its module.
     """
     layers = list(layers)
     tied = {layer.path: _TIED for layer in layers if layer.tied}
@@ -107,9 +99,9 @@ def is_head_name(name: str) -> bool:
 
 
 def _heads(part: Part, *, is_end: bool) -> dict[str, str]:
-    """Find the heads in a part of the model; its last layer counts only if the part is at an end of the model."""
+    """Find the heads in a part; its last layer counts only at an end of the model. Tied layers are added later."""
     if part.layer:
-        return {part.layer.path: _TIED if part.layer.tied else _LAST} if is_end or part.layer.tied else {}
+        return {part.layer.path: _LAST} if is_end else {}
     if _is_attention(part):
         return {}
     children = list(part.children.values())
@@ -121,7 +113,7 @@ def _heads(part: Part, *, is_end: bool) -> dict[str, str]:
     for child in named:
         several = isinstance(child.module, nn.ModuleList | nn.ModuleDict)
         for head in child.children.values() if several else [child]:
-            heads |= {path: _NAMED if reason == _LAST else reason for path, reason in _heads(head, is_end=True).items()}
+            heads |= dict.fromkeys(_heads(head, is_end=True), _NAMED)
     blocks = _blocks(part.module, children)
     for child in children:
         if child not in named and child not in blocks:

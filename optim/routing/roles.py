@@ -55,7 +55,7 @@ def role_of(owner: nn.Module, path: str, name: str, parameter: Tensor, parent: n
         owner: The module that owns the parameter.
         path: The owner's name in the model without wrappers, such as ``"blocks.3.attention"``.
         name: The parameter's name in its owner, such as ``"weight"``.
-        parameter: The parameter itself.
+        parameter: The parameter.
         parent: The module around the owner; its other children show how a weight is fused.
     """
     role = _role(owner, path, name, parameter, parent)
@@ -117,13 +117,9 @@ def _convolution(owner: _ConvNd) -> Role:
 
 
 def _matrices(layout: MatrixLayout, reason: str, whole: str = "", *, is_layer: bool = False) -> Role:
-    if layout.blocks > 1:
-        reason += f", {layout.blocks} fused blocks"
-    if whole:
-        reason += f", {whole}"
-    if layout.transposed:
-        reason += ", stored (in, out)"
-    return Role("muon", reason, layout, is_layer=is_layer)
+    fused = f"{layout.blocks} fused blocks" if layout.blocks > 1 else ""
+    stored = "stored (in, out)" if layout.transposed else ""
+    return Role("muon", ", ".join(filter(None, [reason, fused, whole, stored])), layout, is_layer=is_layer)
 
 
 def _free_parameter(owner: nn.Module, path: str, name: str, parameter: Tensor) -> Role:

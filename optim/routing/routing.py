@@ -106,9 +106,9 @@ def route_parameters(
         ValueError: If a rule matches nothing, contradicts a shape, or names an unknown algorithm; if no parameter
             requires a gradient; or if the part is not in the model.
     """
-    suffix = "" if part is None else f"_{_path_in(without_ddp(module), part)}"
     if not isinstance(module, nn.Module):
         raise TypeError(f"route_parameters takes the module, not its parameters; got {type(module).__name__}")
+    suffix = "" if part is None else f"_{_path_in(without_ddp(module), part)}"
     of_part = {id(parameter) for parameter in (module if part is None else part).parameters()}
     trained = [r for r in find_routes(module, rules) if r.algorithm != "frozen" and id(r.parameter) in of_part]
     if not trained:
@@ -124,11 +124,9 @@ def route_parameters(
 
 
 def routing_table(routes: Iterable[Route], *, every_parameter: bool = False) -> "Table":
-    """Return routes as a table for ``rich.print``.
+    """Return routes from :func:`find_routes` as a table for ``rich.print``.
 
-    Args:
-        routes: From :func:`find_routes`.
-        every_parameter: One row for each parameter, instead of one for each reason.
+    It has one row for each reason or, with ``every_parameter``, for each parameter.
     """
     from rich.table import Table  # noqa: PLC0415 - only the table needs rich
 
@@ -151,12 +149,7 @@ def routing_table(routes: Iterable[Route], *, every_parameter: bool = False) -> 
 def find_routes(module: nn.Module, rules: Iterable[Rule] = ()) -> list[Route]:
     """Find the route of each parameter of a model, in the order of ``named_parameters()``.
 
-    Args:
-        module: The model.
-        rules: Exceptions, see :func:`route_parameters`.
-
-    Raises:
-        ValueError: See :func:`route_parameters`.
+    Arguments and errors are those of :func:`route_parameters`.
     """
     rules = list(rules)
     routes: list[Route] = []
@@ -173,8 +166,8 @@ def find_routes(module: nn.Module, rules: Iterable[Rule] = ()) -> list[Route]:
                 route = _route_by_role(names[0], parameter, role)
                 if not role.known and parameter.requires_grad:
                     unknown.append(f"{names[0]} {tuple(parameter.shape)}")
-            held = own.get(id(parameter), parameter)
-            routes.append(replace(route, parameter=held, sharding=shardings.get(held)))
+            original = own.get(id(parameter), parameter)
+            routes.append(replace(route, parameter=original, sharding=shardings.get(original)))
     for index, rule in enumerate(rules):
         if index not in used:
             _raise_unused(rule, [route.name for route in routes])
@@ -195,9 +188,8 @@ def _route_by_role(name: str, parameter: nn.Parameter, role: Role) -> Route:
 
 def _route_by_rule(name: str, parameter: nn.Parameter, role: Role, rule: Rule) -> Route:
     if rule.algorithm not in ALGORITHMS:
-        raise ValueError(
-            f"rule {rule.pattern!r}: algorithm is {rule.algorithm!r}, choose one of {', '.join(ALGORITHMS)}"
-        )
+        choices = ", ".join(ALGORITHMS)
+        raise ValueError(f"rule {rule.pattern!r}: algorithm is {rule.algorithm!r}, choose one of {choices}")
     layout = rule.layout or role.layout
     if rule.algorithm == "muon":
         try:

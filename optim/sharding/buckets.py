@@ -1,7 +1,7 @@
 """Buckets: parameters whose shards travel together, and the pieces that each rank sends and receives."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Piece:
-    """The elements that one rank has of a unit.
+    """The elements from ``start`` to ``stop`` of a parameter, which are those that one rank has of a unit.
 
-    Args:
-        member: Position of the parameter in its bucket.
-        unit: The unit.
-        start: First element in the parameter.
-        stop: The one behind the last.
+    ``member`` is the position of the parameter in its bucket.
     """
 
     member: int
@@ -35,6 +31,11 @@ class Piece:
     def numel(self) -> int:
         """Number of elements."""
         return self.stop - self.start
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What identifies its unit in the bucket: the position of the parameter, and the start of the unit in it."""
+        return self.member, self.unit.start
 
     @property
     def in_unit(self) -> slice:
@@ -84,49 +85,47 @@ class Bucket:
     @cached_property
     def to_owners(self) -> tuple[tuple[Piece, ...], ...]:
         """By owner, the pieces that this rank sends to it, in the order of the units."""
-        return self._pieces(lambda unit, rank: (unit.owner, rank), replicated=False)
+        return self._pieces(as_owner=False, replicated=False)
 
     @cached_property
     def from_shards(self) -> tuple[tuple[Piece, ...], ...]:
         """By rank, the pieces that this rank receives from it before it can orthogonalize."""
-        return self._pieces(lambda unit, rank: (rank, unit.owner), replicated=False)
+        return self._pieces(as_owner=True, replicated=False)
 
     @cached_property
     def to_shards(self) -> tuple[tuple[Piece, ...], ...]:
         """By rank, the pieces whose polar factors this rank sends back to it."""
-        return self._pieces(lambda unit, rank: (rank, unit.owner), replicated=True)
+        return self._pieces(as_owner=True, replicated=True)
 
     @cached_property
     def from_owners(self) -> tuple[tuple[Piece, ...], ...]:
         """By owner, the pieces whose polar factors this rank receives from it."""
-        return self._pieces(lambda unit, rank: (unit.owner, rank), replicated=True)
+        return self._pieces(as_owner=False, replicated=True)
 
     @cached_property
     def gathers(self) -> bool:
         """Whether any rank sends anything to an owner."""
-        return any(unit.only_rank is None and not unit.replicated for units in self.units for unit in units)
+        return any(unit.is_split for units in self.units for unit in units)
 
     @cached_property
     def scatters(self) -> bool:
         """Whether any owner sends anything back."""
         return any(unit.only_rank is None for units in self.units for unit in units)
 
-    def _pieces(
-        self, ends: Callable[[Unit, int], tuple[int, int]], *, replicated: bool
-    ) -> tuple[tuple[Piece, ...], ...]:
-        """Return by other rank the pieces for which ``ends(unit, rank of the shard)`` is (that rank, this rank)."""
+    def _pieces(self, *, as_owner: bool, replicated: bool) -> tuple[tuple[Piece, ...], ...]:
+        """Return by other rank the pieces that travel between it and this rank, which owns the unit or has a shard."""
         pieces: list[list[Piece]] = [[] for _ in range(self.group.size())]
         for member, units in enumerate(self.units):
             for unit in units:
-                if unit.replicated and not replicated:
-                    continue
                 for rank, (start, stop) in enumerate(unit.shards):
-                    other, this = ends(unit, rank)
-                    if stop > start and rank != unit.owner and this == self.rank:
+                    this, other = (unit.owner, rank) if as_owner else (rank, unit.owner)
+                    travels = stop > start and this != other and (replicated or not unit.replicated)
+                    if travels and this == self.rank:
                         pieces[other].append(Piece(member, unit, start, stop))
         return tuple(map(tuple, pieces))
 
 
+# The position of a parameter in its parameter group, its sharding and its units.
 Member = tuple[int, Sharding, tuple[Unit, ...]]
 
 
@@ -139,9 +138,7 @@ def make_buckets(
     owns at most a batch of elements in a bucket, or a single larger unit. Replicated parameters arrive whole on each
     rank, so their bucket as a whole is at most a batch, or a unit for each rank.
 
-    Args:
-        parameters: For each, the position in the parameter group, the parameter, its sharding and its units.
-        batch_elements: Bound of a batch; ``None`` for the default of the device.
+    Each parameter is given as its position in the parameter group, itself, its sharding and its units.
     """
     alike: defaultdict[Any, list[Member]] = defaultdict(list)
     bounds: dict[Any, int] = {}

@@ -13,21 +13,17 @@ def find_shardings(module: nn.Module) -> dict[Tensor, Sharding]:
 
     The wrappers, DistributedDataParallel and FullyShardedDataParallel, are looked for in the module itself and, for a
     LightningModule in training, around it.
-
-    Args:
-        module: The model, or the wrapper around it.
-
-    Returns:
-        The sharding of each such parameter; parameters that are whole on one rank, and DTensors, are left out.
     """
-    roots = [module]
-    if (around := _wrapper_of_strategy(module)) is not None:
-        roots.append(around)
-    shardings: dict[Tensor, Sharding] = {}
-    for root in roots:
-        for part in root.modules():
-            if isinstance(part, DistributedDataParallel):
-                shardings.update(_of_ddp(part))
+    around = _wrapper_of_strategy(module)
+    roots = [module] if around is None else [module, around]
+    shardings = {
+        parameter: replicated(parameter.shape, ddp.process_group)
+        for root in roots
+        for ddp in root.modules()
+        if isinstance(ddp, DistributedDataParallel)
+        for name, parameter in ddp.module.named_parameters()
+        if name not in ddp.parameters_to_ignore and not is_dtensor(parameter)
+    }
     for root in roots:
         shardings.update(fsdp1_shardings(root))
     return shardings
@@ -36,14 +32,6 @@ def find_shardings(module: nn.Module) -> dict[Tensor, Sharding]:
 def without_ddp(module: nn.Module) -> nn.Module:
     """Return the model inside a DistributedDataParallel, with the names of one device; any other module as it is."""
     return module.module if isinstance(module, DistributedDataParallel) else module
-
-
-def _of_ddp(ddp: DistributedDataParallel) -> dict[Tensor, Sharding]:
-    return {
-        parameter: replicated(parameter.shape, ddp.process_group)
-        for name, parameter in ddp.module.named_parameters()
-        if name not in ddp.parameters_to_ignore and not is_dtensor(parameter)
-    }
 
 
 def _wrapper_of_strategy(module: nn.Module) -> nn.Module | None:

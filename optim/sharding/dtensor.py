@@ -27,12 +27,7 @@ def local_tensor(tensor: Tensor) -> Tensor:
 
 
 def local_gradient(parameter: Tensor, gradient: Tensor, name: str) -> Tensor:
-    """Return this rank's shard of the gradient of a parameter.
-
-    Args:
-        parameter: The parameter.
-        gradient: Its gradient.
-        name: Name of the parameter, for the error.
+    """Return this rank's shard of the gradient of the parameter ``name``.
 
     Raises:
         ValueError: If the gradient has other placements than the parameter.
@@ -49,9 +44,7 @@ def local_gradient(parameter: Tensor, gradient: Tensor, name: str) -> Tensor:
 def laid_out_as(value: Tensor, parameter: Tensor) -> Tensor:
     """Shard a whole tensor like a parameter, if the parameter is a DTensor of its shape. No communication.
 
-    Args:
-        value: The same on all ranks, such as state from a checkpoint of one device.
-        parameter: The parameter.
+    ``value`` must be the same on all ranks, such as state from a checkpoint of one device.
     """
     if not is_dtensor(parameter) or is_dtensor(value) or value.shape != parameter.shape or value.ndim == 0:
         return value
@@ -64,13 +57,8 @@ def dtensor_sharding(parameter: "DTensor") -> Sharding | None:
     """Describe a DTensor whose rows are sharded over one dimension of its mesh, and replicated along the others.
 
     Each replica of HSDP does the same work by itself. It is deterministic, so the replicas stay equal without
-    communication between them.
-
-    Args:
-        parameter: One for which :func:`is_sharded_by_rows` is true.
-
-    Returns:
-        The sharding over the group of ranks that together have the parameter; ``None`` where this rank has all of it.
+    communication between them. The result is over the ranks that together have the parameter; it is ``None`` where this
+    rank has all of it.
     """
     mesh = parameter.device_mesh
     sharded = _sharded_dims(parameter)

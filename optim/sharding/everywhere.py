@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_muon.optim.sharding.dtensor import local_tensor
-from lightning_muon.optim.update.muon import MuonParameter, OrthogonalizeHook, Stages, Steps, Transport
+from lightning_muon.optim.update.muon import Hooks, MuonParameter, Stages, Steps, Transport
 from lightning_muon.optim.update.options import MuonOptions
 from lightning_muon.optim.update.scale import nuclear_norm
 
@@ -24,17 +24,10 @@ class Everywhere(Transport):
     Args:
         weight: The parameter.
         here: This rank's shard of it.
-        options: Those of the parameter group.
-        hooks: Listeners to the polar factors, on the first rank of the mesh.
+        hooks: Called on the first rank of the mesh alone.
     """
 
-    def __init__(
-        self,
-        weight: "DTensor",
-        here: MuonParameter,
-        options: MuonOptions,
-        hooks: Sequence[OrthogonalizeHook] = (),
-    ) -> None:
+    def __init__(self, weight: "DTensor", here: MuonParameter, options: MuonOptions, hooks: Hooks) -> None:
         is_first = not any(weight.device_mesh.get_coordinate() or ())
         super().__init__([here], options, hooks if is_first else ())
         self.weight = weight

@@ -1,7 +1,6 @@
 """The all-to-alls of a bucket: pieces of matrices to their owners, and polar factors back."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -12,26 +11,19 @@ from lightning_muon.optim.sharding.buckets import Bucket, Piece
 from lightning_muon.optim.update.muon import Stages
 from lightning_muon.optim.update.options import MuonOptions
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
 COMMUNICATION_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 # How many buckets are under way at a time: one arrives, one is orthogonalized, one returns.
 STAGES = 3
-
-# Numbers of the matrices or neurons of units, by the position of the parameter in its bucket and the start of the unit.
+# Numbers of the matrices or neurons of units, by Piece.key.
 UnitNumbers = dict[tuple[int, int], Tensor]
 
 
 def overlap(steps: Iterable[Iterator[None]]) -> None:
-    """Run steps that pause while something is on its way, each one stage behind the step before it.
+    """Run steps that pause at most twice, while something is on its way, each one stage behind the step before it.
 
     The newest goes first, so that its data travels while the older ones compute. The order of all stages depends only
     on the number of steps, so ranks that run the same steps issue the same collectives.
-
-    Args:
-        steps: Each pauses at most twice.
     """
     under_way: list[Iterator[None]] = []
     for step in [*steps, *(iter(()) for _ in range(STAGES - 1))]:
@@ -41,14 +33,10 @@ def overlap(steps: Iterable[Iterator[None]]) -> None:
 
 
 def wire_dtype(source: Tensor, options: MuonOptions) -> torch.dtype:
-    """Return the dtype in which matrices and their polar factors travel.
+    """Return the dtype in which the matrices in ``source`` and their polar factors travel.
 
     The default is bfloat16 where this loses nothing that the orthogonalizer would use: where it computes in bfloat16,
     or ``source`` has no more digits. Else it is float32, or float64 for float64.
-
-    Args:
-        source: The tensor to be orthogonalized.
-        options: Those of the parameter group.
     """
     if options["communication_dtype"] is not None:
         return COMMUNICATION_DTYPES[options["communication_dtype"]]
@@ -59,15 +47,9 @@ def wire_dtype(source: Tensor, options: MuonOptions) -> torch.dtype:
 
 
 def gather(bucket: Bucket, sources: Sequence[Tensor], dtype: torch.dtype) -> Stages[list[Tensor]]:
-    """Send the pieces of a bucket to the owners of their matrices; pause while they are on their way.
+    """Send the pieces of a bucket to the owners of their matrices, in ``dtype``; pause while they are on their way.
 
-    Args:
-        bucket: The bucket.
-        sources: This rank's shard of each parameter in it.
-        dtype: The dtype on the wire.
-
-    Returns:
-        The elements (numel,) of each unit that this rank owns.
+    ``sources`` are this rank's shards of the parameters. Return the elements (numel,) of the units that it owns.
     """
     arriving = None
     if bucket.gathers:
@@ -84,11 +66,11 @@ def gather(bucket: Bucket, sources: Sequence[Tensor], dtype: torch.dtype) -> Sta
                 whole = elements.new_empty(p.unit.numel, dtype=dtype)
                 whole[p.in_unit] = elements
                 elements = whole
-            units[p.member, p.unit.start] = elements
+            units[p.key] = elements
     if arriving is not None:
         for pieces, received in zip(bucket.from_shards, arriving(), strict=True):
             for p, elements in zip(pieces, received.split([p.numel for p in pieces]), strict=True):
-                units[p.member, p.unit.start][p.in_unit] = elements
+                units[p.key][p.in_unit] = elements
     return list(units.values())
 
 
@@ -98,7 +80,7 @@ def scatter(
     """Send polar factors from the owners to the shards of their matrices; pause while they are on their way.
 
     Args:
-        bucket: The bucket.
+        bucket: What travels together.
         factors: The elements (numel,) of the factor of each unit that this rank owns.
         norms: The nuclear norms of the units that this rank owns; they travel along, in float32 for every ``dtype``.
         dtype: The dtype on the wire. Owners round their factors to it too, so that replicas stay equal.
@@ -115,7 +97,7 @@ def scatter(
     words = max(1, 4 // dtype.itemsize)  # elements on the wire for a number in float32
 
     def norm_words(piece: Piece) -> int:
-        return words * piece.unit.layout.count(piece.unit.shape) if norms is not None else 0
+        return words * piece.unit.count if norms is not None else 0
 
     arriving = None
     if bucket.scatters:
@@ -123,32 +105,31 @@ def scatter(
         for pieces in bucket.to_shards:
             outgoing.append([])
             for p in pieces:
-                outgoing[-1].append(made[p.member, p.unit.start][p.in_unit])
+                outgoing[-1].append(made[p.key][p.in_unit])
                 if norms is not None:
-                    outgoing[-1].append(_as_words(norms[p.member, p.unit.start], dtype))
+                    outgoing[-1].append(_as_words(norms[p.key], dtype))
         incoming = [sum(p.numel + norm_words(p) for p in pieces) for pieces in bucket.from_owners]
         arriving = _all_to_all(bucket.group, outgoing, incoming, dtype, device)
     yield
 
-    found: list[list[tuple[int, Tensor]]] = [[] for _ in bucket.members]
-    for p in bucket.here:
-        if p.unit.owner == bucket.rank:
-            found[p.member].append((p.start, made[p.member, p.unit.start][p.in_unit]))
+    found = {p.key: made[p.key][p.in_unit] for p in bucket.here if p.unit.owner == bucket.rank}
     if arriving is not None:
         for pieces, received in zip(bucket.from_owners, arriving(), strict=True):
             parts = iter(received.split([size for p in pieces for size in (p.numel, norm_words(p))]))
             for p in pieces:
-                elements, sent = next(parts), next(parts)
-                found[p.member].append((p.start, elements))
+                found[p.key], sent = next(parts), next(parts)
                 if norms is not None:
-                    norms[p.member, p.unit.start] = _from_words(sent)
+                    norms[p.key] = _from_words(sent)
     empty = torch.empty(0, dtype=dtype, device=device)
-    ordered = [[elements for _, elements in sorted(pieces, key=lambda piece: piece[0])] for pieces in found]
-    return [torch.cat(pieces) if len(pieces) > 1 else (pieces or [empty])[0] for pieces in ordered], norms
+    shards: list[list[Tensor]] = [[] for _ in bucket.members]
+    for p in bucket.here:
+        if p.numel:
+            shards[p.member].append(found[p.key])
+    return [torch.cat(pieces) if len(pieces) > 1 else (pieces or [empty])[0] for pieces in shards], norms
 
 
 def _all_to_all(
-    group: "ProcessGroup",
+    group: "dist.ProcessGroup",
     outgoing: Sequence[Sequence[Tensor]],
     incoming: Sequence[int],
     dtype: torch.dtype,

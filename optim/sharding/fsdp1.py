@@ -1,7 +1,7 @@
 """Adapter: FSDP1, torch's FullyShardedDataParallel.
 
 It flattens the parameters of a module into one flat parameter and cuts that into equal chunks, at any element of a row.
-Only its private attributes tell where: they are read in this file and nowhere else.
+The cuts are found only in its private attributes, which no other file reads.
 """
 
 import sys
@@ -33,9 +33,8 @@ def fsdp1_shardings(root: nn.Module) -> dict[Tensor, Sharding]:
     shardings: dict[Tensor, Sharding] = {}
     for wrapper in wrappers:
         try:
-            handle = wrapper._handle
-            if handle is not None:
-                shardings.update(_of_handle(handle))
+            if wrapper._handle is not None:
+                shardings.update(_of_handle(wrapper._handle))
         except AttributeError as error:
             raise RuntimeError(f"cannot read the shards of {type(wrapper).__name__} in this torch: {error}") from error
     return shardings
@@ -43,13 +42,9 @@ def fsdp1_shardings(root: nn.Module) -> dict[Tensor, Sharding]:
 
 @contextmanager
 def full_shapes(module: nn.Module, shardings: Mapping[Tensor, Sharding]) -> Iterator[dict[int, nn.Parameter]]:
-    """Replace each flattened parameter of a module by a stand-in without values in its full shape.
+    """Replace each flattened parameter of a module, inside this context, by an empty stand-in of its full shape.
 
     The role of a parameter is found from shapes, but FSDP1 leaves only 1-D ranges.
-
-    Args:
-        module: The module; the context restores its own parameters.
-        shardings: Shardings of its parameters; parameters without one are whole.
 
     Yields:
         The module's own parameter by the ``id`` of its stand-in.
@@ -57,7 +52,7 @@ def full_shapes(module: nn.Module, shardings: Mapping[Tensor, Sharding]) -> Iter
     Raises:
         ValueError: If FSDP1 has flattened a parameter that has no sharding.
     """
-    stand_ins: dict[Tensor, nn.Parameter] = {}
+    stand_ins: dict[nn.Parameter, nn.Parameter] = {}
     replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
     for path, owner in module.named_modules():
         for name, parameter in owner._parameters.items():
@@ -75,7 +70,7 @@ def full_shapes(module: nn.Module, shardings: Mapping[Tensor, Sharding]) -> Iter
     try:
         for owner, name, parameter in replaced:
             owner._parameters[name] = stand_ins[parameter]
-        yield {id(stand_in): parameter for parameter, stand_in in stand_ins.items()}  # type: ignore[misc]
+        yield {id(stand_in): parameter for parameter, stand_in in stand_ins.items()}
     finally:
         for owner, name, parameter in replaced:
             owner._parameters[name] = parameter

@@ -1,8 +1,8 @@
 """The transport to owners: each matrix is orthogonalized by one rank, whatever shards of it the ranks have."""
 
-from collections import defaultdict
+import sys
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -12,10 +12,17 @@ from typing_extensions import override
 
 from lightning_muon.optim.sharding.buckets import Bucket, Piece
 from lightning_muon.optim.sharding.exchange import UnitNumbers, gather, scatter, wire_dtype
-from lightning_muon.optim.sharding.sharding import Unit
-from lightning_muon.optim.update.muon import MuonParameter, OrthogonalizeHook, Stages, Steps, Transport, neuron_factors
+from lightning_muon.optim.update.muon import (
+    Here,
+    Hooks,
+    MuonParameter,
+    Stages,
+    Steps,
+    Transport,
+    neuron_factors,
+    same_shape_batches,
+)
 from lightning_muon.optim.update.options import MuonOptions
-from lightning_muon.optim.update.scale import nuclear_norm
 from lightning_muon.optim.update.state import state_dtype
 
 
@@ -29,17 +36,9 @@ class Owners(Transport):
     Args:
         bucket: What travels together.
         batch: This rank's shards of its parameters, possibly empty ones.
-        options: Those of the parameter group.
-        hooks: Listeners to the polar factors of the matrices that this rank owns.
     """
 
-    def __init__(
-        self,
-        bucket: Bucket,
-        batch: Sequence[MuonParameter],
-        options: MuonOptions,
-        hooks: Sequence[OrthogonalizeHook] = (),
-    ) -> None:
+    def __init__(self, bucket: Bucket, batch: Sequence[MuonParameter], options: MuonOptions, hooks: Hooks) -> None:
         super().__init__(batch, options, hooks)
         self.bucket = bucket
 
@@ -47,7 +46,7 @@ class Owners(Transport):
     def polar(self, sources: Sequence[Tensor]) -> Stages[tuple[Steps, UnitNumbers | None]]:
         dtype = wire_dtype(sources[0], self.options)
         units = yield from gather(self.bucket, sources, dtype)
-        factors, norms = self._orthogonalize_owned(units)
+        factors, norms = yield from self._orthogonalize_owned(units)
         shards, norms = yield from scatter(self.bucket, factors, norms, dtype, sources[0].device)
         # A factor has the dtype of the momentum, as on one device.
         return [
@@ -62,64 +61,57 @@ class Owners(Transport):
             averages = self.bucket.take(piece, mean_squares)
             squares = self.bucket.take(piece, steps).to(averages.dtype).square()
             sums.append(torch.stack([neuron_sums(elements, piece) for elements in (averages, squares)]))
-        self._all_reduce([s for s, p in zip(sums, self.bucket.here, strict=True) if is_split(p.unit)])
+        self._all_reduce([s for s, p in zip(sums, self.bucket.here, strict=True) if p.unit.is_split])
         factors: UnitNumbers = {}
         for p, (averages, squares) in zip(self.bucket.here, sums, strict=True):
-            shape = (-1, neurons_per_matrix(p.unit))
+            shape = (-1, p.unit.fans[0])
             per_neuron = p.unit.numel // squares.numel()
-            factors[p.member, p.unit.start] = neuron_factors(averages.view(shape) / per_neuron, squares.view(shape))
+            factors[p.key] = neuron_factors(averages.view(shape) / per_neuron, squares.view(shape))
         return self._multiply(steps, factors)
 
     @override
     def scale(self, steps: Steps, norms: UnitNumbers) -> Steps:
-        of_neurons = {
-            (p.member, p.unit.start): norms[p.member, p.unit.start].repeat_interleave(neurons_per_matrix(p.unit))
-            for p in self.bucket.here
-            if p.numel
-        }
+        of_neurons = {p.key: norms[p.key].repeat_interleave(p.unit.fans[0]) for p in self.bucket.here if p.numel}
         return self._multiply(steps, of_neurons)
 
-    def _orthogonalize_owned(self, units: Sequence[Tensor]) -> tuple[list[Tensor], UnitNumbers | None]:
+    def _orthogonalize_owned(self, units: Sequence[Tensor]) -> Stages[tuple[list[Tensor], UnitNumbers | None]]:
         """Orthogonalize the units that this rank owns, matrices of one shape as one batch."""
         owned = self.bucket.owned
-        factors = [torch.zeros_like(unit) for unit in units]
-        norms: UnitNumbers | None = None
-        if self.needs_norms:
-            norms = {(m, u.start): e.new_zeros(u.layout.count(u.shape)) for e, (m, u) in zip(units, owned, strict=True)}
-        alike: defaultdict[Any, list[int]] = defaultdict(list)
-        for number, (member, unit) in enumerate(owned):
-            if unit.replicated and self.batch[member].gradient is None:
-                continue  # no rank has a gradient
-            alike[unit.layout.fans(unit.shape), unit.layout.transposed, units[number].dtype].append(number)
-        for numbers in alike.values():
-            stacks = [owned[n][1].layout.matrices(units[n].view(owned[n][1].shape)) for n in numbers]
-            matrices = torch.cat(stacks) if len(stacks) > 1 else stacks[0]
-            counts = [len(stack) for stack in stacks]
-            names = [
-                self.batch[owned[n][0]].name for n, count in zip(numbers, counts, strict=True) for _ in range(count)
-            ]
-            polar = self.orthogonalize(names, matrices)
-            for number, factor in zip(numbers, polar.split(counts), strict=True):
-                unit = owned[number][1]
-                factors[number] = unit.layout.restore(factor, unit.shape).reshape(-1)
-            if norms is not None:
-                found = nuclear_norm(matrices, polar).flatten().split(counts)
-                norms |= {(owned[n][0], owned[n][1].start): norm for n, norm in zip(numbers, found, strict=True)}
-        return factors, norms
+        as_parameters = [
+            replace(self.batch[m], layout=u.layout, fans=u.fans, weight=elements.view(u.shape), momentum=None)
+            for (m, u), elements in zip(owned, units, strict=True)
+        ]
+        # A replicated unit without gradient has none on any rank.
+        moving = [
+            p for p, (_, u) in zip(as_parameters, owned, strict=True) if p.gradient is not None or not u.replicated
+        ]
+        here = Here(list(same_shape_batches(moving, sys.maxsize)), self.options, self.hooks)
+        polar, norms = yield from here.polar([p.weight for p in here.batch])
+        found = {id(p): factor.reshape(-1) for p, factor in zip(here.batch, here.split(polar), strict=True)}
+        factors = [
+            found[id(p)] if id(p) in found else torch.zeros_like(e) for p, e in zip(as_parameters, units, strict=True)
+        ]
+        if norms is None:
+            return factors, None
+        of_units = {id(p): norm.flatten() for p, norm in here.by_parameter(norms)}
+        return factors, {
+            (m, u.start): of_units.get(id(p), e.new_zeros(u.count))
+            for (m, u), p, e in zip(owned, as_parameters, units, strict=True)
+        }
 
     def _multiply(self, steps: Steps, of_neurons: UnitNumbers) -> Steps:
         """Multiply the elements of each shard by the numbers of their neurons."""
         numbers: list[list[Tensor]] = [[] for _ in steps]
         for p in self.bucket.here:
             if p.numel:
-                numbers[p.member].append(spread_over_neurons(of_neurons[p.member, p.unit.start].flatten(), p))
+                numbers[p.member].append(spread_over_neurons(of_neurons[p.key].flatten(), p))
         return [
             step * torch.cat(found).view(step.shape) if found else step
             for step, found in zip(steps, numbers, strict=True)
         ]
 
     def _all_reduce(self, sums: Sequence[Tensor]) -> None:
-        """Add tensors up over the ranks, in place, in one collective."""
+        """Sum tensors over the ranks, in place, in one collective."""
         if not sums:
             return
         packed = torch.cat([s.flatten() for s in sums])
@@ -128,21 +120,10 @@ class Owners(Transport):
             s.copy_(total.view(s.shape))
 
 
-def is_split(unit: Unit) -> bool:
-    """Return whether several ranks have different elements of a unit."""
-    return unit.only_rank is None and not unit.replicated
-
-
-def neurons_per_matrix(unit: Unit) -> int:
-    """Return the number of neurons, the outputs, of each matrix in a unit."""
-    return unit.layout.fans(unit.shape)[0]
-
-
 def neuron_sums(elements: Tensor, piece: Piece) -> Tensor:
-    """Sum the elements (elements,) of a piece over each neuron.
+    """Sum the elements (elements,) of a piece over each neuron, shape (neurons of all matrices in the unit,).
 
-    Returns:
-        Shape (neurons of all matrices in the unit,); zero for neurons of which the piece has no element.
+    The sum is zero for neurons of which the piece has no element.
     """
     unit = piece.unit
     rows, columns, parts = _rows(piece, elements.device)

@@ -1,14 +1,15 @@
 """The plan of a step: which rank owns which matrices, and in which way each parameter of a group is updated."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from lightning_muon.optim.sharding.buckets import Bucket, make_buckets
-from lightning_muon.optim.sharding.dtensor import is_dtensor, is_sharded_by_rows
+from lightning_muon.optim.sharding.dtensor import dtensor_sharding, is_dtensor, is_sharded_by_rows
+from lightning_muon.optim.sharding.fsdp1 import is_flattened
 from lightning_muon.optim.sharding.sharding import Range, Sharding, Unit, chunks, cut_into_units
 from lightning_muon.optim.sharding.zero1 import StateShares
 from lightning_muon.optim.update.matrix_layout import MatrixLayout, matrix_layouts
@@ -48,9 +49,7 @@ class GroupPlan:
 
 
 def make_plans(
-    groups: Iterable[Mapping[str, Any]],
-    sharding_of: Callable[[Tensor], Sharding | None],
-    shares_state: Callable[[Tensor], bool],
+    groups: Iterable[Mapping[str, Any]], shardings: Mapping[Tensor, Sharding], *, shard_state: bool
 ) -> list[GroupPlan]:
     """Plan the steps of an optimizer: deterministic, the same on all ranks, without communication.
 
@@ -59,32 +58,46 @@ def make_plans(
 
     Args:
         groups: The parameter groups of the optimizer.
-        sharding_of: Returns the sharding of a parameter, ``None`` if it is whole on this rank alone.
-        shares_state: Returns whether the ranks that replicate a parameter share out its state.
+        shardings: The shardings of parameters that are distributed over ranks and are no DTensors.
+        shard_state: Whether the ranks that replicate parameters (DDP) share out their state.
     """
     loads: Loads = defaultdict(list)
-    return [
-        _plan_muon(group, sharding_of, shares_state, loads)
-        if group["algorithm"] == "muon"
-        else _plan_adamw(group, sharding_of, shares_state)
-        for group in groups
-    ]
+    plans = []
+    for group in groups:
+        distributed = _distributed(group["params"], shardings)
+        shared = [i for i, s in distributed.items() if shard_state and _is_from_ddp(group["params"][i], s)]
+        if group["algorithm"] == "muon":
+            plans.append(_plan_muon(group, distributed, shared, loads))
+        else:
+            plans.append(_plan_adamw(group, distributed, shared))
+    return plans
 
 
-def assign_owners(parameters: Iterable[tuple[Sharding, MatrixLayout]], loads: Loads) -> list[tuple[Unit, ...]]:
+def _distributed(params: Sequence[Tensor], shardings: Mapping[Tensor, Sharding]) -> dict[int, Sharding]:
+    """Return, by position, the shardings of parameters that are distributed over several ranks as flat ranges."""
+    found = {}
+    for index, param in enumerate(params):
+        if is_dtensor(param):
+            sharding = dtensor_sharding(param) if is_sharded_by_rows(param) else None
+        else:
+            sharding = shardings.get(param)
+        if sharding is not None and sharding.group.size() > 1:
+            found[index] = sharding
+    return found
+
+
+def _is_from_ddp(param: Tensor, sharding: Sharding) -> bool:
+    """Return whether DDP has made a sharding: FSDP2 and FSDP1 may replicate parameters too."""
+    return sharding.replicated and not is_dtensor(param) and not is_flattened(param)
+
+
+def assign_owners(parameters: Sequence[tuple[Sharding, MatrixLayout]], loads: Loads) -> list[tuple[Unit, ...]]:
     """Cut parameters into units and assign each unit to a rank of its group.
 
     Units that are whole on one rank stay there. The others are assigned, most expensive first, to the rank with the
-    smallest load. This depends only on shapes and shardings, so all ranks find the same result.
-
-    Args:
-        parameters: The sharding and the layout of each, in an order that is the same on all ranks.
-        loads: The cost that the ranks of each group have already; the new cost is added.
-
-    Returns:
-        The units of each parameter.
+    smallest load. This depends only on shapes and shardings, so all ranks find the same result. ``loads`` are the costs
+    that the ranks of each group have already; the new costs are added.
     """
-    parameters = list(parameters)
     units = [cut_into_units(sharding, layout) for sharding, layout in parameters]
     travelling: list[tuple[int, int]] = []
     for index, (sharding, _) in enumerate(parameters):
@@ -104,63 +117,45 @@ def assign_owners(parameters: Iterable[tuple[Sharding, MatrixLayout]], loads: Lo
 
 
 def _plan_muon(
-    group: Mapping[str, Any],
-    sharding_of: Callable[[Tensor], Sharding | None],
-    shares_state: Callable[[Tensor], bool],
-    loads: Loads,
+    group: Mapping[str, Any], shardings: Mapping[int, Sharding], shared: Sequence[int], loads: Loads
 ) -> GroupPlan:
     params, layouts = group["params"], matrix_layouts(group)
     everywhere = tuple(i for i, param in enumerate(params) if is_dtensor(param) and not is_sharded_by_rows(param))
-    shardings = {
-        i: sharding
-        for i, param in enumerate(params)
-        if i not in everywhere and (sharding := sharding_of(param)) is not None
-    }
     units = dict(zip(shardings, assign_owners([(s, layouts[i]) for i, s in shardings.items()], loads), strict=True))
-    shares = {
-        i: StateShares(s, _owned_ranges(units[i], len(s.ranges)))
-        for i, s in shardings.items()
-        if s.replicated and shares_state(params[i])
-    }
+
+    def owned(index: int, rank: int) -> tuple[Range, ...]:
+        return tuple((unit.start, unit.start + unit.numel) for unit in units[index] if unit.owner == rank)
 
     def buckets(members: Iterable[int]) -> tuple[Bucket, ...]:
         travelling = [(i, params[i], shardings[i], units[i]) for i in members]
         return tuple(make_buckets(travelling, group["batch_elements"]))
 
     shapes = [shardings[i].shape if i in shardings else param.shape for i, param in enumerate(params)]
+    ranks = {i: range(len(shardings[i].ranges)) for i in shared}
     return GroupPlan(
         here=tuple(i for i in range(len(params)) if i not in shardings and i not in everywhere),
         layouts=layouts,
         fans=[layout.fans(shape) for layout, shape in zip(layouts, shapes, strict=True)],
         everywhere=everywhere,
-        buckets=buckets(i for i in shardings if i not in shares),
-        zero1_buckets=buckets(shares),
-        shares=shares,
+        buckets=buckets(i for i in shardings if i not in shared),
+        zero1_buckets=buckets(shared),
+        shares={i: StateShares(shardings[i], tuple(owned(i, rank) for rank in ranks[i])) for i in shared},
         has_dtensors=any(map(is_dtensor, params)),
     )
 
 
-def _plan_adamw(
-    group: Mapping[str, Any], sharding_of: Callable[[Tensor], Sharding | None], shares_state: Callable[[Tensor], bool]
-) -> GroupPlan:
+def _plan_adamw(group: Mapping[str, Any], shardings: Mapping[int, Sharding], shared: Sequence[int]) -> GroupPlan:
     """Plan an adamw group: its update is element-wise, so only shared-out state needs other ranks."""
     params = group["params"]
-    shares = {
-        i: StateShares(sharding, tuple((chunk,) for chunk in chunks(sharding.shape.numel(), sharding.group.size())))
-        for i, param in enumerate(params)
-        if (sharding := sharding_of(param)) is not None and sharding.replicated and shares_state(param)
-    }
+    shares = {}
+    for i in shared:
+        cut = chunks(params[i].numel(), len(shardings[i].ranges))
+        shares[i] = StateShares(shardings[i], tuple((chunk,) for chunk in cut))
     return GroupPlan(
         here=tuple(i for i in range(len(params)) if i not in shares),
         zero1_packs=tuple(_packs(group, shares)),
         shares=shares,
         has_dtensors=any(map(is_dtensor, params)),
-    )
-
-
-def _owned_ranges(units: Sequence[Unit], ranks: int) -> tuple[tuple[Range, ...], ...]:
-    return tuple(
-        tuple((unit.start, unit.start + unit.numel) for unit in units if unit.owner == rank) for rank in range(ranks)
     )
 
 

@@ -93,16 +93,30 @@ class Unit:
         return math.prod(self.shape)
 
     @property
+    def count(self) -> int:
+        """Number of matrices."""
+        return self.layout.count(self.shape)
+
+    @property
+    def fans(self) -> tuple[int, int]:
+        """Fan-out, the number of neurons, and fan-in of each matrix."""
+        return self.layout.fans(self.shape)
+
+    @property
     def cost(self) -> int:
         """Cost of orthogonalizing it, up to a constant: min² · max multiplications a matrix."""
-        fan_out, fan_in = self.layout.fans(self.shape)
-        return self.layout.count(self.shape) * min(fan_out, fan_in) ** 2 * max(fan_out, fan_in)
+        return self.count * min(self.fans) ** 2 * max(self.fans)
 
     @property
     def only_rank(self) -> int | None:
         """The rank that has all of it, if no other rank has any."""
         ranks = [rank for rank, (start, stop) in enumerate(self.shards) if stop > start]
         return ranks[0] if len(ranks) == 1 else None
+
+    @property
+    def is_split(self) -> bool:
+        """Whether several ranks have different elements of it."""
+        return self.only_rank is None and not self.replicated
 
 
 def cut_into_units(sharding: Sharding, layout: MatrixLayout) -> list[Unit]:

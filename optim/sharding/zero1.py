@@ -14,16 +14,8 @@ from typing_extensions import override
 from lightning_muon.optim.sharding.buckets import Bucket
 from lightning_muon.optim.sharding.exchange import scatter, wire_dtype
 from lightning_muon.optim.sharding.sharding import Range, Sharding, Unit
-from lightning_muon.optim.update.adamw import adamw_update
-from lightning_muon.optim.update.muon import (
-    Applied,
-    Here,
-    MuonParameter,
-    OrthogonalizeHook,
-    Stages,
-    Steps,
-    same_shape_batches,
-)
+from lightning_muon.optim.update.adamw import AdamWParameter, adamw_update
+from lightning_muon.optim.update.muon import Applied, Here, Hooks, MuonParameter, Stages, Steps, same_shape_batches
 from lightning_muon.optim.update.options import AdamWOptions, MuonOptions
 from lightning_muon.optim.update.state import state_dtype
 
@@ -32,12 +24,7 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class StateShares:
-    """Describe of which elements of a parameter each rank has the state.
-
-    Args:
-        sharding: The sharding of the parameter.
-        ranges: For each rank of its group.
-    """
+    """Describe of which elements of a parameter each rank of its group has the state, as flat ranges."""
 
     sharding: Sharding
     ranges: tuple[tuple[Range, ...], ...]
@@ -60,12 +47,7 @@ class StateShares:
 def consolidate(
     parameters: Sequence[tuple[Tensor, StateShares]], states: Mapping[Tensor, State], to: int
 ) -> list[State] | None:
-    """Bring the state of parameters together on one rank. A collective: all ranks must call this.
-
-    Args:
-        parameters: The parameters whose state is shared out.
-        states: This rank's shares.
-        to: The rank in their groups that gets all shares.
+    """Bring the shares of state together on the rank ``to`` of their groups. A collective: all ranks must call this.
 
     Returns:
         On that rank the whole state of each parameter, on the CPU; ``None`` on the others.
@@ -109,17 +91,9 @@ class OwnedState(Here):
     Args:
         bucket: What is sent out together.
         parameters: The whole parameters of the bucket, with this rank's share (elements,) of their state.
-        options: Those of the parameter group.
-        hooks: Listeners to the polar factors of the matrices that this rank owns.
     """
 
-    def __init__(
-        self,
-        bucket: Bucket,
-        parameters: Sequence[MuonParameter],
-        options: MuonOptions,
-        hooks: Sequence[OrthogonalizeHook] = (),
-    ) -> None:
+    def __init__(self, bucket: Bucket, parameters: Sequence[MuonParameter], options: MuonOptions, hooks: Hooks) -> None:
         self.bucket = bucket
         self.parameters = parameters
         self.units = _owned_units(bucket, parameters)
@@ -146,57 +120,41 @@ def _owned_units(bucket: Bucket, parameters: Sequence[MuonParameter]) -> list[Mu
     for member, unit in bucket.owned:
         p, first = parameters[member], seen[member]
         seen[member] += unit.numel
-
-        def part(tensor: Tensor | None, start: int, unit: Unit = unit) -> Tensor | None:
-            return None if tensor is None else tensor.reshape(-1)[start : start + unit.numel].view(unit.shape)
-
         units.append(
             replace(
                 p,
                 layout=unit.layout,
-                weight=p.weight.reshape(-1)[unit.start : unit.start + unit.numel].view(unit.shape),
-                gradient=part(p.gradient, unit.start),
-                momentum=part(p.momentum, first),
-                mean_square=part(p.mean_square, first),
+                weight=_of_unit(p.weight, unit.start, unit),
+                gradient=None if p.gradient is None else _of_unit(p.gradient, unit.start, unit),
+                momentum=None if p.momentum is None else _of_unit(p.momentum, first, unit),
+                mean_square=None if p.mean_square is None else _of_unit(p.mean_square, first, unit),
             )
         )
     return units
 
 
-@dataclass(frozen=True)
-class AdamWShare:
-    """A whole parameter of AdamW, with this rank's share of its state.
-
-    Args:
-        weight: The weights.
-        gradient: Their gradient; ``None`` if there is none.
-        shares: The chunk of elements of each rank; the first rank has the largest.
-        state: Moving averages of the gradient and of its square, each of shape (elements,), and the number of steps;
-            ``None`` without gradient.
-    """
-
-    weight: Tensor
-    gradient: Tensor | None
-    shares: StateShares
-    state: tuple[Tensor, Tensor, Tensor] | None
+def _of_unit(tensor: Tensor, start: int, unit: Unit) -> Tensor:
+    return tensor.reshape(-1)[start : start + unit.numel].view(unit.shape)
 
 
-def adamw_shares_step(pack: Sequence[AdamWShare], options: AdamWOptions) -> Iterator[None]:
+def adamw_shares_step(
+    pack: Sequence[AdamWParameter], shares: Sequence[StateShares], options: AdamWOptions
+) -> Iterator[None]:
     """Update parameters by one step of AdamW, each element by the rank that has its state; pause while weights travel.
 
-    Args:
-        pack: Parameters of one dtype and process group, whose new weights travel together.
-        options: Those of the parameter group.
+    The parameters are whole, of one dtype and process group, with this rank's share of their state. ``shares`` are the
+    chunks of the ranks in each parameter; the first rank has the largest.
     """
-    parts = [p.shares.of(p.weight) for p in pack]
-    moving = [
-        (part, p.shares.of(p.gradient), *p.state)
-        for p, part in zip(pack, parts, strict=True)
-        if p.gradient is not None and p.state is not None and part.numel() > 0
+    parts = [share.of(p.weight) for p, share in zip(pack, shares, strict=True)]
+    gradients = [None if p.gradient is None else share.of(p.gradient) for p, share in zip(pack, shares, strict=True)]
+    mine = [
+        AdamWParameter(part, gradient, p.state)
+        for part, gradient, p in zip(parts, gradients, pack, strict=True)
+        if part.numel() > 0
     ]
-    adamw_update(moving, options)
-    group = pack[0].shares.sharding.group
-    chunks = [p.shares.numel(0) for p in pack]
+    adamw_update(mine, options)
+    group = shares[0].sharding.group
+    chunks = [share.numel(rank=0) for share in shares]
     packed = torch.cat([pad(part, (0, chunk - part.numel())) for part, chunk in zip(parts, chunks, strict=True)])
     gathered = packed.new_empty(group.size() * packed.numel())
     work = dist.all_gather_into_tensor(gathered, packed, group=group, async_op=True)

@@ -1,6 +1,7 @@
 """The update rule of AdamW: torch's own function, with care for half precision."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.optim.adamw import adamw
@@ -8,8 +9,21 @@ from torch.optim.adamw import adamw
 from lightning_muon.optim.update.options import AdamWOptions
 from lightning_muon.optim.update.state import HALF
 
-# A weight, its gradient, the moving averages of the gradient and of its square, and the number of steps.
-AdamWParameter = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+@dataclass(frozen=True)
+class AdamWParameter:
+    """A parameter with its gradient and the state that this rank has of it.
+
+    Args:
+        weight: The weights.
+        gradient: Their gradient; ``None`` if there is none: then nothing is updated.
+        state: The moving averages of the gradient and of its square, in at least float32, and the number of steps, a
+            scalar in float32; ``None`` without gradient.
+    """
+
+    weight: Tensor
+    gradient: Tensor | None
+    state: tuple[Tensor, Tensor, Tensor] | None
 
 
 def adamw_update(parameters: Sequence[AdamWParameter], options: AdamWOptions) -> None:
@@ -21,14 +35,11 @@ def adamw_update(parameters: Sequence[AdamWParameter], options: AdamWOptions) ->
     Half-precision parameters are updated in float32 and rounded once: float16 rounds eps to zero, and bfloat16 rounds a
     β₂ close to one to one. Cautious weight decay shrinks only the weights that the step does not push outwards
     (arXiv:2510.12402).
-
-    Args:
-        parameters: Each with its gradient and state: the averages in at least float32, the count a scalar in float32.
-        options: Those of the parameter group.
     """
-    if not parameters:
+    moving = [(p.weight, p.gradient, *p.state) for p in parameters if p.gradient is not None and p.state is not None]
+    if not moving:
         return
-    originals, gradients, averages, square_averages, step_counts = zip(*parameters, strict=True)
+    originals, gradients, averages, square_averages, step_counts = zip(*moving, strict=True)
     weights = [p if p.dtype not in HALF else p.float() for p in originals]
     cautious = options["cautious_weight_decay"]
     before = [weight.clone() for weight in weights] if cautious else []

@@ -68,10 +68,8 @@ class MatrixLayout:
     def parts(self, shape: Sequence[int]) -> tuple[int, tuple[int, ...], "MatrixLayout"]:
         """Cut a parameter of this shape into the smallest parts that are whole matrices and contiguous in memory.
 
-        A part is one matrix, or, where fused blocks are stored (in, out) and share their rows, all of these.
-
-        Returns:
-            The number of parts, the shape of each, and the layout of a stack (parts, *shape of each).
+        A part is one matrix, or, where fused blocks are stored (in, out) and share their rows, all of these. The result
+        is the number of parts, the shape of each, and the layout of a stack (parts, *shape of each).
         """
         count = (shape[0] if self.stacked else 1) * (1 if self.transposed else self.blocks)
         rows, *rest = shape[self.stacked :]

@@ -25,7 +25,6 @@ NEURON_EPS = 1e-8
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
 # A stage of a distributed step pauses (yields None) while something is on its way.
 Stages = Generator[None, None, Result]
 # The steps of a batch in the form of its transport: see Transport.join and Transport.split.
@@ -35,10 +34,13 @@ Applied = tuple[Tensor, tuple[int, int], Tensor]
 
 
 class OrthogonalizeHook(Protocol):
-    """A listener to polar factors, see ``MuonAdamW.register_orthogonalize_hook``."""
+    """A function that takes polar factors, see ``MuonAdamW.register_orthogonalize_hook``."""
 
     def __call__(self, names: list[str], factors: Tensor, /) -> None:
         """Take the polar factors (b, m, n) of a batch, and the name of the parameter of each."""
+
+
+Hooks = Sequence[OrthogonalizeHook]
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,12 @@ class MuonParameter:
     """The elements of a parameter that this rank updates, with gradient and state.
 
     Args:
-        name: Name of the parameter, for hooks.
+        name: Its name, for hooks.
         layout: Where the matrices are in the whole parameter.
         fans: Fan-out and fan-in of its matrices.
         weight: The weights W, in the shape of the whole parameter or of this rank's shard.
         gradient: The gradient G, of the shape of ``weight``; ``None`` if there is none: then nothing is updated.
-        momentum: The moving average M of gradients, or of polar factors with ``polar_first``; ``None`` without
-            gradient.
+        momentum: The moving average M of gradients, or of polar factors with ``polar_first``; ``None`` without one.
         mean_square: With ``neuron_beta``, the moving average of the squares of its steps, of the shape of ``weight``.
     """
 
@@ -70,13 +71,11 @@ class Transport(ABC):
 
     Args:
         batch: The parameters.
-        options: Those of their group.
-        hooks: Listeners to the polar factors.
+        options: The options of their group.
+        hooks: Functions that are called with the polar factors that this rank computes.
     """
 
-    def __init__(
-        self, batch: Sequence[MuonParameter], options: MuonOptions, hooks: Sequence[OrthogonalizeHook] = ()
-    ) -> None:
+    def __init__(self, batch: Sequence[MuonParameter], options: MuonOptions, hooks: Hooks) -> None:
         self.batch = batch
         self.options = options
         self.hooks = hooks
@@ -113,7 +112,7 @@ class Transport(ABC):
         return self.options["update_scale"] == "nuclear_norm"
 
     def orthogonalize(self, names: list[str], matrices: Tensor) -> Tensor:
-        """Return the polar factors of matrices (b, m, n), and show them to the hooks; ``names`` has one a matrix."""
+        """Return the polar factors of matrices (b, m, n), after the hooks; ``names`` has one name for each matrix."""
         options = self.options
         # The result of Nesterov's look-ahead is a copy. It may be overwritten unless the nuclear norm still needs it.
         is_copy = options["nesterov"] and not options["polar_first"] and not self.needs_norms
@@ -192,10 +191,7 @@ def neuron_factors(mean_squares: Tensor, squares: Tensor) -> Tensor:
 
     Args:
         mean_squares: Moving averages of the mean square of each neuron's step, this step included, shape (b, neurons).
-        squares: The sum of the squares of each neuron's step, shape (b, neurons).
-
-    Returns:
-        Shape (b, neurons).
+        squares: The sum of the squares of each neuron's step, shape (b, neurons), which is also that of the result.
     """
     factors = 1 / (mean_squares.sqrt() + NEURON_EPS)
     size, new_size = (s.sum(dim=-1, keepdim=True).sqrt() for s in (squares, squares * factors**2))
@@ -228,16 +224,9 @@ class Here(Transport):
 
     Args:
         batches: Parameters with matrices of one shape, batch by batch, see :func:`same_shape_batches`.
-        options: Those of their group.
-        hooks: Listeners to the polar factors.
     """
 
-    def __init__(
-        self,
-        batches: Sequence[Sequence[MuonParameter]],
-        options: MuonOptions,
-        hooks: Sequence[OrthogonalizeHook] = (),
-    ) -> None:
+    def __init__(self, batches: Sequence[Sequence[MuonParameter]], options: MuonOptions, hooks: Hooks) -> None:
         super().__init__([p for batch in batches for p in batch], options, hooks)
         self.batches = batches
 
@@ -271,11 +260,12 @@ class Here(Transport):
 
     @override
     def split(self, steps: Steps) -> list[Tensor]:
-        return [
-            p.layout.restore(piece, p.weight.shape)
-            for batch, step in zip(self.batches, steps, strict=True)
-            for p, piece in zip(batch, step.split([p.layout.count(p.weight.shape) for p in batch]), strict=True)
-        ]
+        return [p.layout.restore(matrices, p.weight.shape) for p, matrices in self.by_parameter(steps)]
+
+    def by_parameter(self, tensors: Sequence[Tensor]) -> Iterator[tuple[MuonParameter, Tensor]]:
+        """Split a tensor (b, …) of each batch, such as its nuclear norms, into those of its parameters."""
+        for batch, tensor in zip(self.batches, tensors, strict=True):
+            yield from zip(batch, tensor.split([p.layout.count(p.weight.shape) for p in batch]), strict=True)
 
     def _names(self, batch: Sequence[MuonParameter]) -> list[str]:
         return [p.name for p in batch for _ in range(p.layout.count(p.weight.shape))] if self.hooks else []

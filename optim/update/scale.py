@@ -50,14 +50,8 @@ def scale_factor(update_scale: UpdateScale, fan_out: int, fan_in: int) -> float:
 def nuclear_norm(matrices: Tensor, factors: Tensor) -> Tensor:
     """Return ⟨A, O⟩, the sum of the singular values of each matrix A whose polar factor is O.
 
-    With an approximate factor it is the size of A along the step that is applied.
-
-    Args:
-        matrices: Shape (b, m, n).
-        factors: Their polar factors, of the same shape.
-
-    Returns:
-        Shape (b, 1, 1), in at least float32.
+    With an approximate factor it is the size of A along the step that is applied. Matrices and factors have the shape
+    (b, m, n), the result (b, 1, 1) in at least float32.
     """
     dtype = torch.promote_types(matrices.dtype, torch.float32)
     return torch.einsum("bij,bij->b", matrices.to(dtype), factors.to(dtype)).view(-1, 1, 1)

@@ -11,7 +11,7 @@ HALF = (torch.float16, torch.bfloat16)
 ADAMW_STATE = frozenset({"exp_avg", "exp_avg_sq", "step"})
 MUON_STATE = frozenset({"momentum_buffer", "neuron_mean_square"})
 
-# The state of each parameter, by name.
+# The state of each parameter, by its name.
 States = MutableMapping[Tensor, dict[str, Any]]
 
 
@@ -33,16 +33,10 @@ def state_dtype(name: str, param: Tensor) -> torch.dtype:
 
 
 def state_tensor(state: MutableMapping[str, Any], name: str, param: Tensor, elements: int | None = None) -> Tensor:
-    """Return a state of a parameter, zero before the first step.
+    """Return the state ``name`` of a parameter; a missing one is added to ``state``, zero.
 
-    Args:
-        state: All state of the parameter; a missing one is added.
-        name: Name of the state.
-        param: The parameter.
-        elements: Number of elements of the state on this rank, where the ranks share it out (ZeRO-1).
-
-    Returns:
-        In the layout of the parameter, or of shape (elements,); the number of steps is a scalar.
+    It has the layout of the parameter, or the shape (elements,) where the ranks share it out (ZeRO-1); the number of
+    steps is a scalar.
     """
     if name not in state:
         dtype = state_dtype(name, param)
