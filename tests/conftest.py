@@ -40,7 +40,7 @@ def baked_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "my-muon-project"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def regression() -> type[Regression]:
     """The class of a small LightningModule; it takes a function from parameter groups to optimizers."""
     from tests.regression import Regression
@@ -48,8 +48,8 @@ def regression() -> type[Regression]:
     return Regression
 
 
-@pytest.fixture
-def fit(tmp_path: Path) -> Callable[..., Trainer]:
+@pytest.fixture(scope="session")
+def fit(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trainer]:
     """Fit a module quietly on the CPU; keywords go to the trainer."""
     from lightning.pytorch import Trainer
 
@@ -58,7 +58,7 @@ def fit(tmp_path: Path) -> Callable[..., Trainer]:
     ) -> Trainer:
         quiet = {
             "accelerator": "cpu",
-            "default_root_dir": tmp_path,
+            "default_root_dir": tmp_path_factory.mktemp("run"),
             "enable_progress_bar": False,
             "enable_model_summary": False,
             "enable_checkpointing": False,
