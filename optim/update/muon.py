@@ -134,9 +134,10 @@ def muon_step(transport: Transport) -> Stages[None]:
     """Update a batch of parameters in place by one step of Muon; see :class:`~lightning_muon.optim.MuonAdamW`."""
     batch, options = transport.batch, transport.options
     gradients = [torch.zeros_like(p.weight) if p.gradient is None else p.gradient for p in batch]
-    sources = gradients if options["polar_first"] else average(batch, gradients, options)
-    steps, norms = yield from transport.polar(sources)
-    if options["polar_first"]:
+    polar_first = options["polar_first"]
+    # No name for the sources: only the transport refers to them, and frees them once it has joined them.
+    steps, norms = yield from transport.polar(gradients if polar_first else average(batch, gradients, options))
+    if polar_first:
         steps = transport.join(average(batch, transport.split(steps), options))
     if options["neuron_beta"] is not None:
         mean_squares = average_squares(batch, transport.split(steps), options["neuron_beta"])
@@ -234,6 +235,7 @@ class Here(Transport):
     def polar(self, sources: Sequence[Tensor]) -> Stages[tuple[Steps, list[Tensor] | None]]:
         yield from ()
         matrices = self.join(sources)
+        del sources  # a batch is as large as the cache, see BATCH_ELEMENTS
         factors = [self.orthogonalize(self._names(b), m) for b, m in zip(self.batches, matrices, strict=True)]
         norms = [nuclear_norm(m, f) for m, f in zip(matrices, factors, strict=True)] if self.needs_norms else None
         return factors, norms
