@@ -277,65 +277,6 @@ def test_hooks_get_what_is_applied_and_only_while_registered() -> None:
     assert not seen
 
 
-def group(**options: object) -> dict[str, object]:
-    return {"params": [nn.Parameter(torch.zeros(2, 2))], "algorithm": "muon", "name": "mine", **options}
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        (group(algorithm="sgd"), r"group 0 \(mine\): algorithm is 'sgd', choose one of muon, adamw"),
-        ({"params": [nn.Parameter(torch.zeros(2, 2))]}, "group 0: algorithm is None.*route_parameters"),
-        (group(momentun=0.9), "mine.*unknown option 'momentun'; known are lr"),
-        (group(lr=-1.0), "mine.*lr must be at least 0, got -1"),
-        (group(lr="fast"), "mine.*lr must be a number, got 'fast'"),
-        (group(momentum=1.0), "mine.*momentum must be at least 0 and below 1"),
-        (group(weight_decay=float("nan")), "mine.*weight_decay must be at least 0"),
-        (group(betas=(0.9, 1.5)), r"mine.*betas\[1\] must be"),
-        (group(betas=(0.9,)), "mine.*betas must be two numbers"),
-        (group(update_scale="big"), "mine.*unknown update_scale 'big'"),
-        (group(orthogonalizer="qr"), "mine.*unknown orthogonalizer 'qr'"),
-        (group(orthogonalizer_options={"stepz": 5}), "mine.*no option 'stepz'"),
-        (group(orthogonalizer_options={"steps": "five"}), "mine.*"),
-        (group(orthogonalizer_options={"coefficients": (1, 2)}), "mine.*coefficients must be three numbers"),
-        (group(neuron_beta=1.0), "mine.*neuron_beta must be at least 0 and below 1"),
-        (group(batch_elements=0), "mine.*batch_elements must be at least 1"),
-        (group(params=[nn.Parameter(torch.zeros(3))], param_names=["bias"]), r"mine.*bias has shape \(3,\)"),
-        (group(params=[nn.Parameter(torch.zeros(3, 2, 2))], param_names=["w"]), "w has shape.*route_parameters"),
-        (group(params=[nn.Parameter(torch.zeros(2, 2, dtype=torch.complex64))]), "complex64"),
-        (group(param_names=["a", "b"]), "2 param_names for 1 parameters"),
-        (group(layouts=[{"blocks": 3}]), "does not divide into 3 blocks"),
-    ],
-)
-def test_bad_groups_are_refused_by_name(bad: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        MuonAdamW([bad])
-
-
-def test_a_refused_group_leaves_the_optimizer_as_it_was() -> None:
-    optimizer = MuonAdamW([group()])
-    with pytest.raises(ValueError, match="shape"):
-        optimizer.add_param_group(group(params=[nn.Parameter(torch.zeros(3))]))
-    assert len(optimizer.param_groups) == 1
-
-
-def test_a_set_of_parameters_is_refused_as_by_torch() -> None:
-    with pytest.raises(TypeError, match="ordered collections"):
-        MuonAdamW([{"params": {nn.Parameter(torch.zeros(2, 2))}, "algorithm": "muon"}])
-
-
-def test_options_of_one_group_are_not_those_of_another() -> None:
-    optimizer = MuonAdamW(route_parameters(network()), orthogonalizer_options={"steps": 5})
-    optimizer.param_groups[0]["orthogonalizer_options"]["steps"] = 1
-    assert optimizer.param_groups[1]["orthogonalizer_options"] == {"steps": 5}
-
-
-def test_a_copy_knows_adamws_learning_rate() -> None:
-    twin = copy.deepcopy(MuonAdamW([group()], lr=0.02, adamw_lr=0.001))
-    twin.add_param_group(group(algorithm="adamw"))
-    assert twin.param_groups[1]["lr"] == 0.001
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_hooks_on_loading_have_the_last_word(dtype: torch.dtype) -> None:
     model = network().to(dtype)
@@ -383,6 +324,12 @@ def test_autocast_does_not_change_a_step() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         optimizer.step()
     assert distance(inside, outside) < 1e-6
+
+
+def test_options_of_one_group_are_not_those_of_another() -> None:
+    optimizer = MuonAdamW(route_parameters(network()), orthogonalizer_options={"steps": 5})
+    optimizer.param_groups[0]["orthogonalizer_options"]["steps"] = 1
+    assert optimizer.param_groups[1]["orthogonalizer_options"] == {"steps": 5}
 
 
 def test_a_sparse_gradient_is_refused_by_name() -> None:
