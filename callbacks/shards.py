@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 
 from lightning_muon.optim.sharding.dtensor import is_dtensor, local_tensor
-from lightning_muon.optim.sharding.fsdp1 import is_flattened
+from lightning_muon.optim.sharding.wrappers import is_flattened
 from lightning_muon.optim.update.state import HALF
 
 if TYPE_CHECKING:

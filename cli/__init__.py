@@ -3,8 +3,7 @@
 A project's ``__main__`` calls :func:`main` with its module and its data; ``python -m lightning_muon.cli`` trains
 importable modules from anywhere.
 
-- :mod:`~lightning_muon.cli.program`: ``main``, which chooses the command.
-- :mod:`~lightning_muon.cli.commands`: ``report`` and ``consolidate``, which need no trainer.
+- :mod:`~lightning_muon.cli.program`: ``main``, which chooses the command; ``report`` and ``consolidate``.
 - :mod:`~lightning_muon.cli.muon_cli`: ``MuonCLI``, the command line of ``fit``, ``validate``, ``test`` and ``predict``.
 - :mod:`~lightning_muon.cli.given`: what the user wrote, key by key and with its place.
 - :mod:`~lightning_muon.cli.resume`: what a run takes from a checkpoint, and what from the command line.

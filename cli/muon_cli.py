@@ -26,11 +26,11 @@ from typing_extensions import override
 # are imported by their short names, and --help lists them.
 import lightning_muon.callbacks
 import lightning_muon.optim  # noqa: F401
-from lightning_muon.cli.commands import OTHER_COMMANDS
 from lightning_muon.cli.errors.parser import check_strategy, explain
 from lightning_muon.cli.errors.user import message_for_the_user
 from lightning_muon.cli.given import INTERPOLATION, Given, flatten, plain_key, read_given, value_of
 from lightning_muon.cli.output import (
+    OTHER_COMMANDS,
     debugging,
     exit_with,
     hush_lightning,

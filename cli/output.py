@@ -14,6 +14,12 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
+# The commands beside those of MuonCLI, each with its line in --help.
+OTHER_COMMANDS = {
+    "report": "Show the health of one run, or of several side by side.",
+    "consolidate": "Make one file of a sharded checkpoint, which is a folder.",
+}
+
 
 def say(line: str) -> None:
     """Write one line to stderr, on rank 0 only."""

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lightning_muon.optim.polar.orthogonalize import orthogonalize
 from lightning_muon.optim.sharding.dtensor import is_dtensor, is_sharded_by_rows
-from lightning_muon.optim.sharding.fsdp1 import is_flattened
 from lightning_muon.optim.sharding.sharding import Sharding
+from lightning_muon.optim.sharding.wrappers import is_flattened
 from lightning_muon.optim.update.matrix_layout import matrix_layouts
 from lightning_muon.optim.update.options import ALGORITHMS, CommunicationDtype
 from lightning_muon.optim.update.scale import scale_factor

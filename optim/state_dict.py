@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_muon.optim.parameter_group import group_label
 from lightning_muon.optim.sharding.dtensor import laid_out_as
-from lightning_muon.optim.sharding.fsdp1 import is_flattened
+from lightning_muon.optim.sharding.wrappers import is_flattened
 from lightning_muon.optim.sharding.zero1 import StateShares
 from lightning_muon.optim.update.state import ADAMW_STATE, HALF, MUON_STATE, state_dtype, state_names
 

@@ -35,7 +35,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "optim.update.matrix_layout",  # where the matrices of a parameter are
         "optim.update.state",  # which dtypes are half precision
         "optim.sharding.dtensor",  # what a shard is under FSDP2
-        "optim.sharding.fsdp1",  # what a shard is under FSDP1
+        "optim.sharding.wrappers",  # what a shard is under FSDP1
     ),
     "strategies": (),
     "cli": ("callbacks", "optim", "report", "strategies"),

@@ -1,6 +1,7 @@
 """Another weight decay than the group's own, for the time of a step."""
 
 from collections.abc import Callable, Sequence
+from operator import is_not
 from typing import Any, NamedTuple
 
 import torch
@@ -40,13 +41,15 @@ class DecaySwap:
         self._choose = choose
         self._record = record
         self._optimizers: list[Optimizer] = []
+        self._groups: list[LabelledGroup] = []
+        self._all_groups: list[dict[str, Any]] = []
         self._handles: list[RemovableHandle] = []
         self._swapped: list[SwappedDecay] = []
         self._remaining: dict[Tensor, Any] = {}  # by matrix, the factor that its steps have not applied
 
     def attach(self, optimizers: Sequence[Optimizer]) -> None:
         """Register hooks before and after the steps of the optimizers that have Muon groups."""
-        self._optimizers = list(optimizers)
+        self._optimizers, self._groups, self._all_groups = list(optimizers), [], []
         for optimizer in optimizers:
             if muon_groups([optimizer]):
                 self._handles.append(optimizer.register_step_pre_hook(self._swap))
@@ -54,7 +57,11 @@ class DecaySwap:
 
     def groups_of(self, optimizer: Optimizer) -> list[LabelledGroup]:
         """Return the Muon groups of one optimizer, with labels that are unique among all optimizers."""
-        return [labelled for labelled in muon_groups(self._optimizers) if labelled.optimizer is optimizer]
+        groups = [group for other in self._optimizers for group in other.param_groups]
+        # Labels are made anew only where a group was added, or all were replaced by those of a state dict.
+        if len(groups) != len(self._all_groups) or any(map(is_not, groups, self._all_groups)):
+            self._all_groups, self._groups = groups, muon_groups(self._optimizers)
+        return [labelled for labelled in self._groups if labelled.optimizer is optimizer]
 
     @torch.no_grad()
     def catch_up(self) -> None:

@@ -15,9 +15,8 @@ from torch import nn
 from lightning_muon.optim.routing.model_roles import model_roles
 from lightning_muon.optim.routing.roles import Role
 from lightning_muon.optim.routing.wrapped_names import plain_name
-from lightning_muon.optim.sharding.ddp import find_shardings, without_ddp
-from lightning_muon.optim.sharding.fsdp1 import full_shapes
 from lightning_muon.optim.sharding.sharding import Sharding, Shardings
+from lightning_muon.optim.sharding.wrappers import find_shardings, full_shapes, without_ddp
 from lightning_muon.optim.update.matrix_layout import MatrixLayout
 from lightning_muon.optim.update.options import ALGORITHMS, Algorithm
 

@@ -6,5 +6,5 @@
 - ``owners``: the transport of sharded and replicated matrices to the ranks that own them
 - ``everywhere``: the transport of matrices that DTensor gathers on all ranks
 - ``zero1``: optimizer state that the ranks of DDP share out
-- ``ddp``, ``fsdp1``, ``dtensor``: adapters that describe where the parameters of each strategy are
+- ``wrappers`` (DDP, FSDP1) and ``dtensor`` (FSDP2, HSDP): where the parameters are under each strategy
 """

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lightning_muon.optim.sharding.buckets import Bucket, make_buckets
 from lightning_muon.optim.sharding.dtensor import dtensor_sharding, is_dtensor, is_sharded_by_rows
-from lightning_muon.optim.sharding.fsdp1 import is_flattened
 from lightning_muon.optim.sharding.sharding import Range, Sharding, Unit, chunks, cut_into_units
+from lightning_muon.optim.sharding.wrappers import is_flattened
 from lightning_muon.optim.sharding.zero1 import StateShares
 from lightning_muon.optim.update.matrix_layout import MatrixLayout, matrix_layouts
 from lightning_muon.optim.update.muon import batch_bound, bounded

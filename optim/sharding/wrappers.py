@@ -1,7 +1,7 @@
-"""Adapter: FSDP1, torch's FullyShardedDataParallel.
+"""Adapters: what the wrappers of DDP and FSDP1 say about the parameters of a model.
 
-It flattens the parameters of a module into one flat parameter and cuts that into equal chunks, at any element of a row.
-The cuts are found only in its private attributes, which no other file reads.
+FSDP1, torch's FullyShardedDataParallel, flattens the parameters of a module into one flat parameter and cuts that into
+equal chunks, at any element of a row. The cuts are found only in its private attributes, which no other file reads.
 """
 
 import sys
@@ -12,8 +12,36 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from lightning_muon.optim.sharding.dtensor import is_dtensor
 from lightning_muon.optim.sharding.sharding import Sharding, replicated
+
+
+def find_shardings(module: nn.Module) -> dict[Tensor, Sharding]:
+    """Describe the parameters of a module that are distributed over ranks and are no DTensors. No communication.
+
+    The wrappers, DistributedDataParallel and FullyShardedDataParallel, are looked for in the module itself and, for a
+    LightningModule in training, around it.
+    """
+    around = _wrapper_of_strategy(module)
+    roots = [module] if around is None else [module, around]
+    shardings = {
+        parameter: replicated(parameter.shape, ddp.process_group)
+        for root in roots
+        for ddp in root.modules()
+        if isinstance(ddp, DistributedDataParallel)
+        for name, parameter in ddp.module.named_parameters()
+        if name not in ddp.parameters_to_ignore and not is_dtensor(parameter)
+    }
+    for root in roots:
+        shardings.update(_fsdp1_shardings(root))
+    return shardings
+
+
+def without_ddp(module: nn.Module) -> nn.Module:
+    """Return the model inside a DistributedDataParallel, with the names of one device; any other module as it is."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
 
 
 def is_flattened(parameter: Tensor) -> bool:
@@ -21,7 +49,7 @@ def is_flattened(parameter: Tensor) -> bool:
     return bool(getattr(parameter, "_fsdp_flattened", False))
 
 
-def fsdp1_shardings(root: nn.Module) -> dict[Tensor, Sharding]:
+def _fsdp1_shardings(root: nn.Module) -> dict[Tensor, Sharding]:
     """Describe the parameters of all FSDP1 modules in a module. No communication.
 
     Raises:
@@ -74,6 +102,18 @@ def full_shapes(module: nn.Module, shardings: Mapping[Tensor, Sharding]) -> Iter
     finally:
         for owner, name, parameter in replaced:
             owner._parameters[name] = parameter
+
+
+def _wrapper_of_strategy(module: nn.Module) -> nn.Module | None:
+    """Return the wrapper that Lightning's strategy has put around a LightningModule in training."""
+    try:
+        trainer = getattr(module, "trainer", None)
+    except RuntimeError:  # a LightningModule without a trainer
+        return None
+    wrapper = getattr(getattr(trainer, "strategy", None), "model", None)
+    if isinstance(wrapper, nn.Module) and any(part is module for part in wrapper.modules()):
+        return wrapper
+    return None
 
 
 def _of_handle(handle: Any) -> dict[Tensor, Sharding]:
