@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_muon.callbacks import AutoWeightDecay, WeightRMSMonitor
 from lightning_muon.optim import MuonAdamW
+from tests.callbacks.scripted_weights import Script
 
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]
@@ -67,22 +68,6 @@ def test_growth_is_foreseen(regression: Module, fit: Fit, caplog: pytest.LogCapt
         started[horizon] = int(message.split("step ")[1].split(":")[0])
         assert ("will pass the limit of 1.5 within 50 steps" in message) == (horizon == 50)
     assert started[50] < started[0] - 10
-
-
-class Script(Callback):
-    """Sets the weights' RMS to a given value before each measurement, the second matrix's to a multiple of it."""
-
-    def __init__(self, values: list[float], second: float = 1.0) -> None:
-        self.values = values
-        self.factors = (1.0, second)
-
-    @torch.no_grad()
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        value = self.values[min(trainer.global_step, len(self.values)) - 1]
-        for group in trainer.optimizers[0].param_groups:
-            if group["algorithm"] == "muon":
-                for weight, factor in zip(group["params"], self.factors, strict=True):
-                    weight.fill_(factor * value)
 
 
 def decisions(regression: Module, fit: Fit, values: list[float], max_epochs: int = 1, **options: Any) -> list[bool]:

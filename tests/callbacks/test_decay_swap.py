@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_muon.callbacks import AutoWeightDecay
 from lightning_muon.optim import MuonAdamW
+from tests.callbacks.scripted_weights import Script
 
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]
@@ -38,22 +39,6 @@ class Applied(Callback):
 
     def curve(self) -> list[float]:
         return [decays["muon"] for decays in self.decays]
-
-
-class Script(Callback):
-    """Sets the weights' RMS to a given value before each measurement, the second matrix's to a multiple of it."""
-
-    def __init__(self, values: list[float], second: float = 1.0) -> None:
-        self.values = values
-        self.factors = (1.0, second)
-
-    @torch.no_grad()
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        value = self.values[min(trainer.global_step, len(self.values)) - 1]
-        for group in trainer.optimizers[0].param_groups:
-            if group["algorithm"] == "muon":
-                for weight, factor in zip(group["params"], self.factors, strict=True):
-                    weight.fill_(factor * value)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
