@@ -1,4 +1,4 @@
-"""Fixtures for the tests of all rooms, which import torch and Lightning lazily for the controller of pytest-xdist."""
+"""Fixtures for the tests of all rooms. They import torch and Lightning where they use them, for a quick start."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def deterministic() -> None:
-    """Use one thread, faster for small tensors and with sums in one order, and the same random numbers each time."""
+    """Use one thread and one seed: sums have one order, and a test draws the same numbers on every worker."""
     import torch
 
     torch.set_num_threads(1)

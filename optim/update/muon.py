@@ -135,7 +135,7 @@ def muon_step(transport: Transport) -> Stages[None]:
     batch, options = transport.batch, transport.options
     gradients = [torch.zeros_like(p.weight) if p.gradient is None else p.gradient for p in batch]
     polar_first = options["polar_first"]
-    # No name for the sources: only the transport refers to them, and frees them once it has joined them.
+    # The sources are not kept in a variable here, so that the transport can free them.
     steps, norms = yield from transport.polar(gradients if polar_first else average(batch, gradients, options))
     if polar_first:
         steps = transport.join(average(batch, transport.split(steps), options))
@@ -235,7 +235,7 @@ class Here(Transport):
     def polar(self, sources: Sequence[Tensor]) -> Stages[tuple[Steps, list[Tensor] | None]]:
         yield from ()
         matrices = self.join(sources)
-        del sources  # a batch is as large as the cache, see BATCH_ELEMENTS
+        del sources  # freed before the iteration, whose batch is to stay in the cache, see BATCH_ELEMENTS
         factors = [self.orthogonalize(self._names(b), m) for b, m in zip(self.batches, matrices, strict=True)]
         norms = [nuclear_norm(m, f) for m, f in zip(matrices, factors, strict=True)] if self.needs_norms else None
         return factors, norms

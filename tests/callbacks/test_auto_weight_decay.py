@@ -1,7 +1,6 @@
 """Automatic weight decay with a limit: when it acts, when it rests, and what survives a checkpoint."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_muon.callbacks import AutoWeightDecay, WeightRMSMonitor
-from lightning_muon.optim import MuonAdamW
-from tests.callbacks.scripted_weights import Script
+from tests.callbacks.decay_runs import Script, decay, healthy, unstable
 
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]
-unstable = partial(MuonAdamW, lr=0.2, weight_decay=0.0)
-healthy = partial(MuonAdamW, lr=1e-3, weight_decay=0.1)
-
-
-def decay(trainer: Trainer) -> float:
-    return float(trainer.optimizers[0].param_groups[0]["weight_decay"])
 
 
 def test_an_unstable_run_is_stopped_from_growing(

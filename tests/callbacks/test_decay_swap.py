@@ -1,7 +1,6 @@
 """The decay that AutoWeightDecay gives a group for a step, and the group's own between steps."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_muon.callbacks import AutoWeightDecay
 from lightning_muon.optim import MuonAdamW
-from tests.callbacks.scripted_weights import Script
+from tests.callbacks.decay_runs import Script, decay, healthy, unstable
 
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]
-unstable = partial(MuonAdamW, lr=0.2, weight_decay=0.0)
-healthy = partial(MuonAdamW, lr=1e-3, weight_decay=0.1)
-
-
-def decay(trainer: Trainer) -> float:
-    return float(trainer.optimizers[0].param_groups[0]["weight_decay"])
 
 
 class Applied(Callback):

@@ -1,9 +1,19 @@
-"""Weights whose RMS follows a script, for tests of the weight decay."""
+"""For tests of the weight decay: two optimizers, their decay, and weights whose RMS follows a script."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_muon.optim import MuonAdamW
+
+unstable = partial(MuonAdamW, lr=0.2, weight_decay=0.0)
+healthy = partial(MuonAdamW, lr=1e-3, weight_decay=0.1)
+
+
+def decay(trainer: Trainer) -> float:
+    return float(trainer.optimizers[0].param_groups[0]["weight_decay"])
 
 
 class Script(Callback):
