@@ -1,68 +1,103 @@
-"""A step of a parameter group: each parameter in the way that its plan says."""
+"""A step of the parameter groups: each parameter in the way that its plan says."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor
 
 from lightning_muon.optim.sharding.dtensor import local_gradient, local_tensor
-from lightning_muon.optim.sharding.everywhere import Everywhere
+from lightning_muon.optim.sharding.everywhere import Everywhere, moving_matrices
 from lightning_muon.optim.sharding.exchange import overlap
 from lightning_muon.optim.sharding.owners import Owners
-from lightning_muon.optim.sharding.plan import GroupPlan
+from lightning_muon.optim.sharding.plan import Plan
 from lightning_muon.optim.sharding.zero1 import OwnedState, adamw_shares_step
 from lightning_muon.optim.update.adamw import AdamWParameter, adamw_update
-from lightning_muon.optim.update.muon import Here, Hooks, MuonParameter, muon_step, run, same_shape_batches
-from lightning_muon.optim.update.options import AdamWOptions, MuonOptions
-from lightning_muon.optim.update.state import States, state_tensor
+from lightning_muon.optim.update.here import Here, same_shape_batches
+from lightning_muon.optim.update.muon import Hooks, MuonParameter, muon_step, run
+from lightning_muon.optim.update.options import AdamWOptions, MomentumDtype, MuonOptions
+from lightning_muon.optim.update.quantization import block_count
+from lightning_muon.optim.update.state import SCALES, Average, States, state_dtype, state_tensor, stored_dtype
+
+Groups = Sequence[Mapping[str, Any]]
 
 
-def muon_group_step(group: Mapping[str, Any], plan: GroupPlan, states: States, hooks: Hooks) -> None:
-    """Update the parameters of a muon group by one step; state that is missing in ``states`` is added."""
-    options, params = cast("MuonOptions", group), group["params"]
+def muon_step_of(plan: Plan, groups: Groups, states: States, hooks: Hooks) -> None:
+    """Update the parameters of the muon groups in a plan by one step; missing state is added to ``states``."""
+    shared_options = cast("MuonOptions", groups[plan.groups[0]])
+    batch_elements = shared_options["batch_elements"]
 
     def parameter(index: int) -> MuonParameter:
         """Return this rank's elements of a parameter, their gradient and state."""
-        name, param = group["param_names"][index], params[index]
+        group, name, param = _member(groups, plan, index)
+        options = cast("MuonOptions", group)
         weight, gradient = _local(name, param, plan)
-        momentum, mean_square = None, None
+        momentum, mean_squares = None, None
         if gradient is not None:
-            momentum = _local_state(states, "momentum_buffer", param, plan, index)
+            momentum = average_state("momentum_buffer", param, states, plan, index, options["momentum_dtype"])
             if options["neuron_beta"] is not None:
-                mean_square = _local_state(states, "neuron_mean_square", param, plan, index)
-        return MuonParameter(name, plan.layouts[index], plan.fans[index], weight, gradient, momentum, mean_square)
+                dtype = state_dtype("neuron_mean_square", param)
+                count = plan.neurons[index].count
+                mean_squares = state_tensor(states[param], "neuron_mean_square", param, dtype, count)
+        layout, fans = plan.layouts[index], plan.fans[index]
+        return MuonParameter(name, layout, fans, options, weight, gradient, momentum, mean_squares)
 
     moving = [p for p in map(parameter, plan.here) if p.gradient is not None]
-    for batch in same_shape_batches(moving, options["batch_elements"]):
-        run(muon_step(Here([batch], options, hooks)))
-    for index in plan.everywhere:
-        run(muon_step(Everywhere(params[index], parameter(index), options, hooks)))
+    for batch in same_shape_batches(moving, batch_elements):
+        run(muon_step(Here([batch], shared_options, hooks)))
+    if plan.everywhere:
+        gathered = [(_member(groups, plan, i)[2], parameter(i)) for i in plan.everywhere]
+        for (param, p), live in zip(gathered, moving_matrices(gathered), strict=True):
+            run(muon_step(Everywhere(param, p, live, shared_options, hooks)))
     for transport, buckets in ((Owners, plan.buckets), (OwnedState, plan.zero1_buckets)):
         if buckets:
             batches = ((bucket, [parameter(i) for i in bucket.members]) for bucket in buckets)
-            overlap(muon_step(transport(bucket, batch, options, hooks)) for bucket, batch in batches)
+            overlap(muon_step(transport(bucket, batch, shared_options, hooks)) for bucket, batch in batches)
 
 
-def adamw_group_step(group: Mapping[str, Any], plan: GroupPlan, states: States) -> None:
-    """Update the parameters of an adamw group by one step; state that is missing in ``states`` is added."""
-    options, params, names = cast("AdamWOptions", group), group["params"], group["param_names"]
+def adamw_step_of(plan: Plan, groups: Groups, states: States) -> None:
+    """Update the parameters of the adamw groups in a plan by one step; missing state is added to ``states``."""
 
     def parameter(index: int) -> AdamWParameter:
         """Return this rank's elements of a parameter, or all where its state is shared out, with gradient and state."""
-        param = params[index]
-        weight, gradient = _local(names[index], param, plan)
+        group, name, param = _member(groups, plan, index)
+        options = cast("AdamWOptions", group)
+        weight, gradient = _local(name, param, plan)
         if gradient is None:
-            return AdamWParameter(weight, None, None)
-        averages = [_local_state(states, name, param, plan, index) for name in ("exp_avg", "exp_avg_sq")]
-        return AdamWParameter(weight, gradient, (averages[0], averages[1], state_tensor(states[param], "step", param)))
+            return AdamWParameter(options, weight, None, None)
+        kept = options["momentum_dtype"]
+        averages = [average_state(key, param, states, plan, index, kept) for key in ("exp_avg", "exp_avg_sq")]
+        steps = state_tensor(states[param], "step", param, state_dtype("step", param))
+        return AdamWParameter(options, weight, gradient, (averages[0], averages[1], steps))
 
-    adamw_update([parameter(index) for index in plan.here], options)
+    adamw_update([parameter(index) for index in plan.here])
     if plan.zero1_packs:
         packs = (([parameter(i) for i in pack], [plan.shares[i] for i in pack]) for pack in plan.zero1_packs)
-        overlap(adamw_shares_step(pack, shares, options) for pack, shares in packs)
+        overlap(adamw_shares_step(pack, shares) for pack, shares in packs)
 
 
-def _local(name: str, param: Tensor, plan: GroupPlan) -> tuple[Tensor, Tensor | None]:
+def average_state(
+    name: str, param: Tensor, states: States, plan: Plan, index: int, kept: MomentumDtype | None
+) -> Average:
+    """Return this rank's elements of a moving average; a missing one is added to ``states``, zero."""
+    state, dtype = states[param], state_dtype(name, param, kept)
+    elements = plan.shares[index].numel() if index in plan.shares else None
+    stored_as = stored_dtype(name, param, kept)
+    if name not in state and not stored_as.is_floating_point and not stored_as.is_complex:
+        shape = (local_tensor(param) if elements is None else param.new_empty(elements, device="meta")).shape
+        state[name] = param.new_zeros(shape, dtype=stored_as)
+        state[name + SCALES] = param.new_zeros(block_count(shape), dtype=dtype)
+    stored = state_tensor(state, name, param, stored_as, elements)
+    return Average(name, local_tensor(stored) if plan.has_dtensors else stored, state.get(name + SCALES), dtype)
+
+
+def _member(groups: Groups, plan: Plan, index: int) -> tuple[Mapping[str, Any], str, Tensor]:
+    """Return the group, the name and the parameter at a position of a plan."""
+    number, place = plan.members[index]
+    group = groups[number]
+    return group, group["param_names"][place], group["params"][place]
+
+
+def _local(name: str, param: Tensor, plan: Plan) -> tuple[Tensor, Tensor | None]:
     """Return this rank's elements of a parameter and of its gradient; ``None`` without gradient or elements."""
     weight, gradient = local_tensor(param) if plan.has_dtensors else param, param.grad
     if gradient is None or param.numel() == 0:
@@ -70,10 +105,3 @@ def _local(name: str, param: Tensor, plan: GroupPlan) -> tuple[Tensor, Tensor | 
     if gradient.is_sparse:
         raise ValueError(f"{name} has a sparse gradient, which MuonAdamW cannot use: make its module sparse=False")
     return weight, local_gradient(param, gradient, name) if plan.has_dtensors else gradient
-
-
-def _local_state(states: States, name: str, param: Tensor, plan: GroupPlan, index: int) -> Tensor:
-    """Return this rank's elements of a state of a parameter."""
-    elements = plan.shares[index].numel() if index in plan.shares else None
-    state = state_tensor(states[param], name, param, elements)
-    return local_tensor(state) if plan.has_dtensors else state

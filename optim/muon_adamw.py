@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from lightning_muon.optim.group_step import adamw_group_step, muon_group_step
+from lightning_muon.optim.group_step import adamw_step_of, muon_step_of
 from lightning_muon.optim.parameter_group import check_algorithm, check_options, check_parameters, group_label, named
 from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
-from lightning_muon.optim.sharding.plan import GroupPlan, make_plans
+from lightning_muon.optim.sharding.plan import Plan, make_plans
 from lightning_muon.optim.sharding.sharding import Sharding
 from lightning_muon.optim.sharding.zero1 import StateShares, consolidate
-from lightning_muon.optim.state_dict import fill_state, restored
+from lightning_muon.optim.state_dict import fill_state, full_state, is_stored_smaller, restored
 from lightning_muon.optim.update.muon import OrthogonalizeHook
-from lightning_muon.optim.update.options import CommunicationDtype
+from lightning_muon.optim.update.options import CommunicationDtype, MomentumDtype, alike
 from lightning_muon.optim.update.scale import UpdateScale
 
 
@@ -105,6 +105,8 @@ class MuonAdamW(torch.optim.Optimizer):
         polar_first: bool = False,
         neuron_beta: float | None = None,
         cautious_weight_decay: bool = False,
+        fixed_norm: float | None = None,
+        momentum_dtype: MomentumDtype | None = None,
         batch_elements: int | None = None,
         compile: bool = False,
         communication_dtype: CommunicationDtype | None = None,
@@ -117,7 +119,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.shard_state = shard_state
         self._consolidated: dict[str, Any] | None = None
         self._shardings: dict[Tensor, Sharding] = {}
-        self._plans: tuple[list[int | None], list[GroupPlan]] | None = None
+        self._plans: tuple[list[tuple[str, ...]], list[Plan]] | None = None
         super().__init__(
             params,
             {
@@ -131,6 +133,8 @@ class MuonAdamW(torch.optim.Optimizer):
                 "polar_first": polar_first,
                 "neuron_beta": neuron_beta,
                 "cautious_weight_decay": cautious_weight_decay,
+                "fixed_norm": fixed_norm,
+                "momentum_dtype": momentum_dtype,
                 "batch_elements": batch_elements,
                 "compile": compile,
                 "communication_dtype": communication_dtype,
@@ -172,11 +176,11 @@ class MuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group, plan in zip(self.param_groups, self._planned(), strict=True):
-            if group["algorithm"] == "muon":
-                muon_group_step(group, plan, self.state, tuple(self._orthogonalize_hooks.values()))
+        for plan in self._planned():
+            if plan.algorithm == "muon":
+                muon_step_of(plan, self.param_groups, self.state, tuple(self._orthogonalize_hooks.values()))
             else:
-                adamw_group_step(group, plan, self.state)
+                adamw_step_of(plan, self.param_groups, self.state)
         return loss
 
     def register_orthogonalize_hook(self, hook: OrthogonalizeHook) -> RemovableHandle:
@@ -202,7 +206,7 @@ class MuonAdamW(torch.optim.Optimizer):
         shares = self._shares()
         if not shares:
             return
-        whole = consolidate(shares, self.state, to)
+        whole = consolidate(shares, {**self.state, **self._full_state()}, to)
         if whole is not None:
             here = dict(self.state)
             self.state.update({param: state for (param, _), state in zip(shares, whole, strict=True) if state})
@@ -220,6 +224,10 @@ class MuonAdamW(torch.optim.Optimizer):
         """
         if not self._shares():
             saved = super().state_dict()
+            numbers = {}
+            for group, saved_group in zip(self.param_groups, saved["param_groups"], strict=True):
+                numbers.update(zip(group["params"], saved_group["params"], strict=True))
+            saved["state"].update({numbers[param]: state for param, state in self._full_state().items()})
             fill_state(self.param_groups, self.state, saved)
             return saved
         if self._consolidated is None:
@@ -236,7 +244,7 @@ class MuonAdamW(torch.optim.Optimizer):
             ValueError: If its groups contain other parameters, or update them by another algorithm, than this
                 optimizer's: torch matches state to parameters by position, so it would reach the wrong ones.
         """
-        with restored(self, self._shares()):
+        with restored(self, self._planned):
             super().load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -255,14 +263,25 @@ class MuonAdamW(torch.optim.Optimizer):
         self.__dict__.setdefault("_shardings", {})  # a copy is for another run
         self._plans = self._consolidated = None
 
-    def _planned(self) -> list[GroupPlan]:
-        """Return the plan of each group, made once for each choice of ``batch_elements``."""
-        sizes = [group["batch_elements"] for group in self.param_groups]
-        if self._plans is None or self._plans[0] != sizes:
-            self._plans = sizes, make_plans(self.param_groups, self._shardings, shard_state=self.shard_state)
+    def _planned(self) -> list[Plan]:
+        """Return how groups are updated together; made anew when options change that decide this."""
+        options = [alike(group) for group in self.param_groups]
+        if self._plans is None or self._plans[0] != options:
+            self._plans = options, make_plans(self.param_groups, self._shardings, shard_state=self.shard_state)
         return self._plans[1]
+
+    def _full_state(self) -> dict[Tensor, dict[str, Any]]:
+        """Return the state, in the form of checkpoints, of parameters whose state is stored in fewer bytes."""
+        full = {}
+        for plan in self._planned():
+            for index, (number, place) in enumerate(plan.members):
+                group = self.param_groups[number]
+                param = group["params"][place]
+                if is_stored_smaller(state := self.state.get(param, {})):
+                    full[param] = dict(full_state(param, state, group, plan, index))
+        return full
 
     def _shares(self) -> list[tuple[Tensor, StateShares]]:
         """Return the parameters whose state the ranks share out."""
-        plans = zip(self.param_groups, self._planned(), strict=True)
-        return [(group["params"][index], shares) for group, plan in plans for index, shares in plan.shares.items()]
+        places = ((plan.members[index], shares) for plan in self._planned() for index, shares in plan.shares.items())
+        return [(self.param_groups[number]["params"][place], shares) for (number, place), shares in places]

@@ -11,7 +11,7 @@ from lightning_muon.optim.sharding.dtensor import is_dtensor, is_sharded_by_rows
 from lightning_muon.optim.sharding.sharding import Sharding
 from lightning_muon.optim.sharding.wrappers import is_flattened
 from lightning_muon.optim.update.matrix_layout import matrix_layouts
-from lightning_muon.optim.update.options import ALGORITHMS, CommunicationDtype
+from lightning_muon.optim.update.options import ALGORITHMS, CommunicationDtype, MomentumDtype
 from lightning_muon.optim.update.scale import scale_factor
 
 # Keys that routing and torch's schedulers write into a group beside the hyperparameters.
@@ -58,6 +58,13 @@ def check_options(label: str, options: Mapping[str, Any], hyperparameters: Itera
         _check_number(label, key, options[key], low, high)
     if options["neuron_beta"] is not None:
         _check_number(label, "neuron_beta", options["neuron_beta"], 0.0, 1.0)
+    if options["fixed_norm"] is not None:
+        _check_number(label, "fixed_norm", options["fixed_norm"], 0.0, None)
+    if options["momentum_dtype"] not in {None, *get_args(MomentumDtype)}:
+        raise ValueError(
+            f"{label}: momentum_dtype is {options['momentum_dtype']!r},"
+            f" choose one of {', '.join(get_args(MomentumDtype))}, or None"
+        )
     if options["batch_elements"] is not None:
         _check_number(label, "batch_elements", options["batch_elements"], 1, None)
     if options["communication_dtype"] not in {None, *get_args(CommunicationDtype)}:
@@ -109,11 +116,12 @@ def check_parameters(label: str, group: Mapping[str, Any], shardings: Sequence[S
             )
         if is_dtensor(param) and any(placement.is_partial() for placement in param.placements):
             raise ValueError(f"{label}: {name} is placed as {param.placements}: partial sums, which cannot be updated")
-        if is_dtensor(param) and not is_sharded_by_rows(param) and group["neuron_beta"] is not None:
-            raise ValueError(
-                f"{label}: {name} is placed as {param.placements}, and neuron_beta needs rows of one rank each:"
-                " shard it by rows, or route it into a group with neuron_beta=None"
-            )
+        for option in ("neuron_beta", "fixed_norm"):
+            if is_dtensor(param) and not is_sharded_by_rows(param) and group[option] is not None:
+                raise ValueError(
+                    f"{label}: {name} is placed as {param.placements}, and {option} needs rows of one rank each:"
+                    f" shard it by rows, or route it into a group with {option}=None"
+                )
         if len(shape) != 2 and "layouts" not in group:
             raise ValueError(
                 f"{label}: {name} has shape {tuple(shape)}, and Muon needs to know where its matrices are."

@@ -1,6 +1,6 @@
 """What MuonAdamW saves and loads: checks, and the state in the form that each strategy needs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,32 +8,49 @@ import torch
 from torch import Tensor
 
 from lightning_muon.optim.parameter_group import group_label
-from lightning_muon.optim.sharding.dtensor import laid_out_as
+from lightning_muon.optim.sharding.dtensor import laid_out_as, local_tensor, with_shard
+from lightning_muon.optim.sharding.plan import Plan
 from lightning_muon.optim.sharding.wrappers import is_flattened
-from lightning_muon.optim.sharding.zero1 import StateShares
-from lightning_muon.optim.update.state import ADAMW_STATE, HALF, MUON_STATE, state_dtype, state_names
+from lightning_muon.optim.update.state import (
+    ADAMW_STATE,
+    AVERAGES,
+    HALF,
+    MUON_STATE,
+    SCALES,
+    Average,
+    State,
+    encoded,
+    state_dtype,
+    state_names,
+    stored_dtype,
+)
 
 Groups = Sequence[Mapping[str, Any]]
 
 
 @contextmanager
-def restored(optimizer: torch.optim.Optimizer, shares: Sequence[tuple[Tensor, StateShares]]) -> Iterator[None]:
+def restored(optimizer: torch.optim.Optimizer, plans: Callable[[], Sequence[Plan]]) -> Iterator[None]:
     """Check and complete what torch's ``load_state_dict`` does inside this context.
 
-    Averages of half-precision parameters keep the dtype in which they were saved. State of DTensors is sharded like
-    them, state that the ranks share out is cut to this rank's ``shares``, and what :func:`fill_state` has added is
-    dropped. Layouts and shardings stay those of the optimizer.
+    State of DTensors is sharded like them, state that the ranks share out is cut to this rank's share, and what
+    :func:`fill_state` has added is dropped. Then each state is stored as the options of its group say, see
+    :func:`stored_state`. Layouts and shardings stay those of the optimizer.
 
     Raises:
         ValueError: If the groups of the state dict contain other parameters, or update them by another algorithm.
     """
     loaded: dict[str, Any] = {}
+    layouts = [group.get("layouts") for group in optimizer.param_groups]
 
     def before(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
         _check_same_parameters(optimizer.param_groups, state_dict["param_groups"])
         loaded.update(state_dict)
 
     def after(_: torch.optim.Optimizer) -> None:
+        for group, layout in zip(optimizer.param_groups, layouts, strict=True):
+            if layout is not None:
+                group["layouts"] = layout
+            group.pop("shardings", None)  # an empty one, of another optimizer on groups of route_parameters
         for group, saved in zip(optimizer.param_groups, loaded["param_groups"], strict=True):
             for param, key in zip(group["params"], saved["params"], strict=True):
                 if param.dtype in HALF:
@@ -46,25 +63,81 @@ def restored(optimizer: torch.optim.Optimizer, shares: Sequence[tuple[Tensor, St
                 if state := optimizer.state.get(param):
                     own = {name: value for name, value in state.items() if name not in foreign}
                     optimizer.state[param] = {name: laid_out_as(value, param) for name, value in own.items()}
-        for param, shared in shares:
-            if param in optimizer.state:
-                optimizer.state[param] = shared.of_state(optimizer.state[param])
+        for plan in plans():
+            for index, (number, place) in enumerate(plan.members):
+                group = optimizer.param_groups[number]
+                param = group["params"][place]
+                if param in optimizer.state:
+                    optimizer.state[param] = stored_state(param, optimizer.state[param], group, plan, index)
 
     # After the hooks that others registered before loading, and before their hooks after it.
     hooks = [
         optimizer.register_load_state_dict_pre_hook(before),
         optimizer.register_load_state_dict_post_hook(after, prepend=True),
     ]
-    layouts = [group.get("layouts") for group in optimizer.param_groups]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-    for group, layout in zip(optimizer.param_groups, layouts, strict=True):
-        if layout is not None:
-            group["layouts"] = layout
-        group.pop("shardings", None)  # an empty one, of another optimizer on groups of route_parameters
+
+
+def stored_state(param: Tensor, full: Mapping[str, Any], group: Mapping[str, Any], plan: Plan, index: int) -> State:
+    """Return the state of a parameter as it is stored between steps.
+
+    Averages are rounded or encoded as ``momentum_dtype`` says, and of the mean squares of neurons one number each is
+    left.
+
+    Args:
+        param: The parameter.
+        full: Its state as in a checkpoint: every tensor has the shape of the parameter.
+        group: Its group.
+        plan: The plan that contains it.
+        index: Its position there.
+    """
+    if index in plan.shares:
+        full = plan.shares[index].of_state(full)
+    state: State = {}
+    for name, value in full.items():
+        if name == "neuron_mean_square":
+            state[name] = plan.neurons[index].numbers(local_tensor(value))
+        elif name in AVERAGES:
+            kept = group["momentum_dtype"]
+            dtype = stored_dtype(name, param, kept)
+            if dtype.is_floating_point or dtype.is_complex:
+                state[name] = value.to(dtype)
+            else:
+                state.update(encoded(name, local_tensor(value).to(state_dtype(name, param, kept))))
+        else:
+            state[name] = value
+    return state
+
+
+def full_state(param: Tensor, state: Mapping[str, Any], group: Mapping[str, Any], plan: Plan, index: int) -> State:
+    """Undo :func:`stored_state`: return the state with every tensor in the layout of the parameter.
+
+    So a checkpoint can be loaded with any ``momentum_dtype`` on any number of ranks. Of state that the ranks share out
+    (ZeRO-1) the result has this rank's share, shape (elements,).
+    """
+    full: State = {}
+    for name, value in state.items():
+        if name == "neuron_mean_square":
+            elements = plan.neurons[index].elements(value)
+        elif name + SCALES in state:
+            dtype = state_dtype(name, param, group["momentum_dtype"])
+            elements = Average(name, value, state[name + SCALES], dtype).read()
+        elif not name.endswith(SCALES):
+            full[name] = value
+            continue
+        else:
+            continue
+        full[name] = elements if index in plan.shares else with_shard(elements, param)
+    return full
+
+
+def is_stored_smaller(state: Mapping[str, Any]) -> bool:
+    """Return whether a state differs from :func:`full_state`."""
+    return "neuron_mean_square" in state or any(name.endswith(SCALES) for name in state)
 
 
 def fill_state(groups: Groups, state: Mapping[Tensor, Any], state_dict: dict[str, Any]) -> None:

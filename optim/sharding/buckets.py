@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lightning_muon.optim.sharding.sharding import Sharding, Unit
-from lightning_muon.optim.update.muon import batch_bound
+from lightning_muon.optim.update.batches import batch_bound
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

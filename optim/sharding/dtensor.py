@@ -53,6 +53,17 @@ def laid_out_as(value: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
+def with_shard(shard: Tensor, parameter: Tensor) -> Tensor:
+    """Return the tensor in the layout of a parameter of which this rank has these elements. No communication."""
+    if not is_dtensor(parameter):
+        return shard.view(parameter.shape)
+    from torch.distributed.tensor import DTensor  # noqa: PLC0415 - it takes seconds, and is loaded already
+
+    local = shard.reshape(parameter.to_local().shape).contiguous()
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(local, mesh, placements, shape=parameter.shape, stride=parameter.stride())
+
+
 def dtensor_sharding(parameter: "DTensor") -> Sharding | None:
     """Describe a DTensor whose rows are sharded over one dimension of its mesh, and replicated along the others.
 

@@ -46,19 +46,30 @@ def wire_dtype(source: Tensor, options: MuonOptions) -> torch.dtype:
     return torch.bfloat16 if torch.bfloat16 in (source.dtype, computes_in) else torch.float32
 
 
-def gather(bucket: Bucket, sources: Sequence[Tensor], dtype: torch.dtype) -> Stages[list[Tensor]]:
+def gather(
+    bucket: Bucket, sources: Sequence[Tensor], moving: UnitNumbers, dtype: torch.dtype
+) -> Stages[tuple[list[Tensor], list[Tensor]]]:
     """Send the pieces of a bucket to the owners of their matrices, in ``dtype``; pause while they are on their way.
 
-    ``sources`` are this rank's shards of the parameters. Return the elements (numel,) of the units that it owns.
+    Args:
+        bucket: What travels together.
+        sources: This rank's shards of the parameters.
+        moving: For each piece of this rank, which matrices of its unit have a gradient there, shape (matrices,). It
+            travels along, so that the owner has what the ranks have found together.
+        dtype: The dtype on the wire.
+
+    Returns:
+        The elements (numel,) of each unit that this rank owns, and which of its matrices move.
     """
     arriving = None
     if bucket.gathers:
-        outgoing = [[bucket.take(p, sources) for p in pieces] for pieces in bucket.to_owners]
-        incoming = [sum(p.numel for p in pieces) for pieces in bucket.from_shards]
+        outgoing = [[t for p in pieces for t in (bucket.take(p, sources), moving[p.key])] for pieces in bucket.to_owners]
+        incoming = [sum(p.numel + p.unit.count for p in pieces) for pieces in bucket.from_shards]
         arriving = _all_to_all(bucket.group, outgoing, incoming, dtype, sources[0].device)
     yield
 
-    units = {}
+    units: dict[tuple[int, int], Tensor] = {}
+    found: UnitNumbers = {}
     for p in bucket.here:
         if p.unit.owner == bucket.rank:
             elements = bucket.take(p, sources)
@@ -67,11 +78,14 @@ def gather(bucket: Bucket, sources: Sequence[Tensor], dtype: torch.dtype) -> Sta
                 whole[p.in_unit] = elements
                 elements = whole
             units[p.key] = elements
+            found[p.key] = moving[p.key] if p.numel else elements.new_zeros(p.unit.count, dtype=torch.bool)
     if arriving is not None:
         for pieces, received in zip(bucket.from_shards, arriving(), strict=True):
-            for p, elements in zip(pieces, received.split([p.numel for p in pieces]), strict=True):
-                units[p.key][p.in_unit] = elements
-    return list(units.values())
+            parts = iter(received.split([size for p in pieces for size in (p.numel, p.unit.count)]))
+            for p in pieces:
+                units[p.key][p.in_unit] = next(parts)
+                found[p.key] = found[p.key] | (next(parts) != 0)
+    return list(units.values()), list(found.values())
 
 
 def scatter(

@@ -1,27 +1,30 @@
 """The transport to owners: each matrix is orthogonalized by one rank, whatever shards of it the ranks have."""
 
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import pad
 from typing_extensions import override
 
-from lightning_muon.optim.sharding.buckets import Bucket, Piece
+from lightning_muon.optim.sharding.buckets import Bucket
 from lightning_muon.optim.sharding.exchange import UnitNumbers, gather, scatter, wire_dtype
-from lightning_muon.optim.update.muon import (
-    Here,
-    Hooks,
-    MuonParameter,
-    Stages,
-    Steps,
-    Transport,
-    neuron_factors,
-    same_shape_batches,
+from lightning_muon.optim.sharding.pieces import (
+    in_zeros,
+    matrix_sums,
+    neuron_sizes,
+    neuron_sums,
+    neurons_of,
+    repeated,
+    spread_over_neurons,
 )
+from lightning_muon.optim.update.fixed_norm import fixed_norm_step
+from lightning_muon.optim.update.here import Here, magnitudes, same_shape_batches
+from lightning_muon.optim.update.muon import Hooks, MuonParameter, Stages, Steps, Transport
+from lightning_muon.optim.update.normuon import neuron_factors
 from lightning_muon.optim.update.options import MuonOptions
 from lightning_muon.optim.update.state import state_dtype
 
@@ -43,68 +46,116 @@ class Owners(Transport):
         self.bucket = bucket
 
     @override
-    def polar(self, sources: Sequence[Tensor]) -> Stages[tuple[Steps, UnitNumbers | None]]:
+    def polar(
+        self, sources: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> Stages[tuple[Steps, UnitNumbers | None]]:
         dtype = wire_dtype(sources[0], self.options)
-        units = yield from gather(self.bucket, sources, dtype)
-        factors, norms = yield from self._orthogonalize_owned(units)
+        units, moving = yield from gather(self.bucket, sources, self._moving(gradients), dtype)
+        factors, norms = self._orthogonalize_owned(units, moving)
         shards, norms = yield from scatter(self.bucket, factors, norms, dtype, sources[0].device)
         # A factor has the dtype of the momentum, as on one device.
         return [
-            shard.view(p.weight.shape).to(state_dtype("momentum_buffer", p.weight))
+            shard.view(p.weight.shape).to(state_dtype("momentum_buffer", p.weight, p.options["momentum_dtype"]))
             for p, shard in zip(self.batch, shards, strict=True)
         ], norms
 
     @override
-    def normalize_neurons(self, steps: Steps, mean_squares: Sequence[Tensor]) -> Steps:
+    def normalize_neurons(self, steps: Steps) -> Steps:
         sums = []
+        seen: defaultdict[int, int] = defaultdict(int)
         for piece in self.bucket.here:
-            averages = self.bucket.take(piece, mean_squares)
-            squares = self.bucket.take(piece, steps).to(averages.dtype).square()
-            sums.append(torch.stack([neuron_sums(elements, piece) for elements in (averages, squares)]))
+            p = self.batch[piece.member]
+            elements = self.bucket.take(piece, steps)
+            squares = neuron_sums(elements.to(torch.promote_types(elements.dtype, torch.float32)).square(), piece)
+            numbers, part = neuron_sizes(piece, squares.device, squares.dtype)
+            averages = squares / numbers.clamp_min(1)  # of this rank's elements
+            if p.mean_squares is not None and piece.numel:
+                first = seen[piece.member]
+                seen[piece.member] += averages.numel()
+                stored = p.mean_squares[first : first + averages.numel()]
+                averages = stored.lerp_(averages, 1 - (p.options["neuron_beta"] or 0.0))
+            sums.append(torch.stack([averages * part, squares]))
         self._all_reduce([s for s, p in zip(sums, self.bucket.here, strict=True) if p.unit.is_split])
         factors: UnitNumbers = {}
-        for p, (averages, squares) in zip(self.bucket.here, sums, strict=True):
-            shape = (-1, p.unit.fans[0])
-            per_neuron = p.unit.numel // squares.numel()
-            factors[p.key] = neuron_factors(averages.view(shape) / per_neuron, squares.view(shape))
+        for piece, (averages, squares) in zip(self.bucket.here, sums, strict=True):
+            by_shape = neurons_of(piece.unit).by_shape
+            found = map(neuron_factors, by_shape(averages), by_shape(squares))
+            factors[piece.key] = torch.cat([of_shape.flatten() for of_shape in found])
         return self._multiply(steps, factors)
 
     @override
     def scale(self, steps: Steps, norms: UnitNumbers) -> Steps:
-        of_neurons = {p.key: norms[p.key].repeat_interleave(p.unit.fans[0]) for p in self.bucket.here if p.numel}
-        return self._multiply(steps, of_neurons)
+        return self._multiply(steps, {p.key: repeated(norms[p.key], p.unit) for p in self.bucket.here if p.numel})
 
-    def _orthogonalize_owned(self, units: Sequence[Tensor]) -> Stages[tuple[list[Tensor], UnitNumbers | None]]:
+    @override
+    def keep_norms(self, steps: Steps) -> Steps:
+        weights = [p.weight for p in self.batch]
+        sums = []
+        for piece in self.bucket.here:
+            w, d = (
+                t.to(torch.promote_types(t.dtype, torch.float32))
+                for t in (self.bucket.take(piece, weights), self.bucket.take(piece, steps))
+            )
+            sums.append(torch.stack([matrix_sums(product, piece) for product in (w * w, w * d, d * d)]))
+        self._all_reduce([s for s, p in zip(sums, self.bucket.here, strict=True) if p.unit.is_split])
+        shrink: UnitNumbers = {}
+        push: UnitNumbers = {}
+        for piece, (square, product, step_square) in zip(self.bucket.here, sums, strict=True):
+            options, unit = self.batch[piece.member].options, piece.unit
+            elements = [fan_out * fan_in for fan_out, fan_in in unit.fans]
+            split = (numbers.split(unit.counts) for numbers in (square, product, step_square))
+            found = [fixed_norm_step(of_shape, options, n) for *of_shape, n in zip(*split, elements, strict=True)]
+            shrink[piece.key], push[piece.key] = (repeated(torch.cat(n), unit) for n in zip(*found, strict=True))
+        shrunk, pushed = self._multiply(weights, shrink), self._multiply(steps, push)
+        return [w + d for w, d in zip(shrunk, pushed, strict=True)]
+
+    def _moving(self, gradients: Sequence[Tensor]) -> UnitNumbers:
+        """Return for each matrix of each piece of this rank whether its gradient is not all zero there, as numbers."""
+        pieces = [piece for piece in self.bucket.here if piece.numel]
+        taken = {piece.key: self.bucket.take(piece, gradients) for piece in pieces}
+        single = [piece.key for piece in pieces if piece.unit.count == 1]
+        norms = torch._foreach_norm([taken[key] for key in single], 1) if single else []
+        found = {key: norm.view(1) for key, norm in zip(single, norms, strict=True)}
+        for piece in pieces:
+            if piece.key not in found:
+                whole = in_zeros(taken[piece.key], piece)
+                found[piece.key] = magnitudes(piece.unit.layout.matrices(whole))
+        return {key: norm != 0 for key, norm in found.items()}
+
+    def _orthogonalize_owned(
+        self, units: Sequence[Tensor], moving: Sequence[Tensor]
+    ) -> tuple[list[Tensor], UnitNumbers | None]:
         """Orthogonalize the units that this rank owns, matrices of one shape as one batch."""
         owned = self.bucket.owned
         as_parameters = [
-            replace(self.batch[m], layout=u.layout, fans=u.fans, weight=elements.view(u.shape), momentum=None)
+            replace(self.batch[m], layout=u.layout, weight=elements.view(u.shape), momentum=None)
             for (m, u), elements in zip(owned, units, strict=True)
         ]
+        moves = {id(p): of_unit for p, of_unit in zip(as_parameters, moving, strict=True)}
         # A replicated unit without gradient has none on any rank.
-        moving = [
+        with_gradient = [
             p for p, (_, u) in zip(as_parameters, owned, strict=True) if p.gradient is not None or not u.replicated
         ]
-        here = Here(list(same_shape_batches(moving, sys.maxsize)), self.options, self.hooks)
-        polar, norms = yield from here.polar([p.weight for p in here.batch])
+        here = Here(list(same_shape_batches(with_gradient, sys.maxsize)), self.options, self.hooks)
+        polar, norms = here.factors([p.weight for p in here.batch], [moves[id(p)] for p in here.batch])
         found = {id(p): factor.reshape(-1) for p, factor in zip(here.batch, here.split(polar), strict=True)}
         factors = [
             found[id(p)] if id(p) in found else torch.zeros_like(e) for p, e in zip(as_parameters, units, strict=True)
         ]
         if norms is None:
             return factors, None
-        of_units = {id(p): norm.flatten() for p, norm in here.by_parameter(norms)}
+        of_units = {id(p): torch.cat([n.flatten() for n in by_shape]) for p, by_shape in here.by_parameter(norms)}
         return factors, {
             (m, u.start): of_units.get(id(p), e.new_zeros(u.count))
             for (m, u), p, e in zip(owned, as_parameters, units, strict=True)
         }
 
-    def _multiply(self, steps: Steps, of_neurons: UnitNumbers) -> Steps:
+    def _multiply(self, steps: Steps, numbers_of: UnitNumbers) -> Steps:
         """Multiply the elements of each shard by the numbers of their neurons."""
         numbers: list[list[Tensor]] = [[] for _ in steps]
         for p in self.bucket.here:
             if p.numel:
-                numbers[p.member].append(spread_over_neurons(of_neurons[p.key].flatten(), p))
+                numbers[p.member].append(spread_over_neurons(numbers_of[p.key], p))
         return [
             step * torch.cat(found).view(step.shape) if found else step
             for step, found in zip(steps, numbers, strict=True)
@@ -118,36 +169,3 @@ class Owners(Transport):
         dist.all_reduce(packed, group=self.bucket.group)
         for s, total in zip(sums, packed.split([s.numel() for s in sums]), strict=True):
             s.copy_(total.view(s.shape))
-
-
-def neuron_sums(elements: Tensor, piece: Piece) -> Tensor:
-    """Sum the elements (elements,) of a piece over each neuron, shape (neurons of all matrices in the unit,).
-
-    The sum is zero for neurons of which the piece has no element.
-    """
-    unit = piece.unit
-    rows, columns, parts = _rows(piece, elements.device)
-    margin = piece.in_unit.start % columns
-    padded = pad(elements, (margin, parts.numel() * columns - margin - piece.numel)).view(-1, columns)
-    if unit.layout.transposed:
-        sums = padded.new_zeros(unit.shape[0], columns)
-        return sums.index_add_(0, parts, padded).flatten()
-    sums = padded.new_zeros(unit.shape[0] * unit.shape[1])
-    sums[rows] = padded.sum(dim=1)
-    return sums
-
-
-def spread_over_neurons(values: Tensor, piece: Piece) -> Tensor:
-    """Return for each element of a piece the value of its neuron; ``values`` has the order of :func:`neuron_sums`."""
-    rows, columns, parts = _rows(piece, values.device)
-    of_rows = values.view(-1, columns)[parts] if piece.unit.layout.transposed else values[rows, None]
-    margin = piece.in_unit.start % columns
-    return of_rows.expand(-1, columns).reshape(-1)[margin : margin + piece.numel]
-
-
-def _rows(piece: Piece, device: torch.device) -> tuple[slice, int, Tensor]:
-    """Return the stored rows of which a piece has elements, their length, and the part of the unit that each is in."""
-    unit = piece.unit
-    columns = unit.numel // (unit.shape[0] * unit.shape[1])
-    rows = slice(piece.in_unit.start // columns, -(-piece.in_unit.stop // columns))
-    return rows, columns, torch.arange(rows.start, rows.stop, device=device) // unit.shape[1]

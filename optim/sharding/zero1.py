@@ -13,10 +13,12 @@ from typing_extensions import override
 
 from lightning_muon.optim.sharding.buckets import Bucket
 from lightning_muon.optim.sharding.exchange import scatter, wire_dtype
+from lightning_muon.optim.sharding.pieces import neurons_of
 from lightning_muon.optim.sharding.sharding import Range, Sharding, Unit
 from lightning_muon.optim.update.adamw import AdamWParameter, adamw_update
-from lightning_muon.optim.update.muon import Applied, Here, Hooks, MuonParameter, Stages, Steps, same_shape_batches
-from lightning_muon.optim.update.options import AdamWOptions, MuonOptions
+from lightning_muon.optim.update.here import Here, same_shape_batches
+from lightning_muon.optim.update.muon import Applied, Hooks, MuonParameter, Stages, Steps
+from lightning_muon.optim.update.options import MuonOptions
 from lightning_muon.optim.update.state import state_dtype
 
 State = dict[str, Any]
@@ -96,49 +98,88 @@ class OwnedState(Here):
     def __init__(self, bucket: Bucket, parameters: Sequence[MuonParameter], options: MuonOptions, hooks: Hooks) -> None:
         self.bucket = bucket
         self.parameters = parameters
-        self.units = _owned_units(bucket, parameters)
-        moving = [unit for unit in self.units if unit.gradient is not None]
+        self.units = list(_owned_units(bucket, parameters))
+        moving = [owned.parameter for owned in self.units if owned.parameter.gradient is not None]
         super().__init__(list(same_shape_batches(moving, options["batch_elements"])), options, hooks)
+
+    @override
+    def read_momenta(self) -> list[Tensor | None]:
+        self.shares = {
+            member: p.momentum.read()
+            for member, p in enumerate(self.parameters)
+            if p.momentum is not None and p.momentum.stored.numel()
+        }
+        found = {
+            id(owned.parameter): self.shares[owned.member][owned.in_share].view(owned.parameter.weight.shape)
+            for owned in self.units
+            if owned.member in self.shares
+        }
+        return [found[id(p)] for p in self.batch]
+
+    @override
+    def save_momenta(self, momenta: Sequence[Tensor | None]) -> None:
+        gradients: defaultdict[int, list[Tensor]] = defaultdict(list)
+        for owned in self.units:
+            if owned.parameter.gradient is not None:
+                gradients[owned.member].append(owned.parameter.gradient.flatten())
+        for member, share in self.shares.items():
+            if (momentum := self.parameters[member].momentum) is not None and share is not momentum.stored:
+                momentum.save(share, torch.cat(gradients[member]))
+        self.shares.clear()
 
     @override
     def deliver(self, steps: Steps) -> Stages[list[Applied]]:
         found = {id(unit): step.reshape(-1) for unit, step in zip(self.batch, self.split(steps), strict=True)}
         weight = self.parameters[0].weight
-        made = [found[id(u)] if id(u) in found else weight.new_zeros(u.weight.numel()) for u in self.units]
+        units = [owned.parameter for owned in self.units]
+        made = [found[id(u)] if id(u) in found else weight.new_zeros(u.weight.numel()) for u in units]
         elements, _ = yield from scatter(self.bucket, made, None, wire_dtype(weight, self.options), weight.device)
         return [
-            (p.weight, p.fans, step.view(p.weight.shape).to(state_dtype("momentum_buffer", p.weight)))
+            (p, step.view(p.weight.shape).to(state_dtype("momentum_buffer", p.weight, p.options["momentum_dtype"])))
             for p, step in zip(self.parameters, elements, strict=True)
             if p.gradient is not None
         ]
 
 
-def _owned_units(bucket: Bucket, parameters: Sequence[MuonParameter]) -> list[MuonParameter]:
-    """Return the units that this rank owns as parameters of their own."""
-    seen: defaultdict[int, int] = defaultdict(int)
-    units = []
+@dataclass(frozen=True)
+class _OwnedUnit:
+    """A unit that this rank owns, as a parameter of its own.
+
+    Args:
+        member: The position of its parameter in the bucket.
+        parameter: The unit; its momentum is the share of the whole parameter.
+        in_share: Where the unit is in that share.
+    """
+
+    member: int
+    parameter: MuonParameter
+    in_share: slice
+
+
+def _owned_units(bucket: Bucket, parameters: Sequence[MuonParameter]) -> Iterator[_OwnedUnit]:
+    """Yield the units that this rank owns."""
+    elements: defaultdict[int, int] = defaultdict(int)
+    neurons: defaultdict[int, int] = defaultdict(int)
     for member, unit in bucket.owned:
-        p, first = parameters[member], seen[member]
-        seen[member] += unit.numel
-        units.append(
-            replace(
-                p,
-                layout=unit.layout,
-                weight=_of_unit(p.weight, unit.start, unit),
-                gradient=None if p.gradient is None else _of_unit(p.gradient, unit.start, unit),
-                momentum=None if p.momentum is None else _of_unit(p.momentum, first, unit),
-                mean_square=None if p.mean_square is None else _of_unit(p.mean_square, first, unit),
-            )
+        p, first, first_neuron = parameters[member], elements[member], neurons[member]
+        elements[member] += unit.numel
+        neurons[member] += neurons_of(unit).count
+        as_parameter = replace(
+            p,
+            layout=unit.layout,
+            weight=_of_unit(p.weight, unit),
+            gradient=None if p.gradient is None else _of_unit(p.gradient, unit),
+            mean_squares=None if p.mean_squares is None else p.mean_squares[first_neuron : neurons[member]],
         )
-    return units
+        yield _OwnedUnit(member, as_parameter, slice(first, elements[member]))
 
 
-def _of_unit(tensor: Tensor, start: int, unit: Unit) -> Tensor:
-    return tensor.reshape(-1)[start : start + unit.numel].view(unit.shape)
+def _of_unit(tensor: Tensor, unit: Unit) -> Tensor:
+    return tensor.reshape(-1)[unit.start : unit.start + unit.numel].view(unit.shape)
 
 
 def adamw_shares_step(
-    pack: Sequence[AdamWParameter], shares: Sequence[StateShares], options: AdamWOptions
+    pack: Sequence[AdamWParameter], shares: Sequence[StateShares]
 ) -> Iterator[None]:
     """Update parameters by one step of AdamW, each element by the rank that has its state; pause while weights travel.
 
@@ -148,11 +189,11 @@ def adamw_shares_step(
     parts = [share.of(p.weight) for p, share in zip(pack, shares, strict=True)]
     gradients = [None if p.gradient is None else share.of(p.gradient) for p, share in zip(pack, shares, strict=True)]
     mine = [
-        AdamWParameter(part, gradient, p.state)
+        AdamWParameter(p.options, part, gradient, p.state)
         for part, gradient, p in zip(parts, gradients, pack, strict=True)
         if part.numel() > 0
     ]
-    adamw_update(mine, options)
+    adamw_update(mine)
     group = shares[0].sharding.group
     chunks = [share.numel(rank=0) for share in shares]
     packed = torch.cat([pad(part, (0, chunk - part.numel())) for part, chunk in zip(parts, chunks, strict=True)])

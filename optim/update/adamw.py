@@ -1,13 +1,15 @@
-"""The update rule of AdamW: torch's own function, with care for half precision."""
+"""The update rule of AdamW: torch's own function, with care for half precision and for averages in fewer bytes."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from lightning_muon.optim.update.batches import batch_bound, bounded
 from lightning_muon.optim.update.options import AdamWOptions
-from lightning_muon.optim.update.state import HALF
+from lightning_muon.optim.update.state import HALF, Average
 
 
 @dataclass(frozen=True)
@@ -15,40 +17,81 @@ class AdamWParameter:
     """A parameter with its gradient and the state that this rank has of it.
 
     Args:
+        options: The options of its group.
         weight: The weights.
         gradient: Their gradient; ``None`` if there is none: then nothing is updated.
         state: The moving averages of the gradient and of its square, in at least float32, and the number of steps, a
             scalar in float32; ``None`` without gradient.
     """
 
+    options: AdamWOptions
     weight: Tensor
     gradient: Tensor | None
-    state: tuple[Tensor, Tensor, Tensor] | None
+    state: tuple[Average, Average, Tensor] | None
+
+    @property
+    def is_stored_smaller(self) -> bool:
+        """Whether its averages must be read and saved."""
+        return self.state is not None and self.state[0].dtype != self.state[0].stored.dtype
 
 
-def adamw_update(parameters: Sequence[AdamWParameter], options: AdamWOptions) -> None:
+def adamw_update(parameters: Sequence[AdamWParameter]) -> None:
     """Update parameters in place by one step of AdamW, exactly as ``torch.optim.AdamW`` does in float32.
 
     On a CPU it takes the fused kernel, as with ``fused=True``, which reads memory once and takes a seventh of the time
     (``benchmarks/optimizer_step.py``); elsewhere torch's default.
 
     Half-precision parameters are updated in float32 and rounded once: float16 rounds eps to zero, and bfloat16 rounds a
-    β₂ close to one to one. Cautious weight decay shrinks only the weights that the step does not push outwards
-    (arXiv:2510.12402).
+    β₂ close to one to one. Complex parameters are pairs of real ones. Cautious weight decay shrinks only the weights
+    that the step does not push outwards (arXiv:2510.12402). Averages that are stored in fewer bytes are read, updated
+    and saved by batches of at most ``batch_elements``, so that little of them is in memory in full.
     """
-    moving = [(p.weight, p.gradient, *p.state) for p in parameters if p.gradient is not None and p.state is not None]
-    if not moving:
+    alike: defaultdict[int, list[AdamWParameter]] = defaultdict(list)
+    for p in parameters:
+        if p.gradient is not None and p.gradient.numel():
+            alike[id(p.options)].append(p)
+    for members in alike.values():
+        as_they_are = [p for p in members if not p.is_stored_smaller]
+        if as_they_are:
+            _update(as_they_are)
+        smaller = [part for p in members if p.is_stored_smaller for part in _parts(p)]
+        for batch in bounded(smaller, lambda p: p.weight.numel(), _bound(members[0])):
+            _update(batch)
+
+
+def _bound(p: AdamWParameter) -> int:
+    return batch_bound(p.options["batch_elements"], p.weight.device)
+
+
+def _parts(p: AdamWParameter) -> Iterator[AdamWParameter]:
+    """Cut a parameter with rows into parts of at most a batch, each with its own count of the same steps."""
+    rows = p.weight.shape[0] if p.weight.ndim > 1 else 1
+    at_a_time = max(1, _bound(p) * rows // p.weight.numel())
+    if p.gradient is None or p.state is None or at_a_time >= rows:
+        yield p
         return
+    average, square_average, steps = p.state
+    for start in range(0, rows, at_a_time):
+        stop = start + at_a_time
+        state = average.rows(start, stop), square_average.rows(start, stop), steps.clone() if start else steps
+        yield AdamWParameter(p.options, p.weight[start:stop], p.gradient[start:stop], state)
+
+
+def _update(parameters: Sequence[AdamWParameter]) -> None:
+    """Update parameters with the same options."""
+    options = parameters[0].options
+    moving = [(p.weight, p.gradient, *p.state) for p in parameters if p.gradient is not None and p.state is not None]
     originals, gradients, averages, square_averages, step_counts = zip(*moving, strict=True)
     weights = [p if p.dtype not in HALF else p.float() for p in originals]
+    first, second = [average.read() for average in averages], [average.read() for average in square_averages]
     cautious = options["cautious_weight_decay"]
     before = [weight.clone() for weight in weights] if cautious else []
     beta1, beta2 = options["betas"]
     adamw(
         weights,
         [g if g.dtype not in HALF else g.float() for g in gradients],
-        list(averages),
-        list(square_averages),
+        first,
+        second,
         [],
         list(step_counts),
         fused=True if all(weight.is_cpu for weight in weights) else None,
@@ -60,6 +103,10 @@ def adamw_update(parameters: Sequence[AdamWParameter], options: AdamWOptions) ->
         eps=options["eps"],
         maximize=False,
     )
+    for average, values, gradient in zip(averages, first, gradients, strict=True):
+        average.save(values, gradient)
+    for average, values in zip(square_averages, second, strict=True):
+        average.save(values)
     for weight, old in zip(weights, before, strict=False):
         weight.sub_(old * ((old - weight) * old >= 0), alpha=options["lr"] * options["weight_decay"])
     for original, weight in zip(originals, weights, strict=True):

@@ -2,35 +2,26 @@
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from lightning_muon.optim.polar.orthogonalize import orthogonalize
 from lightning_muon.optim.update.matrix_layout import MatrixLayout
 from lightning_muon.optim.update.options import MuonOptions
-from lightning_muon.optim.update.scale import nuclear_norm, scale_factor
-from lightning_muon.optim.update.state import HALF
+from lightning_muon.optim.update.scale import scale_factor
+from lightning_muon.optim.update.state import HALF, Average
 
-# Elements in a batch of matrices unless an option sets them: enough to keep a GPU busy with small matrices; on a CPU so
-# few that what is computed from them stays in its cache (measured by benchmarks/optimizer_step.py).
-BATCH_ELEMENTS = {"cpu": 1 << 20}
-BATCH_ELEMENTS_ELSEWHERE = 1 << 24
-# Keeps a neuron that never had an update from being divided by zero; arXiv:2510.05491, algorithm 1.
-NEURON_EPS = 1e-8
-
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 # A stage of a distributed step pauses (yields None) while something is on its way.
 Stages = Generator[None, None, Result]
 # The steps of a batch in the form of its transport: see Transport.join and Transport.split.
 Steps = list[Tensor]
-# Weights, the fan-out and fan-in of their matrices, and the direction of their step.
-Applied = tuple[Tensor, tuple[int, int], Tensor]
+# A parameter and the direction of its step.
+Applied = tuple["MuonParameter", Tensor]
 
 
 class OrthogonalizeHook(Protocol):
@@ -50,20 +41,23 @@ class MuonParameter:
     Args:
         name: Its name, for hooks.
         layout: Where the matrices are in the whole parameter.
-        fans: Fan-out and fan-in of its matrices.
+        fans: Fan-out and fan-in of its matrices; of those of its first shape, if it has several.
+        options: The options of its group.
         weight: The weights W, in the shape of the whole parameter or of this rank's shard.
         gradient: The gradient G, of the shape of ``weight``; ``None`` if there is none: then nothing is updated.
         momentum: The moving average M of gradients, or of polar factors with ``polar_first``; ``None`` without one.
-        mean_square: With ``neuron_beta``, the moving average of the squares of its steps, of the shape of ``weight``.
+        mean_squares: With ``neuron_beta``, the moving average of the mean square of each neuron's step, shape
+            (neurons,); the mean is over the elements of this rank.
     """
 
     name: str
     layout: MatrixLayout
     fans: tuple[int, int]
+    options: MuonOptions
     weight: Tensor
     gradient: Tensor | None
-    momentum: Tensor | None
-    mean_square: Tensor | None = None
+    momentum: Average | None
+    mean_squares: Tensor | None = None
 
 
 class Transport(ABC):
@@ -81,16 +75,54 @@ class Transport(ABC):
         self.hooks = hooks
 
     @abstractmethod
-    def polar(self, sources: Sequence[Tensor]) -> Stages[tuple[Steps, Any]]:
-        """Return the polar factors of the matrices in ``sources``, and their nuclear norms if the scale needs them."""
+    def polar(self, sources: Sequence[Tensor], gradients: Sequence[Tensor]) -> Stages[tuple[Steps, Any]]:
+        """Return the polar factors of the matrices in ``sources``, and their nuclear norms if the scale needs them.
+
+        The factor of a matrix whose gradient is all zero is zero: it rests, whatever its momentum.
+        """
 
     @abstractmethod
-    def normalize_neurons(self, steps: Steps, mean_squares: Sequence[Tensor]) -> Steps:
-        """Apply :func:`neuron_factors` to the neurons of each matrix."""
+    def normalize_neurons(self, steps: Steps) -> Steps:
+        """Update the moving average of each neuron's mean square, and apply :func:`neuron_factors` to the neurons."""
 
     @abstractmethod
     def scale(self, steps: Steps, norms: Any) -> Steps:
         """Multiply the step of each matrix by its nuclear norm."""
+
+    @abstractmethod
+    def keep_norms(self, steps: Steps) -> Steps:
+        """Return the steps that keep the norm of each matrix, see :func:`fixed_norm_step`."""
+
+    def average(self, new: Sequence[Tensor]) -> list[Tensor]:
+        """Update the momentum M ← μM + (1 − μ)X; return M, or with Nesterov's look-ahead (1 − μ)X + μM.
+
+        Where a parameter has no gradient, X is returned.
+        """
+        momenta = self.read_momenta()
+        averages = list(new)
+        alike: defaultdict[float, list[tuple[int, Tensor]]] = defaultdict(list)
+        for i, (p, momentum) in enumerate(zip(self.batch, momenta, strict=True)):
+            if momentum is not None:
+                alike[p.options["momentum"]].append((i, momentum))
+        for mu, members in alike.items():
+            places, of_places = map(list, zip(*members, strict=True))
+            arrived = [new[i].to(m.dtype) for i, m in members]
+            torch._foreach_lerp_(of_places, arrived, 1 - mu)
+            found = torch._foreach_lerp(arrived, of_places, mu) if self.options["nesterov"] else of_places
+            for i, tensor in zip(places, found, strict=True):
+                averages[i] = tensor
+        self.save_momenta(momenta)
+        return averages
+
+    def read_momenta(self) -> list[Tensor | None]:
+        """Return the momentum of each parameter, ``None`` where it has none, to be updated in place."""
+        return [None if p.momentum is None else p.momentum.read() for p in self.batch]
+
+    def save_momenta(self, momenta: Sequence[Tensor | None]) -> None:
+        """Store the momenta that :meth:`read_momenta` returned."""
+        for p, momentum in zip(self.batch, momenta, strict=True):
+            if p.momentum is not None and momentum is not None:
+                p.momentum.save(momentum, p.gradient)
 
     def join(self, tensors: Sequence[Tensor]) -> Steps:
         """Bring one tensor for each parameter, shaped as its weight, into the form in which steps are computed."""
@@ -104,15 +136,26 @@ class Transport(ABC):
         """Return the weights on this rank that move, each with its step."""
         yield from ()
         moving = zip(self.batch, self.split(steps), strict=True)
-        return [(p.weight, p.fans, step) for p, step in moving if p.gradient is not None]
+        return [(p, step) for p, step in moving if p.gradient is not None]
 
     @property
     def needs_norms(self) -> bool:
         """Whether the update scale is the nuclear norm."""
         return self.options["update_scale"] == "nuclear_norm"
 
-    def orthogonalize(self, names: list[str], matrices: Tensor) -> Tensor:
-        """Return the polar factors of matrices (b, m, n), after the hooks; ``names`` has one name for each matrix."""
+    def orthogonalize(
+        self, names: list[str], matrices: Tensor, moving: Tensor, fans: tuple[int, int], reference: tuple[int, int]
+    ) -> Tensor:
+        """Return the polar factors of matrices (b, m, n), after the hooks.
+
+        Args:
+            names: The name of each matrix for the hooks.
+            matrices: The matrices.
+            moving: Whether each of them moves, shape (b,); the factors of others are zero.
+            fans: Fan-out and fan-in of the matrices.
+            reference: Those of the first matrices of their parameter, whose scale the step of the parameter gets. So
+                the factors are multiplied by the ratio of the scales.
+        """
         options = self.options
         # The result of Nesterov's look-ahead is a copy. It may be overwritten unless the nuclear norm still needs it.
         is_copy = options["nesterov"] and not options["polar_first"] and not self.needs_norms
@@ -124,27 +167,32 @@ class Transport(ABC):
             compile=options["compile"],
             out=matrices if is_copy else None,
             **options["orthogonalizer_options"],
-        )
+        ).mul_(moving.view(-1, 1, 1))
         for hook in self.hooks:
             hook(names, factors)
-        return factors
+        if fans == reference:
+            return factors
+        own, of_parameter = (scale_factor(options["update_scale"], *f) for f in (fans, reference))
+        return factors if own == of_parameter else factors * (own / of_parameter)
 
 
 def muon_step(transport: Transport) -> Stages[None]:
     """Update a batch of parameters in place by one step of Muon; see :class:`~lightning_muon.optim.MuonAdamW`."""
     batch, options = transport.batch, transport.options
     gradients = [torch.zeros_like(p.weight) if p.gradient is None else p.gradient for p in batch]
-    polar_first = options["polar_first"]
     # The sources are not kept in a variable here, so that the transport can free them.
-    steps, norms = yield from transport.polar(gradients if polar_first else average(batch, gradients, options))
-    if polar_first:
-        steps = transport.join(average(batch, transport.split(steps), options))
+    if options["polar_first"]:
+        factors, norms = yield from transport.polar(gradients, gradients)
+        steps = transport.join(transport.average(transport.split(factors)))
+    else:
+        steps, norms = yield from transport.polar(transport.average(gradients), gradients)
     if options["neuron_beta"] is not None:
-        mean_squares = average_squares(batch, transport.split(steps), options["neuron_beta"])
-        steps = transport.normalize_neurons(steps, mean_squares)
+        steps = transport.normalize_neurons(steps)
     if transport.needs_norms:
         steps = transport.scale(steps, norms)
-    apply_steps((yield from transport.deliver(steps)), options)
+    if options["fixed_norm"] is not None:
+        steps = transport.keep_norms(steps)
+    apply_steps((yield from transport.deliver(steps)))
 
 
 def run(step: Stages[None]) -> None:
@@ -153,152 +201,29 @@ def run(step: Stages[None]) -> None:
         pass
 
 
-def average(batch: Sequence[MuonParameter], new: Sequence[Tensor], options: MuonOptions) -> list[Tensor]:
-    """Average: M ← μM + (1 − μ)X in place; return M, or with Nesterov's look-ahead (1 − μ)X + μM.
+def apply_steps(moving: Iterable[Applied]) -> None:
+    """Apply steps D: W ← (1 − lr·wd)·W − lr·scale·D, rounded once, since 1.0·(1 − 1e-4) is 1.0 in bfloat16.
 
-    Where a parameter has no gradient, X is returned.
+    With ``fixed_norm`` the step is applied as it is, W ← W − D.
     """
-    averages = list(new)
-    moving = [(i, p.momentum) for i, p in enumerate(batch) if p.momentum is not None]
-    if moving:
-        places, momenta = map(list, zip(*moving, strict=True))
-        arrived = [new[i].to(m.dtype) for i, m in moving]
-        torch._foreach_lerp_(momenta, arrived, 1 - options["momentum"])
-        found = torch._foreach_lerp(arrived, momenta, options["momentum"]) if options["nesterov"] else momenta
-        for i, tensor in zip(places, found, strict=True):
-            averages[i] = tensor
-    return averages
-
-
-def average_squares(batch: Sequence[MuonParameter], steps: Sequence[Tensor], beta: float) -> list[Tensor]:
-    """Average: V ← βV + (1 − β)D² in place for steps D; return V, or D² where a parameter has no gradient."""
-    squares = []
-    for p, step in zip(batch, steps, strict=True):
-        if p.mean_square is None:
-            squares.append(step.float().square())
-        else:
-            squares.append(p.mean_square.lerp_(step.to(p.mean_square.dtype).square(), 1 - beta))
-    return squares
-
-
-def neuron_factors(mean_squares: Tensor, squares: Tensor) -> Tensor:
-    """Return the number that multiplies the update of each neuron.
-
-    Polar factors have singular values near one, but rows of very different norms. Dividing row i by √vᵢ, where v is the
-    moving average of the mean square of row i, makes the rows alike. The Frobenius norm of each matrix stays what it
-    was, so that the update scale means the same with and without.
-
-    Source: Li et al., "NorMuon" (2025), arXiv:2510.05491, algorithm 1.
-
-    Args:
-        mean_squares: Moving averages of the mean square of each neuron's step, this step included, shape (b, neurons).
-        squares: The sum of the squares of each neuron's step, shape (b, neurons), which is also that of the result.
-    """
-    factors = 1 / (mean_squares.sqrt() + NEURON_EPS)
-    size, new_size = (s.sum(dim=-1, keepdim=True).sqrt() for s in (squares, squares * factors**2))
-    scaled: Tensor = factors * (size / new_size.clamp_min(torch.finfo(torch.float32).tiny))
-    return scaled
-
-
-def apply_steps(moving: Iterable[Applied], options: MuonOptions) -> None:
-    """Apply steps D: W ← (1 − lr·wd)·W − lr·scale·D, rounded once, since 1.0·(1 − 1e-4) is 1.0 in bfloat16."""
-    lr, decay = options["lr"], options["lr"] * options["weight_decay"]
-    alike: defaultdict[float, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for weight, fans, step in moving:
-        alike[scale_factor(options["update_scale"], *fans)].append((weight, step))
-    for scale, members in alike.items():
+    alike: defaultdict[tuple[float, float, bool], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    for p, step in moving:
+        options = p.options
+        if options["fixed_norm"] is not None:
+            alike[1.0, 0.0, False].append((p.weight, step))
+            continue
+        size = options["lr"] * scale_factor(options["update_scale"], *p.fans)
+        decay = options["lr"] * options["weight_decay"]
+        alike[size, decay, options["cautious_weight_decay"]].append((p.weight, step))
+    for (size, decay, cautious), members in alike.items():
         weights, steps = map(list, zip(*members, strict=True))
         wide = [weight.float() if weight.dtype in HALF else weight for weight in weights]
-        if options["cautious_weight_decay"]:
+        if cautious:
             inwards = [weight * (step * weight >= 0) for weight, step in zip(wide, steps, strict=True)]
             torch._foreach_sub_(wide, inwards, alpha=decay)
         elif decay:
             torch._foreach_mul_(wide, 1 - decay)
-        torch._foreach_add_(wide, steps, alpha=-lr * scale)
+        torch._foreach_add_(wide, steps, alpha=-size)
         for weight, new in zip(weights, wide, strict=True):
             if new is not weight:
                 weight.copy_(new)
-
-
-class Here(Transport):
-    """Transport nothing: the matrices are whole on this rank. Those of one shape are computed as one batch (b, m, n).
-
-    Args:
-        batches: Parameters with matrices of one shape, batch by batch, see :func:`same_shape_batches`.
-    """
-
-    def __init__(self, batches: Sequence[Sequence[MuonParameter]], options: MuonOptions, hooks: Hooks) -> None:
-        super().__init__([p for batch in batches for p in batch], options, hooks)
-        self.batches = batches
-
-    @override
-    def polar(self, sources: Sequence[Tensor]) -> Stages[tuple[Steps, list[Tensor] | None]]:
-        yield from ()
-        matrices = self.join(sources)
-        del sources  # freed before the iteration, whose batch is to stay in the cache, see BATCH_ELEMENTS
-        factors = [self.orthogonalize(self._names(b), m) for b, m in zip(self.batches, matrices, strict=True)]
-        norms = [nuclear_norm(m, f) for m, f in zip(matrices, factors, strict=True)] if self.needs_norms else None
-        return factors, norms
-
-    @override
-    def normalize_neurons(self, steps: Steps, mean_squares: Sequence[Tensor]) -> Steps:
-        normalized = []
-        for batch, step, squares in zip(self.batches, steps, self.join(mean_squares), strict=True):
-            inputs = -2 if batch[0].layout.transposed else -1  # the dimension over which a neuron extends
-            wide = step.to(squares.dtype)
-            factors = neuron_factors(squares.mean(inputs), wide.square().sum(inputs))
-            normalized.append(wide * factors.unsqueeze(inputs))
-        return normalized
-
-    @override
-    def scale(self, steps: Steps, norms: list[Tensor]) -> Steps:
-        return [step * norm for step, norm in zip(steps, norms, strict=True)]
-
-    @override
-    def join(self, tensors: Sequence[Tensor]) -> Steps:
-        rest = iter(tensors)
-        matrices = [[p.layout.matrices(tensor) for p, tensor in zip(b, rest, strict=False)] for b in self.batches]
-        return [torch.cat(of_batch) if len(of_batch) > 1 else of_batch[0] for of_batch in matrices]
-
-    @override
-    def split(self, steps: Steps) -> list[Tensor]:
-        return [p.layout.restore(matrices, p.weight.shape) for p, matrices in self.by_parameter(steps)]
-
-    def by_parameter(self, tensors: Sequence[Tensor]) -> Iterator[tuple[MuonParameter, Tensor]]:
-        """Split a tensor (b, …) of each batch, such as its nuclear norms, into those of its parameters."""
-        for batch, tensor in zip(self.batches, tensors, strict=True):
-            yield from zip(batch, tensor.split([p.layout.count(p.weight.shape) for p in batch]), strict=True)
-
-    def _names(self, batch: Sequence[MuonParameter]) -> list[str]:
-        return [p.name for p in batch for _ in range(p.layout.count(p.weight.shape))] if self.hooks else []
-
-
-def same_shape_batches(
-    parameters: Iterable[MuonParameter], batch_elements: int | None
-) -> Iterator[list[MuonParameter]]:
-    """Group parameters with matrices of one shape, way of storage, dtype and device into bounded batches."""
-    alike: defaultdict[Any, list[MuonParameter]] = defaultdict(list)
-    for p in parameters:
-        dtype = p.momentum.dtype if p.momentum is not None else None
-        alike[p.weight.device, p.weight.dtype, dtype, p.layout.transposed, p.fans].append(p)
-    for (device, *_), members in alike.items():
-        yield from bounded(members, lambda p: p.weight.numel(), batch_bound(batch_elements, device))
-
-
-def batch_bound(batch_elements: int | None, device: torch.device) -> int:
-    """Return the number of elements in a batch on a device: the option, or the default of the device."""
-    return batch_elements or BATCH_ELEMENTS.get(device.type, BATCH_ELEMENTS_ELSEWHERE)
-
-
-def bounded(items: Iterable[Item], elements: Callable[[Item], int], most_elements: int) -> Iterator[list[Item]]:
-    """Cut items into runs of at most ``most_elements``; an item that is larger is a run by itself."""
-    run: list[Item] = []
-    total = 0
-    for item in items:
-        if run and total + elements(item) > most_elements:
-            yield run
-            run, total = [], 0
-        run.append(item)
-        total += elements(item)
-    if run:
-        yield run
