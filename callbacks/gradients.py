@@ -139,7 +139,9 @@ class GradientMonitor(StepMonitor):
 
 def momentum_of(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
     """Return the momentum of a parameter; None if this rank does not hold all that it holds of the parameter."""
-    state: Mapping[str, Tensor | None] = optimizer.state.get(parameter, {})
+    # MuonAdamW may store it in fewer bytes.
+    state_of = getattr(optimizer, "state_of", None) or optimizer.state.__getitem__
+    state: Mapping[str, Tensor | None] = state_of(parameter) if parameter in optimizer.state else {}
     momentum = next((state[name] for name in MOMENTA if state.get(name) is not None), None)
     # With a sharded state it is flat, and on some ranks only.
     return momentum.view_as(parameter) if momentum is not None and momentum.numel() == parameter.numel() else None

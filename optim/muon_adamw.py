@@ -34,10 +34,13 @@ class MuonAdamW(torch.optim.Optimizer):
     where the scale :math:`s` depends on ``update_scale`` and on the layer's fan-out and fan-in. Matrices of the same
     shape are orthogonalized as one batch. The adamw groups go through torch's own functional AdamW.
 
+    The polar factor has no scale, so a matrix takes steps of full size however small its gradient. A matrix whose
+    gradient is exactly zero, such as an expert without tokens or one matrix of a stack, rests in that step: only weight
+    decay moves it. Its momentum decays as usual, and acts again when a gradient arrives.
+
     :func:`~lightning_muon.optim.route_parameters` makes the groups. Each has its ``algorithm``. Every hyperparameter
-    below may be set per group; it is read at each step, so a scheduler or a callback may change it. Gradients are never
-    modified. The momentum has the dtype of its parameter, but float32 for float16, whose range ends at 6e-8; AdamW's
-    moments have at least float32. Schedulers that cycle the momentum (``CyclicLR``, ``OneCycleLR``) change ``betas``,
+    below may be set per group; it is read at each step, so a scheduler or a callback may change it
+    (``momentum_dtype`` when state is made or loaded). Gradients are never modified. Schedulers that cycle the momentum (``CyclicLR``, ``OneCycleLR``) change ``betas``,
     as for any optimizer that has them, and not ``momentum``.
 
     Parameters may be replicated (DDP) or sharded (FSDP2, HSDP, FSDP1 with ``use_orig_params``). Each matrix is
@@ -64,6 +67,15 @@ class MuonAdamW(torch.optim.Optimizer):
         neuron_beta: Decay of the moving average by which NorMuon normalizes the neurons of a layer, 0.95 in its paper.
             Default: no normalization.
         cautious_weight_decay: In all groups, decay only the weights that the step does not push outwards.
+        fixed_norm: Keep the Frobenius norm of each matrix: each step turns it by a distance of ``lr`` times that norm,
+            whatever ``update_scale`` and ``weight_decay`` are. The number is the RMS to which smaller matrices grow
+            first, such as those that start at zero. Default: the norm is free.
+        momentum_dtype: How the momentum and AdamW's moments are stored between steps, ``"float32"``, ``"bfloat16"`` or
+            ``"int8"``: codes of one byte with a scale for each block of at most 2048 elements of a row, linear for the
+            momentum, dynamic for AdamW's moments, whose small parameters stay in float32. They are updated in float32.
+            Checkpoints contain the values in full precision, so they load with any other ``momentum_dtype``, and
+            saving needs memory for them. Default: the momentum has the dtype of its parameter, but float32 for
+            float16, whose range ends at 6e-8; AdamW's moments have at least float32.
         batch_elements: Bound of the memory for batches of matrices, in elements; a single parameter may be larger.
             Default: 2²⁴, and 2²⁰ on a CPU, where a batch is fastest in its cache.
         compile: Run the orthogonalizer through ``torch.compile``, once for each shape of a batch. This takes up to a
@@ -87,7 +99,9 @@ class MuonAdamW(torch.optim.Optimizer):
     Sources: Jordan, "Muon" (2024), https://kellerjordan.github.io/posts/muon/; Liu et al., "Muon is Scalable for LLM
     Training" (2025), arXiv:2502.16982; Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019),
     arXiv:1711.05101; Lau et al., "PolarGrad" (2025), arXiv:2505.21799; Li et al., "NorMuon" (2025), arXiv:2510.05491;
-    Chen et al., "Cautious Weight Decay" (2025), arXiv:2510.12402. The momentum is an average, as in
+    Chen et al., "Cautious Weight Decay" (2025), arXiv:2510.12402; Wen et al., "Hyperball Optimization" (2026),
+    arXiv:2606.16899; "Effective Quantization of Muon Optimizer States" (2025), arXiv:2509.23106; Dettmers et al.,
+    "8-bit Optimizers via Block-wise Quantization" (2022), arXiv:2110.02861. The momentum is an average, as in
     ``torch.optim.Muon``; a sum would give the same polar factor.
     """
 
@@ -237,6 +251,13 @@ class MuonAdamW(torch.optim.Optimizer):
             )
         return self._consolidated
 
+    def state_of(self, parameter: Tensor) -> dict[str, Any]:
+        """Return the state of a parameter as a checkpoint contains it, whatever ``momentum_dtype``; empty without one.
+
+        Every tensor has the layout of the parameter; under ``shard_state`` it is this rank's share, shape (elements,).
+        """
+        return self._full_state([parameter]).get(parameter) or dict(self.state.get(parameter, {}))
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict, hyperparameters included.
 
@@ -270,15 +291,18 @@ class MuonAdamW(torch.optim.Optimizer):
             self._plans = options, make_plans(self.param_groups, self._shardings, shard_state=self.shard_state)
         return self._plans[1]
 
-    def _full_state(self) -> dict[Tensor, dict[str, Any]]:
+    def _full_state(self, only: Iterable[Tensor] | None = None) -> dict[Tensor, dict[str, Any]]:
         """Return the state, in the form of checkpoints, of parameters whose state is stored in fewer bytes."""
         full = {}
+        wanted = None if only is None else {id(param) for param in only}
         for plan in self._planned():
             for index, (number, place) in enumerate(plan.members):
                 group = self.param_groups[number]
                 param = group["params"][place]
-                if is_stored_smaller(state := self.state.get(param, {})):
-                    full[param] = dict(full_state(param, state, group, plan, index))
+                if wanted is None or id(param) in wanted:
+                    state = self.state.get(param, {})
+                    if is_stored_smaller(state):
+                        full[param] = dict(full_state(param, state, group, plan, index))
         return full
 
     def _shares(self) -> list[tuple[Tensor, StateShares]]:

@@ -63,12 +63,7 @@ def restored(optimizer: torch.optim.Optimizer, plans: Callable[[], Sequence[Plan
                 if state := optimizer.state.get(param):
                     own = {name: value for name, value in state.items() if name not in foreign}
                     optimizer.state[param] = {name: laid_out_as(value, param) for name, value in own.items()}
-        for plan in plans():
-            for index, (number, place) in enumerate(plan.members):
-                group = optimizer.param_groups[number]
-                param = group["params"][place]
-                if param in optimizer.state:
-                    optimizer.state[param] = stored_state(param, optimizer.state[param], group, plan, index)
+        _store(optimizer, plans())
 
     # After the hooks that others registered before loading, and before their hooks after it.
     hooks = [
@@ -80,6 +75,16 @@ def restored(optimizer: torch.optim.Optimizer, plans: Callable[[], Sequence[Plan
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _store(optimizer: torch.optim.Optimizer, plans: Sequence[Plan]) -> None:
+    """Bring loaded state into the form in which it is stored between steps."""
+    for plan in plans:
+        for index, (number, place) in enumerate(plan.members):
+            group = optimizer.param_groups[number]
+            param = group["params"][place]
+            if param in optimizer.state:
+                optimizer.state[param] = stored_state(param, optimizer.state[param], group, plan, index)
 
 
 def stored_state(param: Tensor, full: Mapping[str, Any], group: Mapping[str, Any], plan: Plan, index: int) -> State:

@@ -326,7 +326,7 @@ def test_a_wrong_arrow_is_found(file: str, source: str, wrong: str, tmp_path: Pa
             "from lightning_muon.optim.routing import roles",
             "optim.sharding may import of optim only",
         ),
-        ("routing/roles.py", "from lightning_muon.optim.sharding.plan import GroupPlan", ""),
+        ("routing/roles.py", "from lightning_muon.optim.sharding.plan import Plan", ""),
         (
             "routing/roles.py",
             "from lightning_muon.optim import MuonAdamW",

@@ -63,7 +63,9 @@ def gather(
     """
     arriving = None
     if bucket.gathers:
-        outgoing = [[t for p in pieces for t in (bucket.take(p, sources), moving[p.key])] for pieces in bucket.to_owners]
+        outgoing = [
+            [t for p in pieces for t in (bucket.take(p, sources), moving[p.key])] for pieces in bucket.to_owners
+        ]
         incoming = [sum(p.numel + p.unit.count for p in pieces) for pieces in bucket.from_shards]
         arriving = _all_to_all(bucket.group, outgoing, incoming, dtype, sources[0].device)
     yield

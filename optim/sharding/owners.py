@@ -46,9 +46,7 @@ class Owners(Transport):
         self.bucket = bucket
 
     @override
-    def polar(
-        self, sources: Sequence[Tensor], gradients: Sequence[Tensor]
-    ) -> Stages[tuple[Steps, UnitNumbers | None]]:
+    def polar(self, sources: Sequence[Tensor], gradients: Sequence[Tensor]) -> Stages[tuple[Steps, UnitNumbers | None]]:
         dtype = wire_dtype(sources[0], self.options)
         units, moving = yield from gather(self.bucket, sources, self._moving(gradients), dtype)
         factors, norms = self._orthogonalize_owned(units, moving)

@@ -67,7 +67,7 @@ def repeated(of_matrices: Tensor, unit: Unit) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def neuron_sizes(piece: Piece, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return for each neuron of the unit how many elements the piece has of it, and which part of the neuron that is."""
+    """Return for each neuron of the unit how many elements the piece has of it, and which part of it that is."""
     numbers = neuron_sums(torch.ones(piece.numel, dtype=dtype, device=device), piece)
     by_shape = zip(neurons_of(piece.unit).by_shape(numbers), piece.unit.fans, strict=True)
     return numbers, torch.cat([(of_shape / fan_in).flatten() for of_shape, (_, fan_in) in by_shape])

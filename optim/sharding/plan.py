@@ -1,7 +1,7 @@
 """The plan of a step: which rank owns which matrices, and in which way each parameter is updated."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Planned:
-    """A parameter on its way into a plan: its place in the groups, and its units if Muon updates it on several ranks."""
+    """A parameter of a plan: its place in the groups, and its units where Muon updates it on several ranks."""
 
     place: tuple[int, int]
     param: Tensor

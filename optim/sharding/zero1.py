@@ -178,9 +178,7 @@ def _of_unit(tensor: Tensor, unit: Unit) -> Tensor:
     return tensor.reshape(-1)[unit.start : unit.start + unit.numel].view(unit.shape)
 
 
-def adamw_shares_step(
-    pack: Sequence[AdamWParameter], shares: Sequence[StateShares]
-) -> Iterator[None]:
+def adamw_shares_step(pack: Sequence[AdamWParameter], shares: Sequence[StateShares]) -> Iterator[None]:
     """Update parameters by one step of AdamW, each element by the rank that has its state; pause while weights travel.
 
     The parameters are whole, of one dtype and process group, with this rank's share of their state. ``shares`` are the

@@ -60,7 +60,8 @@ class Here(Transport):
     def normalize_neurons(self, steps: Steps) -> Steps:
         wide = [step.to(torch.promote_types(step.dtype, torch.float32)) for step in steps]
         squares = [
-            step.square().sum(inputs_of(batch[0].layout)) for (batch, *_), step in zip(self._shapes(), wide, strict=True)
+            step.square().sum(inputs_of(batch[0].layout))
+            for (batch, *_), step in zip(self._shapes(), wide, strict=True)
         ]
         averages = []
         for p, of_parameter in self.by_parameter(squares):
