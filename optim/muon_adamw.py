@@ -9,7 +9,15 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lightning_muon.optim.group_step import adamw_step_of, muon_step_of
-from lightning_muon.optim.parameter_group import check_algorithm, check_options, check_parameters, group_label, named
+from lightning_muon.optim.parameter_group import (
+    MuonGroup,
+    check_algorithm,
+    check_one_momentum,
+    check_options,
+    check_parameters,
+    group_label,
+    named,
+)
 from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
 from lightning_muon.optim.sharding.plan import Plan, make_plans
 from lightning_muon.optim.sharding.sharding import Sharding
@@ -40,8 +48,10 @@ class MuonAdamW(torch.optim.Optimizer):
 
     :func:`~lightning_muon.optim.route_parameters` makes the groups. Each has its ``algorithm``. Every hyperparameter
     below may be set per group; it is read at each step, so a scheduler or a callback may change it
-    (``momentum_dtype`` when state is made or loaded). Gradients are never modified. Schedulers that cycle the momentum (``CyclicLR``, ``OneCycleLR``) change ``betas``,
-    as for any optimizer that has them, and not ``momentum``.
+    (``momentum_dtype`` when state is made or loaded). Gradients are never modified. In a muon group ``betas[0]`` is
+    another name of ``momentum``, to read and to set: so schedulers that cycle the momentum (``CyclicLR``,
+    ``OneCycleLR``) change μ there and β₁ in the adamw groups, and Lightning's ``LearningRateMonitor`` logs these. Of a
+    state dict that has both, ``momentum`` counts.
 
     Parameters may be replicated (DDP) or sharded (FSDP2, HSDP, FSDP1 with ``use_orig_params``). Each matrix is
     orthogonalized by one rank, its owner: the pieces travel there and the polar factor travels back. All else happens
@@ -55,7 +65,7 @@ class MuonAdamW(torch.optim.Optimizer):
         params: Parameter groups, each with an ``"algorithm"``: usually ``route_parameters(module)``.
         lr: Learning rate of all groups that do not have their own.
         weight_decay: Decoupled weight decay, per unit of ``lr`` (not of the scaled lr, and the same for all scales).
-        momentum: Decay μ of the moving average of the gradients.
+        momentum: Decay μ of the moving average of the gradients, in the muon groups.
         nesterov: Look one step ahead along the momentum.
         orthogonalizer: Method for the polar factor, see :func:`~lightning_muon.optim.orthogonalize`.
         orthogonalizer_options: Options of the orthogonalizer, such as ``{"steps": 5}``.
@@ -85,7 +95,8 @@ class MuonAdamW(torch.optim.Optimizer):
         shard_state: Under DDP, share out the optimizer state among the ranks (ZeRO-1): the momentum of a matrix to its
             owner, and an equal part of AdamW's moments to each rank. The update is the same. Before ``state_dict()``
             :meth:`consolidate_state_dict` must be called, as Lightning does. No effect under FSDP.
-        betas: AdamW's decay of the moving averages of the gradient and of its square.
+        betas: AdamW's decay of the moving averages of the gradient and of its square. Given in a muon group, its first
+            entry must be the group's momentum.
         eps: AdamW's term in the denominator.
 
     Raises:
@@ -165,7 +176,12 @@ class MuonAdamW(torch.optim.Optimizer):
         shardings = param_group.pop("shardings", None) or [None] * len(param_group["params"])
         if param_group["algorithm"] == "adamw" and self._adamw_lr is not None:
             param_group.setdefault("lr", self._adamw_lr)
-        check_options(label, {**self.defaults, **param_group}, hyperparameters=self.defaults)
+        options = {**self.defaults, **param_group}
+        check_options(label, options, hyperparameters=self.defaults)
+        if param_group["algorithm"] == "muon":
+            if "betas" in param_group:
+                check_one_momentum(label, options)
+            param_group = MuonGroup(param_group)
 
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -277,6 +293,8 @@ class MuonAdamW(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled or copied optimizer, or load a state dict."""
         super().__setstate__(state)
+        # A state dict has plain groups.
+        self.param_groups = [MuonGroup(g) if g.get("algorithm") == "muon" else g for g in self.param_groups]
         for group in self.param_groups:
             for option in self.defaults.keys() - {"differentiable"}:  # torch adds it; it has no meaning here
                 group.setdefault(option, self.defaults[option])  # an option that is newer than the checkpoint

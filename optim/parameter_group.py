@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import Self, override
 
 from lightning_muon.optim.polar.orthogonalize import orthogonalize
 from lightning_muon.optim.sharding.dtensor import is_dtensor, is_sharded_by_rows
@@ -17,6 +18,45 @@ from lightning_muon.optim.update.scale import scale_factor
 # Keys that routing and torch's schedulers write into a group beside the hyperparameters.
 _BOOKKEEPING = {"params", "param_names", "name", "algorithm", "layouts", "reasons", "shardings"}
 _SCHEDULER_KEYS = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
+
+
+class MuonGroup(dict[str, Any]):
+    """A parameter group of Muon, in which ``betas[0]`` is another name of ``momentum``: to set one sets the other.
+
+    Schedulers that cycle the momentum, and Lightning's ``LearningRateMonitor``, know only ``betas`` where an optimizer
+    has them. Where both are given at once, ``momentum`` counts. State dicts contain plain dictionaries.
+    """
+
+    def __init__(self, group: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.update(group)
+
+    @override
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key == "betas":
+            value = tuple(value)  # an entry of a list could be set unseen
+            super().__setitem__("momentum", value[0])
+        super().__setitem__(key, value)
+        if key == "momentum" and "betas" in self:
+            super().__setitem__("betas", (value, *self["betas"][1:]))
+
+    @override
+    def setdefault(self, key: str, default: Any = None, /) -> Any:
+        if key not in self:
+            both = key == "betas" and "momentum" in self
+            self[key] = (self["momentum"], *default[1:]) if both else default
+        return self[key]
+
+    @override
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        new = dict(*args, **kwargs)
+        for key in sorted(new, key="momentum".__eq__):  # the momentum last, the others in their order
+            self[key] = new[key]
+
+    @override
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc]
+        self.update(other)
+        return self
 
 
 def group_label(group: Any, index: int) -> str:
@@ -82,6 +122,15 @@ def check_options(label: str, options: Mapping[str, Any], hyperparameters: Itera
         scale_factor(options["update_scale"], 1, 1)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{label}: {error}") from None
+
+
+def check_one_momentum(label: str, options: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a muon group was given ``betas`` that contradict its ``momentum``."""
+    if options["betas"][0] != options["momentum"]:
+        raise ValueError(
+            f"{label}: betas[0] is {options['betas'][0]} and momentum is {options['momentum']}, but in a muon group"
+            " both are the decay of the momentum: leave betas to the adamw groups, and set momentum"
+        )
 
 
 def _check_number(label: str, key: str, value: Any, low: float, high: float | None) -> None:

@@ -11,9 +11,12 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_muon.optim import MuonAdamW, route_parameters
+from lightning_muon.optim.sharding.dtensor import local_tensor
+from lightning_muon.strategies import FSDP2Strategy
 
 EPOCHS = 2
 MUON_ELEMENTS = 15 * 8 + 15 * 15
@@ -29,8 +32,14 @@ class Module(LightningModule):
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         return (self.net(batch[0]) - batch[1]).square().mean()
 
-    def configure_optimizers(self) -> MuonAdamW:
-        return MuonAdamW(route_parameters(self), lr=0.01, orthogonalizer_options={"dtype": "float32"}, **self.options)
+    def configure_optimizers(self) -> Any:
+        options = {"orthogonalizer_options": {"dtype": "float32"}, **self.options}
+        cycle = options.pop("cycle", False)
+        optimizer = MuonAdamW(route_parameters(self), lr=0.01, **options)
+        if not cycle:
+            return optimizer
+        scheduler = OneCycleLR(optimizer, max_lr=0.02, total_steps=10)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 class FSDPOnCPU(FSDPStrategy):
@@ -100,7 +109,8 @@ def plain(name: str) -> str:
 
 
 def weights(trainer: Trainer) -> Tensor:
-    return torch.cat([p.detach().flatten() for _, p in parameters(trainer)])
+    """This rank's part of them."""
+    return torch.cat([local_tensor(p.detach()).flatten() for _, p in parameters(trainer)])
 
 
 def resumes(strategy: Any, **options: Any) -> tuple[Trainer, Trainer]:
@@ -141,6 +151,17 @@ def check_fsdp() -> None:
         torch.testing.assert_close(found, expected.detach().flatten(), atol=1e-5, rtol=0)
     groups = straight.optimizers[0].param_groups
     assert groups[0]["param_names"] == ["net.0.weight", "net.2.weight"]
+
+
+def check_a_cycled_momentum() -> None:
+    """Whatever a strategy makes of the groups it saves and loads, ``betas[0]`` and ``momentum`` stay one number."""
+    for strategy in (FSDPOnCPU, FSDP2Strategy):
+        for trainer in resumes(strategy, cycle=True):
+            group = trainer.optimizers[0].param_groups[0]
+            assert group["algorithm"] == "muon"
+            assert 0.85 < group["momentum"] < 0.95
+            group["betas"] = (0.5, 0.9)
+            assert group["momentum"] == 0.5
 
 
 def check_one_device_after_several() -> None:
