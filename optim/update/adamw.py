@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
@@ -34,9 +35,13 @@ def adamw_update(parameters: Sequence[AdamWParameter], options: AdamWOptions) ->
 
     Half-precision parameters are updated in float32 and rounded once: float16 rounds eps to zero, and bfloat16 rounds a
     β₂ close to one to one. Cautious weight decay shrinks only the weights that the step does not push outwards
-    (arXiv:2510.12402).
+    (arXiv:2510.12402). Real and imaginary parts of complex parameters are updated as numbers of their own.
     """
-    moving = [(p.weight, p.gradient, *p.state) for p in parameters if p.gradient is not None and p.state is not None]
+    moving = [
+        (*map(_real, (p.weight, p.gradient, *p.state)),)
+        for p in parameters
+        if p.gradient is not None and p.state is not None
+    ]
     if not moving:
         return
     originals, gradients, averages, square_averages, step_counts = zip(*moving, strict=True)
@@ -65,3 +70,8 @@ def adamw_update(parameters: Sequence[AdamWParameter], options: AdamWOptions) ->
     for original, weight in zip(originals, weights, strict=True):
         if weight is not original:
             original.copy_(weight)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Return a complex tensor as a view of shape (…, 2), which torch's kernels take; a real one as it is."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
