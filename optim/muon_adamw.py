@@ -15,8 +15,10 @@ from lightning_muon.optim.parameter_group import (
     check_one_momentum,
     check_options,
     check_parameters,
+    check_rates,
     group_label,
     named,
+    warn_of_idle_roles,
 )
 from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
 from lightning_muon.optim.sharding.plan import Plan, make_plans
@@ -72,6 +74,9 @@ class MuonAdamW(torch.optim.Optimizer):
         update_scale: Scale of the update, see :func:`~lightning_muon.optim.scale_factor`. With ``"moonlight"`` it has
             the RMS of an AdamW update, so both algorithms share ``lr``; the other scales need their own, of about 0.02.
         adamw_lr: Learning rate of the adamw groups that do not have their own. Default: ``lr``.
+        lr_by_role: Learning rates of the groups of a role, in place of ``adamw_lr`` and ``lr``, such as
+            ``{"embedding": 0.3, "head": 0.008}``. Roles are ``matrix``, ``router``, ``embedding``, ``head``, ``vector``
+            and ``other``, see :func:`~lightning_muon.optim.route_parameters`. Groups that have their own rate keep it.
         polar_first: Orthogonalize each gradient and average the polar factors, instead of orthogonalizing the average
             of the gradients (PolarGrad's second variant).
         neuron_beta: Decay of the moving average by which NorMuon normalizes the neurons of a layer, 0.95 in its paper.
@@ -127,6 +132,7 @@ class MuonAdamW(torch.optim.Optimizer):
         orthogonalizer_options: dict[str, Any] | None = None,
         update_scale: UpdateScale = "moonlight",
         adamw_lr: float | None = None,
+        lr_by_role: dict[str, float] | None = None,
         polar_first: bool = False,
         neuron_beta: float | None = None,
         cautious_weight_decay: bool = False,
@@ -139,7 +145,9 @@ class MuonAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
     ) -> None:
+        check_rates(adamw_lr, lr_by_role)
         self._adamw_lr = adamw_lr
+        self._lr_by_role = dict(lr_by_role or {})
         self._orthogonalize_hooks: OrderedDict[int, OrthogonalizeHook] = OrderedDict()
         self.shard_state = shard_state
         self._consolidated: dict[str, Any] | None = None
@@ -167,6 +175,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 "eps": eps,
             },
         )
+        warn_of_idle_roles(self._lr_by_role, self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Check a group and add it; see the class for what a group contains."""
@@ -174,8 +183,9 @@ class MuonAdamW(torch.optim.Optimizer):
         check_algorithm(label, param_group)
         param_group = named(param_group, label)
         shardings = param_group.pop("shardings", None) or [None] * len(param_group["params"])
-        if param_group["algorithm"] == "adamw" and self._adamw_lr is not None:
-            param_group.setdefault("lr", self._adamw_lr)
+        adamw_lr = self._adamw_lr if param_group["algorithm"] == "adamw" else None
+        if (lr := self._lr_by_role.get(param_group.get("role"), adamw_lr)) is not None:
+            param_group.setdefault("lr", lr)
         options = {**self.defaults, **param_group}
         check_options(label, options, hyperparameters=self.defaults)
         if param_group["algorithm"] == "muon":
@@ -288,7 +298,8 @@ class MuonAdamW(torch.optim.Optimizer):
         """Return what a pickle or a copy needs; hooks and process groups belong to the original."""
         if self._shares():
             raise RuntimeError("with shard_state each rank has only a share of the state: it cannot be copied")
-        return {**super().__getstate__(), "_adamw_lr": self._adamw_lr, "shard_state": self.shard_state}
+        own = {name: vars(self)[name] for name in ("_adamw_lr", "_lr_by_role", "shard_state")}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled or copied optimizer, or load a state dict."""
@@ -300,6 +311,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 group.setdefault(option, self.defaults[option])  # an option that is newer than the checkpoint
         self.__dict__.setdefault("_orthogonalize_hooks", OrderedDict())
         self.__dict__.setdefault("_shardings", {})  # a copy is for another run
+        self.__dict__.setdefault("_lr_by_role", {})
         self._plans = self._consolidated = None
 
     def _planned(self) -> list[Plan]:

@@ -1,5 +1,7 @@
 """What a parameter group of MuonAdamW contains, and the errors of those that are wrong."""
 
+import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -8,6 +10,7 @@ from torch import Tensor
 from typing_extensions import Self, override
 
 from lightning_muon.optim.polar.orthogonalize import orthogonalize
+from lightning_muon.optim.routing.roles import ROLES
 from lightning_muon.optim.sharding.dtensor import is_dtensor, is_sharded_by_rows
 from lightning_muon.optim.sharding.sharding import Sharding
 from lightning_muon.optim.sharding.wrappers import is_flattened
@@ -16,7 +19,7 @@ from lightning_muon.optim.update.options import ALGORITHMS, CommunicationDtype, 
 from lightning_muon.optim.update.scale import scale_factor
 
 # Keys that routing and torch's schedulers write into a group beside the hyperparameters.
-_BOOKKEEPING = {"params", "param_names", "name", "algorithm", "layouts", "reasons", "shardings"}
+_BOOKKEEPING = {"params", "param_names", "name", "algorithm", "role", "layouts", "reasons", "shardings"}
 _SCHEDULER_KEYS = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
 
 
@@ -91,22 +94,24 @@ def check_options(label: str, options: Mapping[str, Any], hyperparameters: Itera
 
     ``options`` are those of the group, with the defaults.
     """
+    if "role" in options and options["role"] not in ROLES:
+        raise ValueError(f"{label}: role is {options['role']!r}, choose one of {', '.join(ROLES)}")
     for key in options:
         if key not in {*hyperparameters, *_BOOKKEEPING, *_SCHEDULER_KEYS}:
             raise ValueError(f"{label}: unknown option {key!r}; known are {', '.join(hyperparameters)}")
     for key, low, high in (("lr", 0.0, None), ("weight_decay", 0.0, None), ("eps", 0.0, None), ("momentum", 0.0, 1.0)):
-        _check_number(label, key, options[key], low, high)
+        check_number(label, key, options[key], low, high)
     if options["neuron_beta"] is not None:
-        _check_number(label, "neuron_beta", options["neuron_beta"], 0.0, 1.0)
+        check_number(label, "neuron_beta", options["neuron_beta"], 0.0, 1.0)
     if options["fixed_norm"] is not None:
-        _check_number(label, "fixed_norm", options["fixed_norm"], 0.0, None)
+        check_number(label, "fixed_norm", options["fixed_norm"], 0.0, None)
     if options["momentum_dtype"] not in {None, *get_args(MomentumDtype)}:
         raise ValueError(
             f"{label}: momentum_dtype is {options['momentum_dtype']!r},"
             f" choose one of {', '.join(get_args(MomentumDtype))}, or None"
         )
     if options["batch_elements"] is not None:
-        _check_number(label, "batch_elements", options["batch_elements"], 1, None)
+        check_number(label, "batch_elements", options["batch_elements"], 1, None)
     if options["communication_dtype"] not in {None, *get_args(CommunicationDtype)}:
         raise ValueError(
             f"{label}: communication_dtype is {options['communication_dtype']!r},"
@@ -116,7 +121,7 @@ def check_options(label: str, options: Mapping[str, Any], hyperparameters: Itera
     if len(betas) != 2:
         raise ValueError(f"{label}: betas must be two numbers, got {betas!r}")
     for i, beta in enumerate(betas):
-        _check_number(label, f"betas[{i}]", beta, 0.0, 1.0)
+        check_number(label, f"betas[{i}]", beta, 0.0, 1.0)
     try:
         orthogonalize(torch.ones(1, 1), options["orthogonalizer"], **options["orthogonalizer_options"])
         scale_factor(options["update_scale"], 1, 1)
@@ -133,13 +138,36 @@ def check_one_momentum(label: str, options: Mapping[str, Any]) -> None:
         )
 
 
-def _check_number(label: str, key: str, value: Any, low: float, high: float | None) -> None:
+def check_rates(adamw_lr: float | None, lr_by_role: Mapping[str, float] | None) -> None:
+    """Raise a ValueError if ``adamw_lr`` or a rate of ``lr_by_role`` is no learning rate, or a role is unknown."""
+    if adamw_lr is not None:
+        check_number("MuonAdamW", "adamw_lr", adamw_lr, 0.0)
+    for role, lr in (lr_by_role or {}).items():
+        if role not in ROLES:
+            raise ValueError(f"MuonAdamW: lr_by_role has the unknown role {role!r}; roles are {', '.join(ROLES)}")
+        check_number("MuonAdamW", f"lr_by_role[{role!r}]", lr, 0.0)
+
+
+def warn_of_idle_roles(lr_by_role: Iterable[str], groups: Iterable[Mapping[str, Any]]) -> None:
+    """Warn of roles that have a learning rate but no group."""
+    found = {group.get("role") for group in groups}
+    for role in lr_by_role:
+        if role not in found:
+            roles = ", ".join(role for role in ROLES if role in found) or "none"
+            warnings.warn(
+                f"MuonAdamW: lr_by_role[{role!r}] has no effect: no parameter group has this role. Roles of the groups:"
+                f" {roles}.",
+                stacklevel=3,
+            )
+
+
+def check_number(label: str, key: str, value: Any, low: float, high: float | None = None) -> None:
+    """Raise a ValueError if a value is not a finite number that is at least ``low`` and, if given, below ``high``."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{label}: {key} must be a number, got {value!r}")
-    if not (value >= low and (high is None or value < high)):
-        raise ValueError(
-            f"{label}: {key} must be at least {low:g}{f' and below {high:g}' if high else ''}, got {value}"
-        )
+    if not low <= value < (math.inf if high is None else high):
+        bound = "finite" if high is None else f"below {high:g}"
+        raise ValueError(f"{label}: {key} must be at least {low:g} and {bound}, got {value}")
 
 
 def check_parameters(label: str, group: Mapping[str, Any], shardings: Sequence[Sharding | None]) -> None:
@@ -154,10 +182,15 @@ def check_parameters(label: str, group: Mapping[str, Any], shardings: Sequence[S
         group["param_names"], group["params"], matrix_layouts(group), shardings, strict=True
     ):
         shape = param.shape if sharding is None else sharding.shape
-        if not param.is_floating_point():
-            raise ValueError(f"{label}: {name} is {param.dtype}; only real floating-point parameters can be updated")
+        if not (param.is_floating_point() or param.is_complex()):
+            raise ValueError(f"{label}: {name} is {param.dtype}; only floating-point parameters can be updated")
         if group["algorithm"] == "adamw":
             continue
+        if param.is_complex():
+            raise ValueError(
+                f"{label}: {name} is {param.dtype}, and Muon updates real matrices:"
+                " move it to a group with algorithm 'adamw', as route_parameters(module) does"
+            )
         if sharding is None and is_flattened(param):
             raise ValueError(
                 f"{label}: FSDP has flattened {name}, and Muon needs to know the shape that it had:"

@@ -26,7 +26,7 @@ def run_hyperparameters(trainer: Trainer, initial: Mapping[str, Any]) -> dict[st
     """Return the plain hyperparameters of optimizers, trainer, ``AutoWeightDecay``, module and data.
 
     The learning rate is the one before any schedule. If the groups of an optimizer differ, the value of the first has
-    the plain name, and those of the others have the group's name added, as in ``lr (adamw)``.
+    the plain name, and those of the others have the group's name added, as in ``lr (head)``.
 
     Args:
         trainer: Before its first step.

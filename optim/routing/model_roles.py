@@ -39,7 +39,7 @@ def model_roles(model: nn.Module) -> list[tuple[list[str], nn.Parameter, Role]]:
         role = next((use.role for use in same if use.role.algorithm == "adamw"), same[0].role)
         for use in same:
             if use.path in heads and use.role.is_layer:
-                role = replace(use.role, algorithm="adamw", reason=heads[use.path])
+                role = replace(use.role, name="head", algorithm="adamw", reason=heads[use.path])
         names = [plain_name(f"{use.path}.{use.name}" if use.path else use.name) for use in same]
         result.append((names, same[0].parameter, role))
     return result

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -10,6 +11,20 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from lightning_muon.optim.routing.fused_weights import GATE_UP, expert_layout, fused_blocks, interleaved
 from lightning_muon.optim.update.matrix_layout import MatrixLayout
 from lightning_muon.optim.update.options import Algorithm
+
+RoleName = Literal["matrix", "router", "embedding", "head", "vector", "other"]
+"""What a parameter is in its model: each role has groups of its own, and may have a learning rate of its own.
+
+- ``matrix``: hidden matrices, in layers, convolutions, recurrent layers, stacks of experts; Muon's.
+- ``router``: the matrices by which tokens choose their experts; Muon's.
+- ``embedding``: tables, also of positions.
+- ``head``: output layers. A weight that is tied to an embedding is a head: each step moves all of its rows.
+- ``vector``: biases, scales and shifts, whatever their shape.
+- ``other``: what only AdamW fits: bilinear forms, filters of depthwise convolutions, parameters of unknown role.
+"""
+ROLES: tuple[RoleName, ...] = get_args(RoleName)
+MUON_ROLES = frozenset[RoleName]({"matrix", "router"})
+"""The roles that Muon updates unless a rule says otherwise; AdamW updates the others."""
 
 _GATES = {"RNN": 1, "RNNCell": 1, "LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3}
 _EMBEDDING_CLASS = re.compile(r"Embeddings?(Bag)?$")
@@ -25,9 +40,10 @@ _ROUTER = "hidden matrix, router of experts"
 
 @dataclass(frozen=True)
 class Role:
-    """The algorithm of a parameter, where its matrices are, and why.
+    """The role of a parameter, its algorithm, where its matrices are, and why.
 
     Args:
+        name: The role.
         algorithm: ``"muon"`` or ``"adamw"``.
         reason: One line for the routing table.
         layout: Where the matrices are; without meaning for adamw.
@@ -37,6 +53,7 @@ class Role:
         known: False if AdamW is only the fallback.
     """
 
+    name: RoleName
     algorithm: Algorithm
     reason: str
     layout: MatrixLayout = field(default_factory=MatrixLayout)
@@ -67,15 +84,15 @@ def role_of(owner: nn.Module, path: str, name: str, parameter: Tensor, parent: n
 def _role(owner: nn.Module, path: str, name: str, parameter: Tensor, parent: nn.Module | None) -> Role:
     kind = type(owner).__name__
     if parameter.ndim < 2:
-        return Role("adamw", "vector", decay=False)
+        return Role("vector", "adamw", "vector", decay=False)
     if name == "weight" and (layer := _layer(owner, path, parameter, parent)):
         return layer
     if isinstance(owner, nn.Embedding | nn.EmbeddingBag) or _EMBEDDING_CLASS.search(kind):
-        return Role("adamw", "embedding", is_embedding=True)
+        return Role("embedding", "adamw", "embedding", is_embedding=True)
     if math.prod(parameter.shape) == max(parameter.shape):  # also the magnitudes (out, 1) of weight_norm
-        return Role("adamw", "vector", decay=False)
+        return Role("vector", "adamw", "vector", decay=False)
     if _NORM_CLASS.search(kind):
-        return Role("adamw", f"scale or shift of {kind}", decay=False)
+        return Role("vector", "adamw", f"scale or shift of {kind}", decay=False)
     if isinstance(owner, nn.MultiheadAttention):
         blocks = 3 if name == "in_proj_weight" else 1
         return _matrices(MatrixLayout(blocks=blocks), "attention projection")
@@ -83,7 +100,7 @@ def _role(owner: nn.Module, path: str, name: str, parameter: Tensor, parent: nn.
         gates = 1 if name.startswith("weight_hr") else _GATES.get(getattr(owner, "mode", kind).split("_")[0], 1)
         return _matrices(MatrixLayout(blocks=gates), f"recurrent matrix of {kind}")
     if isinstance(owner, nn.Bilinear):
-        return Role("adamw", "bilinear form, not a matrix")
+        return Role("other", "adamw", "bilinear form, not a matrix")
     return _free_parameter(owner, path, name, parameter)
 
 
@@ -101,47 +118,51 @@ def _layer(owner: nn.Module, path: str, weight: Tensor, parent: nn.Module | None
     fan_out, fan_in = MatrixLayout(transposed=transposed).fans(weight.shape)[0]
     blocks, whole = fused_blocks(own_name, parent, fan_out, fan_in)
     routes_experts = own_name == "router" or (own_name == "gate" and hasattr(parent, "experts"))
-    reason = _ROUTER if routes_experts else "hidden matrix"
     layout = MatrixLayout(transposed=transposed, blocks=blocks)
-    return _matrices(layout, reason, whole, is_layer=blocks == 1 and not whole and not routes_experts)
+    if routes_experts:
+        return _matrices(layout, _ROUTER, whole, name="router")
+    return _matrices(layout, "hidden matrix", whole, is_layer=blocks == 1 and not whole)
 
 
 def _convolution(owner: _ConvNd) -> Role:
     if owner.groups > 1 and (isinstance(owner, _ConvTransposeNd) or owner.groups == owner.in_channels):
-        return Role("adamw", "depthwise or transposed grouped convolution: filters, no matrix")
+        return Role("other", "adamw", "depthwise or transposed grouped convolution: filters, no matrix")
     layout = MatrixLayout(blocks=owner.groups, transposed=isinstance(owner, _ConvTransposeNd))
     reason = "transposed convolution as (in, out·kernel)" if layout.transposed else "convolution as (out, in·kernel)"
     if owner.groups > 1:
         reason += f", {owner.groups} groups"
-    return Role("muon", reason, layout, is_layer=True)
+    return Role("matrix", "muon", reason, layout, is_layer=True)
 
 
-def _matrices(layout: MatrixLayout, reason: str, whole: str = "", *, is_layer: bool = False) -> Role:
+def _matrices(
+    layout: MatrixLayout, reason: str, whole: str = "", *, is_layer: bool = False, name: RoleName = "matrix"
+) -> Role:
     fused = f"{layout.blocks} fused blocks" if layout.blocks > 1 else ""
     stored = "stored (in, out)" if layout.transposed else ""
-    return Role("muon", ", ".join(filter(None, [reason, fused, whole, stored])), layout, is_layer=is_layer)
+    return Role(name, "muon", ", ".join(filter(None, [reason, fused, whole, stored])), layout, is_layer=is_layer)
 
 
 def _free_parameter(owner: nn.Module, path: str, name: str, parameter: Tensor) -> Role:
     """Find the role of a parameter that a module of another kind owns directly."""
     kind = type(owner).__name__
     if _TABLE_NAME.search(name):
-        return Role("adamw", "embedding, by its name")
+        return Role("embedding", "adamw", "embedding, by its name")
     if _EXPERT_NAME.search(f"{kind}.{path}.{name}"):
         if name.endswith("bias"):
-            return Role("adamw", "vectors, one an expert", decay=False)
+            return Role("vector", "adamw", "vectors, one an expert", decay=False)
         if parameter.ndim == 3:
             return _experts(owner, name, parameter)
     if parameter.ndim == 2 and name.endswith(("weight", "kernel", "proj")):
         blocks, whole = fused_blocks(re.sub("_(weight|kernel)$", "", name), owner, *parameter.shape)
-        routes_experts = _ROUTER_CLASS.search(kind)
-        return _matrices(MatrixLayout(blocks=blocks), _ROUTER if routes_experts else f"hidden matrix of {kind}", whole)
-    return Role("adamw", f"{parameter.ndim}-D parameter of {kind}, of unknown role", known=False)
+        if _ROUTER_CLASS.search(kind):
+            return _matrices(MatrixLayout(blocks=blocks), _ROUTER, whole, name="router")
+        return _matrices(MatrixLayout(blocks=blocks), f"hidden matrix of {kind}", whole)
+    return Role("other", "adamw", f"{parameter.ndim}-D parameter of {kind}, of unknown role", known=False)
 
 
 def _experts(owner: nn.Module, name: str, weights: Tensor) -> Role:
     layout = expert_layout(owner, name, weights)
     if layout is None:
-        return Role("adamw", "experts, stored (out, in) or (in, out): not known", known=False)
+        return Role("other", "adamw", "experts, stored (out, in) or (in, out): not known", known=False)
     alternating = name.lower().startswith(GATE_UP) and interleaved(owner)
     return _matrices(layout, "experts, a matrix each", "gate and up alternate: left whole" if alternating else "")

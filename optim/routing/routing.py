@@ -7,23 +7,23 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
 
 from lightning_muon.optim.routing.model_roles import model_roles
-from lightning_muon.optim.routing.roles import Role
+from lightning_muon.optim.routing.roles import MUON_ROLES, ROLES, Role, RoleName
 from lightning_muon.optim.routing.wrapped_names import plain_name
 from lightning_muon.optim.sharding.sharding import Sharding, Shardings
 from lightning_muon.optim.sharding.wrappers import find_shardings, full_shapes, without_ddp
 from lightning_muon.optim.update.matrix_layout import MatrixLayout
-from lightning_muon.optim.update.options import ALGORITHMS, Algorithm
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-ORDER = ("muon", "adamw", "frozen")
+Choice = Literal["muon", "adamw", "frozen"]
+ORDER = get_args(Choice)
 
 
 @dataclass(frozen=True)
@@ -32,26 +32,28 @@ class Rule:
 
     Args:
         pattern: Shell-style pattern for the full name, such as ``"*.head.weight"``.
-        algorithm: ``"muon"`` or ``"adamw"``.
+        algorithm: ``"muon"``, ``"adamw"``, or ``"frozen"``: they are in no group, and no optimizer touches them. Their
+            gradients are still computed; ``requires_grad_(False)`` saves that as well.
         options: Hyperparameters of these parameters, such as ``{"lr": 1e-4}``; they get a group of their own.
         layout: Where the matrices are, if the role does not say: see :class:`MatrixLayout`.
     """
 
     pattern: str
-    algorithm: Algorithm
+    algorithm: Choice
     options: dict[str, Any] = field(default_factory=dict)
     layout: MatrixLayout | None = None
 
 
 @dataclass(frozen=True)
 class Route:
-    """The algorithm of one parameter, and the reason.
+    """The algorithm and the role of one parameter, and the reason.
 
     Args:
         name: As ``named_parameters()`` gives it, without the prefixes of wrappers.
         parameter: The parameter.
-        algorithm: ``"muon"``, ``"adamw"``, or ``"frozen"`` if it takes no gradient.
-        reason: Why, in one line.
+        algorithm: ``"muon"``, ``"adamw"``, or ``"frozen"`` if it takes no gradient or a rule says so.
+        role: What it is in the model, see :data:`~lightning_muon.optim.routing.roles.RoleName`.
+        reason: Why this algorithm, in one line.
         layout: Where the matrices of a muon parameter are.
         options: Hyperparameters that differ from the optimizer's.
         sharding: Its sharding, if it is distributed over ranks and no DTensor.
@@ -59,7 +61,8 @@ class Route:
 
     name: str
     parameter: nn.Parameter
-    algorithm: Literal["muon", "adamw", "frozen"]
+    algorithm: Choice
+    role: RoleName
     reason: str
     layout: MatrixLayout = field(default_factory=MatrixLayout)
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -78,7 +81,8 @@ def route_parameters(
 
     Muon updates hidden matrices: of linear layers, convolutions (as out × in·kernel), recurrent layers, stacks of
     experts and fused projections (each block by itself). AdamW updates embeddings, output heads and weights tied to
-    them, norms, biases and other vectors; vectors without weight decay.
+    them, norms, biases and other vectors; vectors without weight decay. Each role has a group of its own, for which
+    ``MuonAdamW`` may have a learning rate of its own: ``lr_by_role``. Complex parameters go to AdamW.
 
     Frozen parameters are left out, and are not updated even if they are unfrozen later, so freeze before routing. To
     unfreeze a part during training, as in the ``finetune_function`` of Lightning's ``BaseFinetuning``, route this part
@@ -95,9 +99,12 @@ def route_parameters(
             the model is appended to the names of the groups.
 
     Returns:
-        One group per algorithm and set of options: ``params``, and beside it ``param_names``, ``reasons`` and, for
-        Muon, ``layouts``, in the same order; ``algorithm``; ``name``, which Lightning's ``LearningRateMonitor`` shows.
-        Under DDP and FSDP1 also ``shardings``, which only the optimizer reads; it is empty in copies and checkpoints.
+        One group per algorithm, role and set of options: ``params``, and beside it ``param_names``, ``reasons`` and,
+        for Muon, ``layouts``, in the same order; ``algorithm``; ``role``; ``name``, which Lightning's
+        ``LearningRateMonitor`` shows. The name is that of the role: ``matrix``, ``router``, ``embedding``, ``head``,
+        ``vector`` or ``other``; with the algorithm, as in ``head_muon``, where a rule chose another than the role's.
+        Muon's groups come first, and the roles in this order. Under DDP and FSDP1 also ``shardings``, which only the
+        optimizer reads; it is empty in copies and checkpoints.
         Any ``torch.optim`` optimizer takes the groups.
 
     Raises:
@@ -114,10 +121,12 @@ def route_parameters(
         raise ValueError(
             f"{type(part or module).__name__} has no parameter that requires a gradient: there is nothing to train"
         )
-    members: defaultdict[tuple[str, str], list[Route]] = defaultdict(list)
+    members: defaultdict[tuple[int, int, str], list[Route]] = defaultdict(list)
     for route in trained:
-        members[route.algorithm, repr(sorted(route.options.items()))].append(route)
-    groups = [_group(routes) for _, routes in sorted(members.items(), key=lambda item: item[0][0] == "adamw")]
+        algorithm, role = ORDER.index(route.algorithm), ROLES.index(route.role)
+        members[algorithm, role, repr(sorted(route.options.items()))].append(route)
+    # Groups that differ in their options alone come in the order of their first parameters.
+    groups = [_group(routes) for _, routes in sorted(members.items(), key=lambda item: item[0][:2])]
     _name(groups, suffix)
     return groups
 
@@ -129,19 +138,20 @@ def routing_table(routes: Iterable[Route], *, every_parameter: bool = False) -> 
     """
     from rich.table import Table  # noqa: PLC0415 - only the table needs rich
 
-    rows: defaultdict[tuple[int, str, str], list[Route]] = defaultdict(list)
+    rows: defaultdict[tuple[int, int, str, str], list[Route]] = defaultdict(list)
     for route in routes:
-        rows[ORDER.index(route.algorithm), route.reason, route.name if every_parameter else ""].append(route)
+        name = route.name if every_parameter else ""
+        rows[ORDER.index(route.algorithm), ROLES.index(route.role), route.reason, name].append(route)
     table = Table(title="Who updates what", title_justify="left")
-    for title in ("algorithm", "reason", "parameter" if every_parameter else "parameters"):
+    for title in ("algorithm", "role", "reason", "parameter" if every_parameter else "parameters"):
         table.add_column(title)
     table.add_column("shape" if every_parameter else "elements", justify="right")
-    for (algorithm, reason, _), members in sorted(rows.items(), key=lambda row: row[0][0]):
+    for (algorithm, role, reason, _), members in sorted(rows.items(), key=lambda row: row[0][:2]):
         first = members[0]
         what = first.name if len(members) == 1 else f"{len(members)}, such as {first.name}"
         elements = f"{sum(route.shape.numel() for route in members):,}"
         size = "×".join(map(str, first.shape)) if every_parameter else elements
-        table.add_row(ORDER[algorithm], reason, what, size)
+        table.add_row(ORDER[algorithm], ROLES[role], reason, what, size)
     return table
 
 
@@ -181,16 +191,27 @@ def find_routes(module: nn.Module, rules: Iterable[Rule] = ()) -> list[Route]:
 
 def _route_by_role(name: str, parameter: nn.Parameter, role: Role) -> Route:
     if not parameter.requires_grad:
-        return Route(name, parameter, "frozen", "takes no gradient")
-    return Route(name, parameter, role.algorithm, role.reason, role.layout, {} if role.decay else {"weight_decay": 0.0})
+        return Route(name, parameter, "frozen", role.name, "takes no gradient")
+    options = {} if role.decay else {"weight_decay": 0.0}
+    if parameter.is_complex():
+        return Route(name, parameter, "adamw", role.name, f"complex: {role.reason}", options=options)
+    return Route(name, parameter, role.algorithm, role.name, role.reason, role.layout, options)
 
 
 def _route_by_rule(name: str, parameter: nn.Parameter, role: Role, rule: Rule) -> Route:
-    if rule.algorithm not in ALGORITHMS:
-        choices = ", ".join(ALGORITHMS)
-        raise ValueError(f"rule {rule.pattern!r}: algorithm is {rule.algorithm!r}, choose one of {choices}")
+    if rule.algorithm not in ORDER:
+        raise ValueError(f"rule {rule.pattern!r}: algorithm is {rule.algorithm!r}, choose one of {', '.join(ORDER)}")
+    if rule.algorithm == "frozen":
+        if rule.options:
+            raise ValueError(f"rule {rule.pattern!r}: what is frozen has no use for the options {rule.options}")
+        return Route(name, parameter, "frozen", role.name, f"rule {rule.pattern!r}")
     layout = rule.layout or role.layout
     if rule.algorithm == "muon":
+        if parameter.is_complex():
+            raise ValueError(
+                f"rule {rule.pattern!r} sends {name} to muon: it is {parameter.dtype}, and Muon updates real matrices."
+                " Route it to adamw."
+            )
         try:
             layout.check(parameter.shape)
         except ValueError as error:
@@ -215,6 +236,7 @@ def _group(routes: Sequence[Route]) -> dict[str, Any]:
         "param_names": [route.name for route in routes],
         "reasons": [route.reason for route in routes],
         "algorithm": routes[0].algorithm,
+        "role": routes[0].role,
         **routes[0].options,
     }
     if routes[0].algorithm == "muon":
@@ -232,11 +254,12 @@ def _path_in(module: nn.Module, part: nn.Module) -> str:
 
 
 def _name(groups: Sequence[dict[str, Any]], suffix: str) -> None:
-    """Name the groups by algorithm and suffix, with a number where two would have the same name."""
+    """Name the groups by role and suffix, with a number where two would have the same name."""
     taken: set[str] = set()
     for group in groups:
-        vectors = group["algorithm"] == "adamw" and group.get("weight_decay") == 0.0
-        name = str(group.get("name", "adamw_vectors" if vectors else group["algorithm"])) + suffix
+        usual = "muon" if group["role"] in MUON_ROLES else "adamw"
+        own = group["role"] if group["algorithm"] == usual else f"{group['role']}_{group['algorithm']}"
+        name = str(group.get("name", own)) + suffix
         numbered = (f"{name}_{number}" for number in itertools.count(2))
         group["name"] = name if name not in taken else next(n for n in numbered if n not in taken)
         taken.add(group["name"])

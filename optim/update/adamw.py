@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
@@ -42,13 +43,13 @@ def adamw_update(parameters: Sequence[AdamWParameter]) -> None:
     (``benchmarks/optimizer_step.py``); elsewhere torch's default.
 
     Half-precision parameters are updated in float32 and rounded once: float16 rounds eps to zero, and bfloat16 rounds a
-    β₂ close to one to one. Complex parameters are pairs of real ones. Cautious weight decay shrinks only the weights
+    β₂ close to one to one. Real and imaginary parts of complex parameters are updated as numbers of their own. Cautious weight decay shrinks only the weights
     that the step does not push outwards (arXiv:2510.12402). Averages that are stored in fewer bytes are read, updated
     and saved by batches of at most ``batch_elements``, so that little of them is in memory in full.
     """
     alike: defaultdict[int, list[AdamWParameter]] = defaultdict(list)
     for p in parameters:
-        if p.gradient is not None and p.gradient.numel():
+        if p.gradient is not None:
             alike[id(p.options)].append(p)
     for members in alike.values():
         as_they_are = [p for p in members if not p.is_stored_smaller]
@@ -66,7 +67,7 @@ def _bound(p: AdamWParameter) -> int:
 def _parts(p: AdamWParameter) -> Iterator[AdamWParameter]:
     """Cut a parameter with rows into parts of at most a batch, each with its own count of the same steps."""
     rows = p.weight.shape[0] if p.weight.ndim > 1 else 1
-    at_a_time = max(1, _bound(p) * rows // p.weight.numel())
+    at_a_time = max(1, _bound(p) * rows // max(1, p.weight.numel()))
     if p.gradient is None or p.state is None or at_a_time >= rows:
         yield p
         return
@@ -78,12 +79,13 @@ def _parts(p: AdamWParameter) -> Iterator[AdamWParameter]:
 
 
 def _update(parameters: Sequence[AdamWParameter]) -> None:
-    """Update parameters with the same options."""
+    """Update parameters with the same options, whose averages are all stored smaller, or none."""
     options = parameters[0].options
     moving = [(p.weight, p.gradient, *p.state) for p in parameters if p.gradient is not None and p.state is not None]
-    originals, gradients, averages, square_averages, step_counts = zip(*moving, strict=True)
+    complex_or_real, gradients, averages, square_averages, step_counts = zip(*moving, strict=True)
+    originals, gradients = list(map(_real, complex_or_real)), list(map(_real, gradients))
+    first, second = ([_real(average.read()) for average in of_kind] for of_kind in (averages, square_averages))
     weights = [p if p.dtype not in HALF else p.float() for p in originals]
-    first, second = [average.read() for average in averages], [average.read() for average in square_averages]
     cautious = options["cautious_weight_decay"]
     before = [weight.clone() for weight in weights] if cautious else []
     beta1, beta2 = options["betas"]
@@ -103,12 +105,19 @@ def _update(parameters: Sequence[AdamWParameter]) -> None:
         eps=options["eps"],
         maximize=False,
     )
-    for average, values, gradient in zip(averages, first, gradients, strict=True):
-        average.save(values, gradient)
-    for average, values in zip(square_averages, second, strict=True):
-        average.save(values)
+    if parameters[0].is_stored_smaller:
+        for average, square_average, values, squares, gradient in zip(
+            averages, square_averages, first, second, gradients, strict=True
+        ):
+            average.save(values, gradient)
+            square_average.save(squares)
     for weight, old in zip(weights, before, strict=False):
         weight.sub_(old * ((old - weight) * old >= 0), alpha=options["lr"] * options["weight_decay"])
     for original, weight in zip(originals, weights, strict=True):
         if weight is not original:
             original.copy_(weight)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Return a complex tensor as a view of shape (…, 2), which torch's kernels take; a real one as it is."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

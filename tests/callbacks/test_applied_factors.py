@@ -108,7 +108,7 @@ def test_the_decay_that_was_raised_for_the_step(
     monitor = OrthogonalityMonitor(per_parameter=True)
     plugins = [scaled()] if with_scaler else []
     fit(regression(torch_muon), callbacks=[decay, monitor, seen], plugins=plugins)
-    assert seen.steps[-1]["weight_decay/muon"] == 20
+    assert seen.steps[-1]["weight_decay/matrix"] == 20
     for step, metrics in enumerate(seen.steps):
         for place, name in enumerate(MATRICES):
             assert logged(metrics, name) == pytest.approx(values_of(caught[2 * step + place]), rel=2e-3, abs=5e-4)

@@ -75,8 +75,8 @@ def test_what_only_decays_is_no_drift(
     module = with_head_of_zeros(partial(MuonAdamW, lr=0.02, weight_decay=0.5))
     trainer = fit(module, callbacks=[UpdateRMSMonitor()], precision=precision, limit_train_batches=1)
     assert not [one for one in recwarn if "max_ratio" in str(one.message)]
-    assert "update_rms/muon" not in trainer.callback_metrics
-    assert "update_rms/adamw" in trainer.callback_metrics
+    assert "update_rms/matrix" not in trainer.callback_metrics
+    assert "update_rms/head" in trainer.callback_metrics
 
 
 def test_momentum_alone_is_an_update(regression: Module, fit: Fit) -> None:
@@ -88,4 +88,4 @@ def test_momentum_alone_is_an_update(regression: Module, fit: Fit) -> None:
             return loss
 
     trainer = fit(Stopping(partial(MuonAdamW, lr=0.02)), callbacks=[UpdateRMSMonitor(every_n_steps=10)])
-    assert 0.1 < float(trainer.callback_metrics["update_rms/muon"]) < 0.3
+    assert 0.1 < float(trainer.callback_metrics["update_rms/matrix"]) < 0.3

@@ -33,7 +33,7 @@ def test_an_unstable_run_is_stopped_from_growing(
     assert held[-1] < 1.1 * held[len(held) // 2]
     assert "AutoWeightDecay, step" in found.texts("weight_decay/decisions")[0]
     assert "is over the limit of 0.8" in found.texts("weight_decay/decisions")[0]
-    curve = [value for _, value in scalars["weight_decay/muon"]]
+    curve = [value for _, value in scalars["weight_decay/matrix"]]
     assert curve[0] == 0.0
     assert max(curve) == pytest.approx(0.5)
 
@@ -43,7 +43,7 @@ def test_a_healthy_run_is_left_alone(regression: Module, fit: Fit, tensorboard: 
     trainer = fit(regression(healthy), max_epochs=10, callbacks=[auto], logger=tensorboard)
     found = events(trainer)
     assert not auto.active
-    curve = [value for _, value in found.scalars()["weight_decay/muon"]]
+    curve = [value for _, value in found.scalars()["weight_decay/matrix"]]
     assert curve == pytest.approx([0.1] * 100)
     assert not found.texts("weight_decay/decisions")
 
@@ -183,7 +183,7 @@ def test_it_is_not_released_on_the_way_up(regression: Module, fit: Fit) -> None:
 def test_the_decay_is_a_metric(regression: Module, fit: Fit) -> None:
     auto = AutoWeightDecay(limit=1e-6, weight_decay=0.5, ramp_steps=18)
     trainer = fit(regression(healthy), callbacks=[auto])
-    assert float(trainer.callback_metrics["weight_decay/muon"]) == pytest.approx(0.1 + 0.4 * 9 / 18)
+    assert float(trainer.callback_metrics["weight_decay/matrix"]) == pytest.approx(0.1 + 0.4 * 9 / 18)
 
 
 @pytest.mark.parametrize("log_every_n_steps", [0, 50])

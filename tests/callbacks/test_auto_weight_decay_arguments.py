@@ -37,7 +37,7 @@ def test_bad_arguments_are_named(argument: str, value: float) -> None:
 
 
 def test_an_optimizer_without_decay_is_refused(regression: Module, fit: Fit) -> None:
-    with pytest.raises(MisconfigurationException, match="Rprop has no weight_decay in its group 'muon'"):
+    with pytest.raises(MisconfigurationException, match="Rprop has no weight_decay in its group 'matrix'"):
         fit(regression(torch.optim.Rprop), callbacks=[AutoWeightDecay()])
 
 

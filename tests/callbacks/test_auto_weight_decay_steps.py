@@ -39,7 +39,7 @@ def test_what_rests_does_not_count(regression: Module, fit: Fit) -> None:
 
 def test_coupled_decay_is_refused(regression: Module, fit: Fit) -> None:
     module = regression(partial(torch.optim.SGD, lr=0.1, weight_decay=0.1))
-    with pytest.raises(MisconfigurationException, match="but SGD adds that of its group 'muon' to the gradient"):
+    with pytest.raises(MisconfigurationException, match="but SGD adds that of its group 'matrix' to the gradient"):
         fit(module, callbacks=[AutoWeightDecay(target_rms=0.3)])
 
 

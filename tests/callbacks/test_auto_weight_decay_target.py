@@ -170,7 +170,7 @@ def test_the_size_of_an_update_is_told_from_the_decay(regression: Module, fit: F
     auto = steer(target_rms="bf16", ramp_steps=10**9)
     make_optimizer = partial(MuonAdamW, lr=0.005, weight_decay=20.0, orthogonalizer="svd")
     fit(regression(make_optimizer), callbacks=[auto], limit_train_batches=3)
-    assert auto.state_dict()["bf16"]["muon"]["update_rms"] == pytest.approx(0.2, rel=1e-3)
+    assert auto.state_dict()["bf16"]["matrix"]["update_rms"] == pytest.approx(0.2, rel=1e-3)
 
 
 def formula(watch: Watch, steps: range, matrix: int) -> float:
@@ -226,7 +226,7 @@ def test_skipped_steps_are_not_counted(regression: Module, fit: Fit, scaled: Any
     watch = Watch()
     fit(Overflowing(growing), callbacks=[watch, auto], plugins=[scaled()])
     assert len(watch.decays) == 8
-    counted = auto.state_dict()["sets"]["muon"]
+    counted = auto.state_dict()["sets"]["matrix"]
     assert counted["steps"] * 0.2 == pytest.approx(counted["lr"])
     assert counted["rms"] == pytest.approx(watch.group_rms()[-1 - counted["steps"]], rel=1e-6)
 
@@ -289,7 +289,7 @@ def test_what_is_not_finite_is_left_out(regression: Module, fit: Fit) -> None:
     auto = steer(target_rms=0.5)
     with pytest.warns(UserWarning, match=r"AutoWeightDecay.*net\.0\.weight; nothing can be said"):
         fit(Blind(growing), callbacks=[Broken(), auto], max_epochs=6, log_every_n_steps=5)
-    kept = auto.state_dict()["sets"]["muon"]
+    kept = auto.state_dict()["sets"]["matrix"]
     assert kept["left_out"] == ["net.0.weight"]
     assert all(math.isfinite(kept[key]) for key in ("decay", "growth", "rms"))
 

@@ -124,8 +124,8 @@ def test_cards_say_who_updates_what_and_with_which_settings(
 
     trainer = fit(Configured(), callbacks=[MuonDashboard()], logger=tensorboard)
     (routing,) = events(trainer).texts("routing")
-    assert "| `net.0.weight` | 16×8 | muon | muon | hidden matrix |" in routing
-    assert "| `net.4.weight` | 4×16 | adamw | adamw |" in routing
+    assert "| `net.0.weight` | 16×8 | muon | matrix | hidden matrix |" in routing
+    assert "| `net.4.weight` | 4×16 | adamw | head |" in routing
     assert len(routing.splitlines()) == 2 + len(list(trainer.lightning_module.parameters()))
     (config,) = events(trainer).texts("config")
     assert yaml.safe_load(config.removeprefix("```yaml\n").removesuffix("```")) == {"dim": 7, "shape": [1, 2]}

@@ -126,7 +126,7 @@ def test_two_optimizers_are_one_course(
     assert [one.curve() for one in seen] == [pytest.approx(curve) for curve in expected]
     assert [optimizer.param_groups[0]["weight_decay"] for optimizer in trainer.optimizers] == [0.1, 0.0]
     scalars = events(trainer).scalars()
-    for tag, curve in zip(("weight_decay/muon", "weight_decay/muon-1"), expected, strict=True):
+    for tag, curve in zip(("weight_decay/matrix", "weight_decay/matrix-1"), expected, strict=True):
         assert scalars[tag] == [(step, pytest.approx(value)) for step, value in enumerate(curve)]
 
 

@@ -45,7 +45,7 @@ def test_decisions_are_told_with_their_reason(
     assert texts == [r.getMessage() for r in caplog.records if r.getMessage().startswith("AutoWeightDecay")]
     rms = watch.rms[9]
     growth = 100 * math.log(rms / watch.rms[4]) / 5  # without decay yet, and smoothing has nothing to smooth
-    assert texts[0].startswith("AutoWeightDecay, step 9: weight decay of muon goes to 0: ")
+    assert texts[0].startswith("AutoWeightDecay, step 9: weight decay of matrix goes to 0: ")
     assert f"its weight RMS is {rms:.3g}, the target 1.5; updates alone change it by {growth:+.2g} % a step" in texts[0]
     assert "which the bounds make 0. All change over from their own decay in 20 steps." in texts[0]
     assert 2 <= len(texts) <= 8
@@ -151,6 +151,6 @@ def test_the_logged_decay_is_that_of_the_step(
             trainer.optimizers[0].param_groups[0]["weight_decay"] = 77.0
 
     trainer = fit(regression(growing), callbacks=[Scheduled(), AutoWeightDecay(limit=100.0)], logger=tensorboard)
-    logged = [value for _, value in events(trainer).scalars()["weight_decay/muon"]]
+    logged = [value for _, value in events(trainer).scalars()["weight_decay/matrix"]]
     assert logged == pytest.approx(taken)
     assert len(set(taken)) == 10

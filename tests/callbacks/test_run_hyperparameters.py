@@ -52,9 +52,9 @@ def test_hyperparameters_stand_beside_the_final_metric(
     values, metrics = shown(events(trainer))
     assert values["optimizer"] == "MuonAdamW"
     assert values["lr"] == 0.02
-    assert values["lr (adamw)"] == 0.5
+    assert values["lr (head)"] == 0.5
     assert values["weight_decay"] == 0.25
-    assert values["weight_decay (adamw_vectors)"] == 0.0
+    assert values["weight_decay (vector)"] == 0.0
     assert values["lr_scheduler"] == "ExponentialLR"
     assert values["width"] == 3
     assert metrics == ["val/loss"]

@@ -120,14 +120,14 @@ def test_there_is_something_to_compare(on_one_device: Found) -> None:
     assert len([tag for tag in last if tag.startswith("bf16_headroom/net") or "bf16_headroom/att" in tag]) == 3
     outputs = {tag.split("/")[1] for tag in last if tag.startswith("output_rms/")} - {"max", "mean", "min"}
     assert outputs == {"attention", *(f"net.{i}" for i in range(7))}
-    assert last["weight_decay/muon"] == 0.5
+    assert last["weight_decay/matrix"] == 0.5
     *_, expected = on_one_device["one"]["expected"]
     for quantity in ("gradient_condition", "gradient_stable_rank", "momentum_condition", "momentum_stable_rank"):
         names = {tag.split("/")[1] for tag in last.keys() & expected.keys() if tag.startswith(quantity)}
         assert len(names) == 4, quantity
         assert len({last[f"{quantity}/{name}"] for name in names}) > 2, quantity
     groups = {tag for tag in last.keys() & expected.keys() if tag.startswith("update_rms/")}
-    assert groups == {"update_rms/muon", "update_rms/adamw_vectors"}
+    assert groups == {"update_rms/matrix", "update_rms/vector"}
     assert len([tag for tag in last.keys() & expected.keys() if tag.startswith("parameter_update_rms/")]) == 6
     foreign = on_one_device["foreign"]["logged"][-1]
     assert sum(tag.startswith("singular_value_max") and value > 0 for tag, value in foreign.items()) == 3 + 6

@@ -148,7 +148,7 @@ def test_a_decay_that_was_raised_for_the_step_is_no_update(
         logger = TensorBoardLogger(tensorboard.root_dir, name=name)
         trainer = fit(regression(partial(MuonAdamW, lr=LR)), callbacks=callbacks, plugins=plugins, logger=logger)
         scalars = events(trainer).scalars()
-        assert scalars["weight_decay/muon"][-1][1] == 20.0
+        assert scalars["weight_decay/matrix"][-1][1] == 20.0
         check(scalars, [1, 3, 5, 7, 9], twin.updates)
 
 
@@ -157,7 +157,7 @@ def test_a_skipped_step_is_not_measured(
 ) -> None:
     trainer = fit(overflowing(MuonAdamW), plugins=[scaled()], callbacks=[UpdateRMSMonitor(2)], logger=tensorboard)
     scalars = events(trainer).scalars()
-    assert [step for step, _ in scalars["update_rms/muon"]] == [2, 3, 5, 7, 9]
+    assert [step for step, _ in scalars["update_rms/matrix"]] == [2, 3, 5, 7, 9]
     assert not trainer.optimizers[0]._optimizer_step_pre_hooks
 
 
@@ -192,7 +192,7 @@ def test_what_does_not_move_is_left_out(regression: Module, fit: Fit) -> None:
     trainer = fit(Odd(), callbacks=[UpdateRMSMonitor(per_parameter=True)])
     logged = {name for name in trainer.callback_metrics if "update_rms" in name}
     matrices = {f"parameter_update_rms/net.{layer}.weight" for layer in (0, 2, 4)}
-    assert logged == {"update_rms/muon", *matrices}
+    assert logged == {"update_rms/matrix", *matrices}
 
 
 def test_groups_of_several_optimizers(
@@ -209,23 +209,23 @@ def test_groups_of_several_optimizers(
         adversaries(make, lambda batch: (batch % 2 == 0, 1)), callbacks=[UpdateRMSMonitor()], logger=tensorboard
     )
     scalars = events(trainer).scalars()
-    assert [step for step, _ in scalars["update_rms/muon"]] == [0, 2, 4, 6, 8]
+    assert [step for step, _ in scalars["update_rms/matrix"]] == [0, 2, 4, 6, 8]
     assert [step for step, _ in scalars["update_rms/group_0"]] == list(range(10))
 
     both = fit(
         adversaries(lambda groups, _: MuonAdamW(groups, lr=LR)), callbacks=[UpdateRMSMonitor(), AutoWeightDecay()]
     )
-    logged = {name for name in both.callback_metrics if name.startswith(("update_rms/muon", "weight_decay"))}
+    logged = {name for name in both.callback_metrics if name.startswith(("update_rms/matrix", "weight_decay"))}
     assert logged == {
-        f"{quantity}/muon{number}" for quantity in ("update_rms", "weight_decay") for number in ("", "-1")
+        f"{quantity}/matrix{number}" for quantity in ("update_rms", "weight_decay") for number in ("", "-1")
     }
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"lr": 1.0, "adamw_lr": 1e-3}, r"in muon \([\d.]+\) to adamw\w* \([\de.-]+\)"),
-        ({"lr": 1e-4, "adamw_lr": 0.1}, r"in adamw\w* \([\de.-]+\) to muon \([\de.-]+\)"),
+        ({"lr": 1.0, "adamw_lr": 1e-3}, r"in matrix \([\d.]+\) to head \([\de.-]+\)"),
+        ({"lr": 1e-4, "adamw_lr": 0.1}, r"in \w+ \([\de.-]+\) to matrix \([\de.-]+\)"),
     ],
 )
 def test_groups_that_drift_apart_are_named_once(regression: Module, fit: Fit, options: Any, named: str) -> None:
@@ -262,8 +262,8 @@ def test_nan_is_named(regression: Module, fit: Fit) -> None:
 
     with pytest.warns(UserWarning, match=r"the update RMS is not finite for net\.2\.weight\."):
         trainer = fit(Broken(MuonAdamW), callbacks=[UpdateRMSMonitor()], max_steps=1)
-    assert math.isnan(trainer.callback_metrics["update_rms/muon"])
-    assert math.isfinite(trainer.callback_metrics["update_rms/adamw"])
+    assert math.isnan(trainer.callback_metrics["update_rms/matrix"])
+    assert math.isfinite(trainer.callback_metrics["update_rms/head"])
 
 
 def test_the_sample_is_bounded(regression: Module, fit: Fit) -> None:
@@ -294,7 +294,7 @@ def test_large_parameters_in_a_run(regression: Module, fit: Fit) -> None:
 
 def test_the_chart_has_a_line_for_each_group_not_for_each_parameter() -> None:
     (chart,) = [chart for chart in CHARTS if chart.tags.startswith("update_rms")]
-    assert chart.draws(["update_rms/muon"])
+    assert chart.draws(["update_rms/matrix"])
     assert not chart.draws(["parameter_update_rms/net.0.weight"])
 
 

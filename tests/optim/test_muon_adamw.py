@@ -73,6 +73,42 @@ def test_equals_torch_adamw(fused: bool, difference: float) -> None:
     assert distance(reference, ours) <= difference
 
 
+@pytest.mark.parametrize(("dtype", "difference"), [(torch.complex64, 1e-6), (torch.complex128, 1e-15)])
+def test_equals_torch_adamw_on_complex_parameters(dtype: torch.dtype, difference: float) -> None:
+    """With real ones beside them, which go through the same kernel; and resumed from a state dict."""
+    torch.manual_seed(0)
+    starts = [torch.randn(5, 3, dtype=dtype), torch.randn(4, dtype=dtype), torch.randn(6, 2, dtype=dtype.to_real())]
+    reference, ours = ([nn.Parameter(start.clone()) for start in starts] for _ in range(2))
+    options = {"lr": 0.01, "weight_decay": 0.1, "betas": (0.8, 0.95), "eps": 1e-6}
+    theirs = torch.optim.AdamW(reference, **options)
+    optimizer = MuonAdamW([{"params": ours, "algorithm": "adamw"}], **options)
+    for step in range(6):
+        if step == 3:
+            saved = optimizer.state_dict()
+            optimizer = MuonAdamW([{"params": ours, "algorithm": "adamw"}])
+            optimizer.load_state_dict(saved)
+        for p, q in zip(reference, ours, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        theirs.step()
+        optimizer.step()
+    for p, q, start in zip(reference, ours, starts, strict=True):
+        assert (p - q).norm() <= difference * (p - start).norm()
+        for key, value in theirs.state[p].items():
+            assert optimizer.state[q][key].dtype == value.dtype
+            torch.testing.assert_close(optimizer.state[q][key], value)
+
+
+def test_cautious_decay_of_complex_parameters_is_that_of_their_real_and_imaginary_parts() -> None:
+    torch.manual_seed(0)
+    start, gradient = torch.randn(40, dtype=torch.complex64), torch.randn(40, dtype=torch.complex64)
+    phases, parts = nn.Parameter(start.clone()), nn.Parameter(torch.view_as_real(start).clone())
+    phases.grad, parts.grad = gradient.conj(), torch.view_as_real(gradient.conj().resolve_conj())
+    groups = [{"params": [phases, parts], "algorithm": "adamw"}]
+    MuonAdamW(groups, lr=0.1, weight_decay=0.5, cautious_weight_decay=True).step()
+    assert torch.equal(torch.view_as_real(phases.detach()), parts.detach())
+
+
 def test_each_group_goes_its_own_way() -> None:
     """Both algorithms in one optimizer do what each does alone."""
     together, apart = network(), network()
@@ -251,7 +287,7 @@ def test_a_copy_steps_too() -> None:
 def test_a_state_dict_of_other_parameters_is_refused() -> None:
     saved = MuonAdamW(route_parameters(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)))).state_dict()
     other = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    with pytest.raises(ValueError, match=r"\(muon\): param_names .* '1.weight' where this optimizer has '2.weight'"):
+    with pytest.raises(ValueError, match=r"\(matrix\): param_names .* '1.weight' where this optimizer has '2.weight'"):
         MuonAdamW(route_parameters(other)).load_state_dict(saved)
 
 
@@ -343,8 +379,9 @@ def test_adamw_lr_is_for_adamw_groups_without_their_own() -> None:
     groups = route_parameters(network())
     groups[-1]["lr"] = 0.5
     optimizer = MuonAdamW(groups, lr=0.02, adamw_lr=0.001)
-    assert [(g["algorithm"], g["lr"]) for g in optimizer.param_groups] == [
-        ("muon", 0.02),
-        ("adamw", 0.001),
-        ("adamw", 0.5),
+    assert [(g["name"], g["lr"]) for g in optimizer.param_groups] == [
+        ("matrix", 0.02),
+        ("embedding", 0.001),
+        ("head", 0.001),
+        ("vector", 0.5),
     ]

@@ -23,6 +23,33 @@ def test_frozen_trunk() -> None:
     assert names == {"position", "norm.weight", "norm.bias", "output.weight"}
 
 
+def test_a_rule_keeps_parameters_out_of_the_groups() -> None:
+    model = Transformer()
+    rules = [Rule("blocks.0.*", "frozen"), Rule("*.up.weight", "muon", {"lr": 0.1})]
+    routes = {route.name: route for route in find_routes(model, rules)}
+    assert (routes["blocks.0.up.weight"].algorithm, routes["blocks.0.up.weight"].role) == ("frozen", "matrix")
+    assert routes["blocks.0.up.weight"].reason == "rule 'blocks.0.*'"
+    grouped = {name for group in route_parameters(model, rules) for name in group["param_names"]}
+    assert grouped == {name for name, _ in model.named_parameters() if not name.startswith("blocks.0.")}
+
+    before = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    MuonAdamW(route_parameters(model, rules)).step()
+    for name, old in before.named_parameters():
+        assert torch.equal(model.get_parameter(name), old) == name.startswith("blocks.0."), name
+
+
+def test_complex_parameters_go_to_adamw() -> None:
+    model = nn.ModuleDict({"hidden": nn.Linear(4, 4, dtype=torch.complex64), "lm_head": nn.Linear(4, 4)})
+    groups = {group["name"]: group for group in route_parameters(model)}
+    assert groups["matrix_adamw"]["param_names"] == ["hidden.weight"]
+    assert groups["matrix_adamw"]["reasons"] == ["complex: hidden matrix"]
+    assert groups["vector"]["param_names"] == ["hidden.bias", "lm_head.bias"]
+    with pytest.raises(ValueError, match=r"sends hidden.weight to muon: it is torch.complex64, .* Route it to adamw"):
+        route_parameters(model, [Rule("hidden.weight", "muon")])
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_rule_settles_an_unknown_role() -> None:
     model = nn.ParameterDict({"table": torch.zeros(3, 4, 4)})
@@ -39,10 +66,44 @@ def test_every_parameter_is_in_exactly_one_group() -> None:
 
 def test_vectors_do_not_decay() -> None:
     groups = {group["name"]: group for group in route_parameters(Transformer())}
-    assert sorted(groups) == ["adamw", "adamw_vectors", "muon"]
-    assert groups["adamw_vectors"]["weight_decay"] == 0.0
-    assert all(p.ndim == 1 for p in groups["adamw_vectors"]["params"])
-    assert "weight_decay" not in groups["adamw"]
+    assert list(groups) == ["matrix", "embedding", "head", "vector"]
+    assert groups["vector"]["weight_decay"] == 0.0
+    assert all(p.ndim == 1 for p in groups["vector"]["params"])
+    assert all("weight_decay" not in groups[name] for name in ("matrix", "embedding", "head"))
+
+
+def test_groups_are_named_by_role_and_by_an_unusual_algorithm() -> None:
+    model = nn.ModuleDict(
+        {
+            "filters": nn.Conv1d(4, 4, 3, groups=4),
+            "embedding": nn.Embedding(16, 8),
+            "blocks": nn.ModuleList(
+                nn.ModuleDict({"up": nn.Linear(8, 8), "router": nn.Linear(8, 4)}) for _ in range(2)
+            ),
+            "lm_head": nn.Linear(8, 16),
+        }
+    )
+    rules = [
+        Rule("blocks.0.up.weight", "adamw"),
+        Rule("blocks.1.up.weight", "adamw", {"lr": 0.1}),
+        Rule("embedding.*", "muon"),
+    ]
+    groups = route_parameters(model, rules)
+    assert {group["name"]: (group["algorithm"], group["role"], group["param_names"]) for group in groups} == {
+        "router": ("muon", "router", ["blocks.0.router.weight", "blocks.1.router.weight"]),
+        "embedding_muon": ("muon", "embedding", ["embedding.weight"]),
+        "matrix_adamw": ("adamw", "matrix", ["blocks.0.up.weight"]),
+        "matrix_adamw_2": ("adamw", "matrix", ["blocks.1.up.weight"]),
+        "head": ("adamw", "head", ["lm_head.weight"]),
+        "vector": ("adamw", "vector", [n for n, p in model.named_parameters() if p.ndim == 1]),
+        "other": ("adamw", "other", ["filters.weight"]),
+    }
+
+
+def test_a_tied_weight_is_a_head() -> None:
+    groups = {group["name"]: group["param_names"] for group in route_parameters(Transformer(tied=True))}
+    assert groups["head"] == ["embedding.weight"]
+    assert groups["embedding"] == ["position"]
 
 
 def test_rules_override_and_the_first_match_wins() -> None:
@@ -80,7 +141,8 @@ def test_a_rule_sees_all_names_of_a_tied_weight() -> None:
     [
         (Rule("*.upp.weight", "adamw"), r"rule '\*.upp.weight' matches no parameter; there are, .*up.weight"),
         (Rule("norm.weight", "muon"), r"sends norm.weight to muon: shape \(8,\) holds no matrix"),
-        (Rule("*.up.weight", "sgd"), "algorithm is 'sgd', choose one of muon, adamw"),
+        (Rule("*.up.weight", "sgd"), "algorithm is 'sgd', choose one of muon, adamw, frozen"),  # type: ignore[arg-type]
+        (Rule("*.up.weight", "frozen", {"lr": 0.1}), "'*.up.weight': what is frozen has no use for the options .*lr"),
     ],
 )
 def test_a_wrong_rule_raises(rule: Rule, message: str) -> None:
@@ -117,9 +179,10 @@ def test_any_optimizer_of_torch_takes_the_groups() -> None:
     groups = route_parameters(Transformer())
     optimizer = torch.optim.AdamW(groups, lr=0.1, weight_decay=0.3)
     assert {group["name"]: group["weight_decay"] for group in optimizer.param_groups} == {
-        "muon": 0.3,
-        "adamw": 0.3,
-        "adamw_vectors": 0.0,
+        "matrix": 0.3,
+        "embedding": 0.3,
+        "head": 0.3,
+        "vector": 0.0,
     }
 
 
@@ -130,7 +193,9 @@ def test_table_shows_every_reason_once_or_every_parameter() -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(routing_table(routes))
     short = console.export_text()
-    assert all(short.count(f" {reason} ") == 1 for reason in {route.reason for route in routes})
+    rows = [[cell.strip() for cell in line.split("│")] for line in short.splitlines()]
+    shown = sorted(tuple(row[1:4]) for row in rows if len(row) > 4)
+    assert shown == sorted({(route.algorithm, route.role, route.reason) for route in routes})
     console.print(routing_table(routes, every_parameter=True))
     long = console.export_text()
     assert all(route.name in long for route in routes)
@@ -147,10 +212,10 @@ def test_a_part_that_is_unfrozen_is_trained_once_its_groups_are_added() -> None:
 
     groups = {group["name"]: group["param_names"] for group in optimizer.param_groups}
     assert groups == {
-        "adamw": ["fc.weight"],
-        "adamw_vectors": ["fc.bias"],
-        "muon_trunk": ["trunk.0.weight", "trunk.1.weight"],  # not a head: it is followed by one
-        "adamw_vectors_trunk": ["trunk.0.bias", "trunk.1.bias"],
+        "head": ["fc.weight"],
+        "vector": ["fc.bias"],
+        "matrix_trunk": ["trunk.0.weight", "trunk.1.weight"],  # not a head: it is followed by one
+        "vector_trunk": ["trunk.0.bias", "trunk.1.bias"],
     }
     before = copy.deepcopy(trunk)
     model["fc"](trunk(torch.ones(2, 8))).square().sum().backward()

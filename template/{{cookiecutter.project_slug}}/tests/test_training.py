@@ -23,8 +23,8 @@ def test_it_learns_and_writes(run: Run, tmp_path: Path, capsys: pytest.CaptureFi
     assert metrics["val/perplexity"] == pytest.approx(float(metrics["val/loss"].exp()), rel=1e-3)
 
     logged = EventAccumulator(fitted.trainer.log_dir).Reload().Tags()["scalars"]
-    rates = {f"lr-MuonAdamW/{group}" for group in ("muon", "adamw", "adamw_vectors")}
-    monitors = {"weight_rms/max", "bf16_headroom/min", "orthogonality_error/mean", "weight_decay/muon"}
+    rates = {f"lr-MuonAdamW/{role}" for role in ("matrix", "embedding", "head", "vector")}
+    monitors = {"weight_rms/max", "bf16_headroom/min", "orthogonality_error/mean", "weight_decay/matrix"}
     texts = {f"{card}/text_summary" for card in ("routing", "config")}
     assert texts <= set(EventAccumulator(fitted.trainer.log_dir).Reload().Tags()["tensors"])
     assert rates | monitors | {"train/loss", "val/loss", "val/perplexity", "val/unigram_loss"} <= set(logged)
