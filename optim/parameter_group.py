@@ -5,18 +5,17 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
-import torch
 from torch import Tensor
 from typing_extensions import Self, override
 
-from lightning_muon.optim.polar.orthogonalize import orthogonalize
+from lightning_muon.optim.polar.orthogonalize import check_method
 from lightning_muon.optim.routing.roles import ROLES
 from lightning_muon.optim.sharding.dtensor import is_dtensor, is_sharded_by_rows
 from lightning_muon.optim.sharding.sharding import Sharding
 from lightning_muon.optim.sharding.wrappers import is_flattened
 from lightning_muon.optim.update.matrix_layout import matrix_layouts
 from lightning_muon.optim.update.options import ALGORITHMS, CommunicationDtype, MomentumDtype
-from lightning_muon.optim.update.scale import scale_factor
+from lightning_muon.optim.update.scale import check_update_scale
 
 # Keys that routing and torch's schedulers write into a group beside the hyperparameters.
 _BOOKKEEPING = {"params", "param_names", "name", "algorithm", "role", "layouts", "reasons", "shardings"}
@@ -123,9 +122,9 @@ def check_options(label: str, options: Mapping[str, Any], hyperparameters: Itera
     for i, beta in enumerate(betas):
         check_number(label, f"betas[{i}]", beta, 0.0, 1.0)
     try:
-        orthogonalize(torch.ones(1, 1), options["orthogonalizer"], **options["orthogonalizer_options"])
-        scale_factor(options["update_scale"], 1, 1)
-    except (ValueError, TypeError, RuntimeError) as error:
+        check_method(options["orthogonalizer"], options["orthogonalizer_options"])
+        check_update_scale(options["update_scale"])
+    except ValueError as error:
         raise ValueError(f"{label}: {error}") from None
 
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_muon.optim.polar.options import check_lower_bound
+
 # Weights c above this make I + cXᵀX too ill-conditioned for a Cholesky factorization: the bound of the QDWH paper.
 LARGEST_CHOLESKY_WEIGHT = 100.0
 
@@ -187,8 +189,7 @@ def _smallest_singular_value(lower_bound: float | None, matrix: Tensor) -> float
     """
     if lower_bound is None:
         return float(torch.finfo(matrix.dtype).eps) / sqrt(matrix.shape[-2])
-    if not 1e-30 < lower_bound < 1:
-        raise ValueError(f"lower_bound must lie between 1e-30 and 1, got {lower_bound}")
+    check_lower_bound(lower_bound)
     return lower_bound
 
 

@@ -1,17 +1,23 @@
-"""Dispatch to the polar-factor methods: checks, normalization, working precision, compilation."""
+"""Dispatch to the polar-factor methods: checks, working precision, compilation."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from lightning_muon.optim.polar.exact import qdwh, svd, zolo_pd
 from lightning_muon.optim.polar.newton_schulz import gram_newton_schulz, newton_schulz, polar_express
+from lightning_muon.optim.polar.normalize import normalize
+from lightning_muon.optim.polar.options import check_lower_bound, check_whole
+from lightning_muon.optim.polar.quintics import quintics
+from lightning_muon.optim.polar.user_function import check_keywords, check_names, name_of, resolve_function
 
-Orthogonalizer = Literal["newton_schulz", "polar_express", "gram_newton_schulz", "qdwh", "zolo_pd", "svd"]
+OrthogonalizerName = Literal["newton_schulz", "polar_express", "gram_newton_schulz", "qdwh", "zolo_pd", "svd"]
+# A name, the import path of a function, or a function (matrix, **options) -> polar factor.
+Orthogonalizer: TypeAlias = OrthogonalizerName | str | Callable[..., Tensor]
 
 
 class _Method(NamedTuple):
@@ -21,6 +27,7 @@ class _Method(NamedTuple):
     cuda_dtype: torch.dtype
     fast_cpu_dtype: torch.dtype
     dtype: torch.dtype
+    is_users: bool = False
 
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,8 +43,6 @@ _METHODS = {
 }
 # Shapes for which a method is compiled; a model has more than torch's own limit of 8.
 MOST_SHAPES = 1024
-# Between these norms the squares of all entries that matter are inside the range of float32, 1e-38 to 3e38.
-_SAFE_NORMS = 1e-12, 1e18
 
 
 def orthogonalize(
@@ -56,29 +61,34 @@ def orthogonalize(
     entries lose digits. Zero matrices give zero.
 
     Args:
-        matrix: Shape (…, m, n): one matrix or a batch of them, of any real floating dtype.
+        matrix: Shape (…, m, n): one matrix or a batch of them, in float64, float32, bfloat16 or float16.
         method: ``"newton_schulz"``, the iteration of Muon; ``"polar_express"``, the same with better coefficients;
             ``"gram_newton_schulz"``, the same for long matrices; ``"qdwh"`` or ``"zolo_pd"``, to working precision;
-            ``"svd"``, the exact reference. The function of that name documents cost and error.
+            ``"svd"``, the exact reference. The function of that name documents cost and error. Or a function of your
+            own, or its import path ``"package.module.function"``: ``f(matrix, **options)`` gets matrices (b, m, n),
+            m ≤ n, of Frobenius norm one (zero where the matrix is zero), and returns their factors in the same shape.
         dtype: Precision of the computation, such as ``torch.float32`` or ``"float32"``. Default: float64 for float64
-            input and for ``svd``; float32 for ``qdwh`` and ``zolo_pd``. The others compute in half precision where the
-            hardware has matrix products in it: on CUDA in bfloat16 (``gram_newton_schulz`` in float16, which allows
-            longer runs); in bfloat16 on CPUs that have its instructions; else in float32.
+            input and for ``svd``; float32 for ``qdwh``, ``zolo_pd`` and a function of your own. The others compute in
+            half precision where the hardware has matrix products in it: on CUDA in bfloat16 (``gram_newton_schulz`` in
+            float16, which allows longer runs); in bfloat16 on CPUs that have its instructions; else in float32.
         check_finite: Whether to raise an error that names the matrices with NaN or infinite entries. The check waits
             for the device, and ``torch.compile`` cannot trace it. Without it, such a matrix gives NaN in every entry;
             the other matrices of the batch are not affected.
         compile: Whether to run the method through ``torch.compile``, once for each shape: for GPUs, where it fuses the
             operations between the products.
-        out: Where the factor is written: a tensor like ``matrix``, or ``matrix`` itself, which saves a copy.
+        out: Where the factor is written: a tensor like ``matrix``, or ``matrix`` itself, which saves a copy. With an
+            error it is unchanged.
         **options: Options of the method, such as ``steps`` and ``coefficients`` of
-            :func:`~lightning_muon.optim.polar.newton_schulz.newton_schulz`.
+            :func:`~lightning_muon.optim.polar.newton_schulz.newton_schulz`; of a function of your own, those of its
+            signature.
 
     Returns:
         Shape (…, m, n), in the dtype of ``matrix``. It need not be differentiable.
 
     Raises:
-        ValueError: If ``matrix`` has fewer than two dimensions, is not floating point or not finite; if ``out`` differs
-            from it in shape, dtype or device; or if the method, an option or the precision is unknown.
+        ValueError: If ``matrix`` has fewer than two dimensions, another dtype, or is not finite; if ``out`` differs
+            from it in shape, dtype or device; if the method, an option or the precision is unknown or out of range; or
+            if a function of your own returns something else than a tensor of the shape it got.
 
     Example::
 
@@ -86,71 +96,118 @@ def orthogonalize(
         >>> torch.linalg.svdvals(factor).max() < 1.2
         tensor(True)
     """
-    if matrix.ndim < 2 or not matrix.is_floating_point():
+    if not isinstance(matrix, Tensor) or matrix.ndim < 2 or matrix.dtype not in _DTYPES.values():
         raise ValueError(
-            "orthogonalize: expected a real floating-point tensor of shape (..., m, n),"
-            f" got {tuple(matrix.shape)} of {matrix.dtype}"
+            f"orthogonalize: matrix must be a tensor of {', '.join(_DTYPES)}, of shape (..., m, n),"
+            f" got {_description(matrix)}"
         )
-    _check_method(method, {"dtype": dtype, **options})
-    if out is not None and (out.shape != matrix.shape or out.dtype != matrix.dtype or out.device != matrix.device):
-        raise ValueError(
-            f"orthogonalize: out must be like the matrix, {tuple(matrix.shape)} of {matrix.dtype} on {matrix.device};"
-            f" got {tuple(out.shape)} of {out.dtype} on {out.device}"
-        )
+    check_method(method, {"dtype": dtype, **options})
+    if out is not None and _description(out) != _description(matrix):
+        raise ValueError(f"orthogonalize: out must be like the matrix, {_description(matrix)}; got {_description(out)}")
     if matrix.numel() == 0:
         return matrix.clone() if out is None else out
 
+    chosen = _find(method)
     batch = matrix.reshape(-1, *matrix.shape[-2:])
     tall = batch.shape[-2] > batch.shape[-1]
     if tall:  # products with the smaller side are the cheapest
         batch = batch.mT
     # In Lightning's manual optimization a step runs inside autocast, which would override the precision chosen here.
     with torch.autocast(matrix.device.type, enabled=False):
-        normalized = _normalize(batch, in_place=out is matrix)
-        if check_finite:
-            _check_finite(normalized, matrix.shape)
-        run = _compiled(method) if compile else _METHODS[method].function
-        factor = run(normalized.to(working_precision(matrix, method, dtype)), **options)
+        normalized = normalize(
+            batch,
+            working_precision(matrix, method, dtype),
+            in_place=out is matrix and not chosen.is_users,
+            shape=tuple(matrix.shape) if check_finite else None,
+        )
+        run = _compiled(chosen.function) if compile else chosen.function
+        factor = run(normalized, **options)
+    if chosen.is_users:
+        _check_returned(factor, batch, chosen.function)
     factor = (factor.mT if tall else factor).reshape(matrix.shape)
     return factor.to(matrix.dtype) if out is None else out.copy_(factor)
 
 
-def _check_method(method: str, options: dict[str, Any]) -> None:
-    """Raise a ValueError if ``method`` or one of its ``options`` is unknown."""
-    if method not in _METHODS:
-        raise ValueError(f"unknown orthogonalizer {method!r}; choose one of {', '.join(get_args(Orthogonalizer))}")
-    known = _options_of(method)
-    for option in options:
-        if option not in known:
-            raise ValueError(f"orthogonalizer {method!r} has no option {option!r}; it takes {', '.join(known)}")
+def _description(tensor: object) -> str:
+    if not isinstance(tensor, Tensor):
+        return type(tensor).__name__
+    return f"{tuple(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+
+
+def check_method(method: Orthogonalizer, options: Mapping[str, Any]) -> None:
+    """Check a method and its options without computing anything.
+
+    Args:
+        method: As for :func:`orthogonalize`.
+        options: The options of the method, and ``dtype``.
+
+    Raises:
+        ValueError: If the method is unknown or cannot be imported, or an option is unknown or has a bad value. Those of
+            the values of a user's function are its own.
+    """
+    if not isinstance(options, Mapping):
+        raise ValueError(f"orthogonalizer_options must be names and values, got {options!r}")
+    chosen = _find(method)
+    label = f"orthogonalizer {method if isinstance(method, str) else name_of(method)!r}"
     dtype = options.get("dtype")
-    if dtype is not None and str(dtype).removeprefix("torch.") not in _METHODS[method].dtypes:
-        choices = ", ".join(_METHODS[method].dtypes)
-        raise ValueError(f"orthogonalizer {method!r} does not run in dtype {str(dtype)!r}; choose one of {choices}")
+    if dtype is not None and str(dtype).removeprefix("torch.") not in chosen.dtypes:
+        raise ValueError(f"{label} does not run in dtype {str(dtype)!r}; choose one of {', '.join(chosen.dtypes)}")
+    if chosen.is_users:
+        check_keywords(chosen.function, label, {name: value for name, value in options.items() if name != "dtype"})
+        return
+    defaults = _defaults(chosen.function)
+    check_names(label, ("dtype", *defaults), options)
+    values = {**defaults, **options}
+    # The methods check their options too, but only when the matrix may already have been overwritten.
+    for name in {"steps", "restart_every"} & options.keys():
+        check_whole(name, options[name])
+    if values.get("lower_bound") is not defaults.get("lower_bound"):
+        check_lower_bound(values["lower_bound"])
+    if "coefficients" in values:
+        quintics(values["coefficients"], values["steps"])
+
+
+def _find(method: Orthogonalizer) -> _Method:
+    if isinstance(method, str) and method in _METHODS:
+        return _METHODS[method]
+    function = resolve_function(method, "orthogonalizer", get_args(OrthogonalizerName))
+    return _Method(function, tuple(_DTYPES), _FP32, _FP32, _FP32, is_users=True)
 
 
 @cache
-def _options_of(method: str) -> tuple[str, ...]:
-    return ("dtype", *list(inspect.signature(_METHODS[method].function).parameters)[1:])
+def _defaults(function: Callable[..., Tensor]) -> dict[str, Any]:
+    """Return the options of a method with their defaults."""
+    return {p.name: p.default for p in list(inspect.signature(function).parameters.values())[1:]}
 
 
-def working_precision(matrix: Tensor, method: str, wanted: torch.dtype | str | None) -> torch.dtype:
+def _check_returned(factor: object, batch: Tensor, function: Callable[..., Tensor]) -> None:
+    """Raise a ValueError if a user's function has not returned a tensor of the shape that it got."""
+    if isinstance(factor, Tensor) and factor.shape == batch.shape and factor.is_floating_point():
+        return
+    raise ValueError(
+        f"orthogonalizer {name_of(function)!r} must return a real tensor of shape {tuple(batch.shape)},"
+        f" got {_description(factor)}"
+    )
+
+
+def working_precision(matrix: Tensor, method: Orthogonalizer, wanted: torch.dtype | str | None) -> torch.dtype:
     """Return the dtype in which a method computes for an input: the ``wanted`` one, or the default for ``None``."""
     if wanted is not None:
-        return wanted if isinstance(wanted, torch.dtype) else _DTYPES[wanted]
+        return wanted if isinstance(wanted, torch.dtype) else _DTYPES[wanted.removeprefix("torch.")]
     if matrix.dtype == torch.float64:
         return torch.float64
     if matrix.is_mps:  # it has no float64
         return torch.float32
+    chosen = _find(method)
     if matrix.is_cuda:
-        return _METHODS[method].cuda_dtype
-    return _METHODS[method].fast_cpu_dtype if matrix.is_cpu and _cpu_multiplies_bfloat16() else _METHODS[method].dtype
+        return chosen.cuda_dtype
+    return chosen.fast_cpu_dtype if matrix.is_cpu and _cpu_multiplies_bfloat16() else chosen.dtype
 
 
 @cache
-def _compiled(method: str) -> Callable[..., Tensor]:
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return a method, compiled once for each shape and set of options."""
-    compiled = torch.compile(_METHODS[method].function, dynamic=False)
+    compiled = torch.compile(function, dynamic=False)
 
     def run(matrix: Tensor, **options: Any) -> Tensor:
         # Beyond its limit torch would fall back to the uncompiled method, with a warning.
@@ -166,36 +223,3 @@ def _cpu_multiplies_bfloat16() -> bool:
     """Return whether this CPU has instructions for products of bfloat16; torch has only private names for that."""
     tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(is_supported is not None and is_supported() for is_supported in tests)
-
-
-def _normalize(batch: Tensor, in_place: bool) -> Tensor:
-    """Scale each matrix of ``batch`` (b, m, n) to Frobenius norm one, so that no singular value exceeds one.
-
-    The norm has no floor that would distort small gradients. A matrix with NaN or infinity becomes NaN in every entry.
-    """
-    wide = batch.to(torch.promote_types(batch.dtype, torch.float32))
-    norms = _norms(wide).to(wide.dtype).clamp_min(torch.finfo(wide.dtype).tiny).view(-1, 1, 1)
-    return wide.div_(norms) if in_place else wide / norms
-
-
-def _norms(batch: Tensor) -> Tensor:
-    """Return the Frobenius norm of each matrix of ``batch`` (b, m, n), NaN for a matrix with NaN or infinity.
-
-    In float64 the squares of float32 neither underflow nor overflow. A CPU is slow in float64, so it first tries
-    float32 and checks its range.
-    """
-    if batch.is_cpu and batch.dtype == torch.float32 and not torch.compiler.is_compiling():
-        fast = torch.stack(torch._foreach_norm(batch.unbind()))
-        if ((fast > _SAFE_NORMS[0]) & (fast < _SAFE_NORMS[1])).all():
-            return fast
-    norms: Tensor = torch.linalg.vector_norm(batch, dim=(-2, -1), dtype=torch.float64)
-    return norms.masked_fill_(norms.isinf(), torch.nan)
-
-
-def _check_finite(normalized: Tensor, shape: torch.Size) -> None:
-    """Raise a ValueError that names the matrices that ``_normalize`` has made NaN."""
-    broken = normalized[:, 0, 0].isnan()
-    if broken.any():
-        indices = [tuple(index) for index in broken.reshape(shape[:-2]).nonzero().tolist()]
-        which = "the matrix" if len(shape) == 2 else f"matrices {', '.join(map(str, indices))} of the batch"
-        raise ValueError(f"orthogonalize: NaN or infinite entries in {which} of shape {tuple(shape)}")

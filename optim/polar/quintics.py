@@ -5,6 +5,8 @@ from functools import lru_cache
 from math import sqrt
 from typing import Any
 
+from lightning_muon.optim.polar.options import check_lower_bound, check_whole, is_number
+
 # The a, b and c of the odd quintic ax + bx³ + cx⁵.
 Quintic = tuple[float, float, float]
 # A name, the a, b and c of every step, or a list with those of each step.
@@ -17,7 +19,40 @@ KELLER_JORDAN_STEPS = 5
 # The Newton–Schulz iteration itself. It is slow where singular values are small (they grow by 1.5 a step), but it
 # converges, quadratically once they are near one. Higham, "Functions of Matrices" (2008), section 8.3.
 CUBIC_COEFFICIENTS: Quintic = (1.5, -0.5, 0.0)
-_NAMED: dict[str, Quintic] = {"keller_jordan": KELLER_JORDAN_COEFFICIENTS, "cubic": CUBIC_COEFFICIENTS}
+# The schedules of published recipes, one triple a step. Bands: where the singular values end up that start, relative to
+# the Frobenius norm, above the given value (``tests/optim/orthogonalize/test_named_coefficients.py``).
+#
+# Five steps of the NanoGPT speedrun, found by YouJiacheng with the loss of leloykun; also in Dion, and "quintic" in
+# NVIDIA's Emerging-Optimizers: 0.978 to 1.032 above 0.01, 0.85 to 1.15 above 0.002.
+# https://leloykun.github.io/ponder/muon-opt-coeffs/ and train_gpt_medium.py of
+# https://github.com/KellerJordan/modded-nanogpt.
+_MODDED_NANOGPT: tuple[Quintic, ...] = (
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+)
+# Six steps by YouJiacheng, in units of 1/1024, which never exceed one; the iteration of Modula: 0.995 to 1 above 0.002.
+# https://x.com/YouJiacheng/status/1893704552689303901, https://docs.modula.systems/algorithms/newton-schulz/.
+_MODULA: tuple[Quintic, ...] = (
+    (3955 / 1024, -8306 / 1024, 5008 / 1024),
+    (3735 / 1024, -6681 / 1024, 3463 / 1024),
+    (3799 / 1024, -6499 / 1024, 3211 / 1024),
+    (4019 / 1024, -6385 / 1024, 2906 / 1024),
+    (2677 / 1024, -3029 / 1024, 1162 / 1024),
+    (2172 / 1024, -1833 / 1024, 682 / 1024),
+)
+# Ten steps: eight of the classic quintic, which lift what is small, and two of one that converges quadratically, with
+# p(1) = 1 and p'(1) = 0: 1 to 1.001 above 0.001. DeepSeek-AI, "DeepSeek-V4" (2026), the section on Muon.
+_DEEPSEEK_V4: tuple[Quintic, ...] = (KELLER_JORDAN_COEFFICIENTS,) * 8 + ((2.0, -1.5, 0.5),) * 2
+_NAMED: dict[str, tuple[Quintic, ...]] = {
+    "keller_jordan": (KELLER_JORDAN_COEFFICIENTS,),
+    "cubic": (CUBIC_COEFFICIENTS,),
+    "modded_nanogpt": _MODDED_NANOGPT,
+    "modula": _MODULA,
+    "deepseek_v4": _DEEPSEEK_V4,
+}
 
 # Amsel, Persson, Musco & Gower, "The Polar Express" (2025), https://arxiv.org/abs/2505.16932, and the code in its
 # appendix. The quintic of a step is the best one on [max(l, CUSHION·u), u], because the best one on a wider interval
@@ -30,23 +65,29 @@ SAFETY = 1.01
 def quintics(coefficients: Coefficients, steps: int) -> tuple[Quintic, ...]:
     """Return the a, b and c of each step.
 
+    Of a schedule that is longer than ``steps`` the first triples are taken if it has a name, since its first steps are
+    those that lift small singular values; the last triple of a shorter one is repeated.
+
     Raises:
-        ValueError: If ``steps`` is less than one, or if ``coefficients`` is an unknown name, has not three numbers a
-            step, or more triples than there are steps.
+        ValueError: If ``steps`` is not a whole number of at least one, or if ``coefficients`` is an unknown name, has
+            not three finite numbers a step, or more triples than there are steps.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    if coefficients == "polar_express":
-        return optimal_composition(steps)
+    check_whole("steps", steps)
     if isinstance(coefficients, str):
+        if coefficients == "polar_express":
+            return optimal_composition(steps)
         if coefficients not in _NAMED:
             known = ", ".join([*_NAMED, "polar_express"])
             raise ValueError(f"unknown coefficients {coefficients!r}; choose one of {known}, or give a, b and c")
-        return (_NAMED[coefficients],) * steps
-    one_triple = all(isinstance(number, int | float) for number in coefficients)
-    triples: list[Any] = [coefficients] if one_triple else list(coefficients)
-    if any(not isinstance(triple, Sequence) or len(triple) != 3 for triple in triples):
-        raise ValueError(f"coefficients must be three numbers a, b, c, or a list of such triples, got {coefficients}")
+        named = _NAMED[coefficients]
+        return named[:steps] + named[-1:] * (steps - len(named))
+    if not isinstance(coefficients, Sequence):
+        raise ValueError(f"coefficients must be a name, three numbers, or a list of triples, got {coefficients!r}")
+    triples: list[Any] = [coefficients] if all(map(is_number, coefficients)) else list(coefficients)
+    if any(
+        not isinstance(triple, Sequence) or len(triple) != 3 or not all(map(is_number, triple)) for triple in triples
+    ):
+        raise ValueError(f"coefficients must be three numbers a, b, c, or a list of such triples, got {coefficients!r}")
     if len(triples) > steps:
         raise ValueError(f"coefficients has {len(triples)} triples for {steps} steps; leave some out, or raise steps")
     return tuple((a, b, c) for a, b, c in triples + triples[-1:] * (steps - len(triples)))
@@ -65,10 +106,9 @@ def optimal_composition(steps: int, lower_bound: float = 1e-3, safety: float = S
         safety: Divides the argument of every quintic but the last; 1 for exact arithmetic.
 
     Raises:
-        ValueError: If ``lower_bound`` is not between 0 and 1.
+        ValueError: If ``lower_bound`` is not between 10⁻³⁰ and 1.
     """
-    if not 0 < lower_bound < 1:
-        raise ValueError(f"lower_bound must lie between 0 and 1, got {lower_bound}")
+    check_lower_bound(lower_bound)
     lower, upper = lower_bound, 1.0
     found: list[Quintic] = []
     for step in range(steps):

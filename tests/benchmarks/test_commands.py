@@ -16,7 +16,7 @@ from benchmarks.matrix_problems.methods import METHODS
 from benchmarks.matrix_problems.problems import PROBLEMS, Problem
 from benchmarks.matrix_problems.stopped_polargrad import two_qdwh_steps
 from lightning_muon import callbacks
-from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
+from lightning_muon.optim.polar.orthogonalize import OrthogonalizerName
 
 
 def record(path: Path) -> dict[str, Any]:
@@ -39,7 +39,8 @@ def test_matrix_problems(problem: str, tmp_path: Path) -> None:
 def test_orthogonalization(tmp_path: Path) -> None:
     orthogonalization.main(["--quick", "--device", "cpu", "--results", str(tmp_path)])
     rows = record(tmp_path / "orthogonalization-cpu.json")["rows"]
-    assert {orthogonalization.METHODS[row["method"]].orthogonalizer for row in rows} == set(get_args(Orthogonalizer))
+    methods = {orthogonalization.METHODS[row["method"]].orthogonalizer for row in rows}
+    assert methods == set(get_args(OrthogonalizerName))
     for row in rows:
         assert isfinite(row["× newton_schulz"])
         if row["method"] in {"qdwh", "zolo_pd", "svd"}:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import get_args
 
-from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
+from lightning_muon.optim.polar.orthogonalize import OrthogonalizerName
 from tests.processes import launch
 
 PROGRAM = Path(__file__).with_name("method_training.py")
@@ -11,7 +11,7 @@ STEPS, HALF = 50, 25
 
 
 def test_every_method_trains_and_resumes(baked_project: Path, tmp_path: Path) -> None:
-    methods = get_args(Orthogonalizer)
+    methods = get_args(OrthogonalizerName)
     source = baked_project / "src"
     (found,) = launch(PROGRAM, "train_and_resume", 1, methods, STEPS, HALF, folder=tmp_path, path=[source])
     assert set(found) == set(methods)

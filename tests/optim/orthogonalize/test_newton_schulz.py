@@ -73,7 +73,7 @@ def test_the_cubic_converges_to_the_polar_factor(polar_factor: Callable[[Tensor]
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"coefficients": "quartic"}, "'quartic'; choose one of keller_jordan, cubic, polar_express"),
+        ({"coefficients": "quartic"}, "'quartic'; choose one of keller_jordan, cubic, modded_nanogpt, modula"),
         ({"coefficients": [1.5, -0.5]}, r"three numbers a, b, c, or a list of such triples, got \[1.5, -0.5\]"),
         ({"coefficients": [[1.5, -0.5, 0.0], 1.0]}, "three numbers"),
         ({"coefficients": [[1.5, -0.5, 0.0]] * 3, "steps": 2}, "3 triples for 2 steps"),

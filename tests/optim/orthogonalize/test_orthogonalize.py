@@ -10,9 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_muon.optim import orthogonalize
-from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
+from lightning_muon.optim.polar.orthogonalize import Orthogonalizer, OrthogonalizerName
 
-METHODS = get_args(Orthogonalizer)
+METHODS = get_args(OrthogonalizerName)
 # How far the singular values of the factor may be from one, for a matrix whose own are not small.
 BANDS = {
     "newton_schulz": 0.35,
@@ -199,7 +199,7 @@ def test_on_a_cpu_its_instructions_decide(
     assert factor.dtype == torch.float32
 
 
-@pytest.mark.parametrize("method", get_args(Orthogonalizer))
+@pytest.mark.parametrize("method", get_args(OrthogonalizerName))
 @pytest.mark.parametrize("shape", [(7, 5), (2, 5, 7)])
 def test_the_factor_goes_where_it_is_wanted(method: Orthogonalizer, shape: tuple[int, ...]) -> None:
     matrix = torch.randn(shape)

@@ -1,0 +1,25 @@
+"""Checks of numbers among the options of the methods."""
+
+from math import isfinite
+
+# Below, it lies far under the rounding of float64, and its powers leave the range.
+SMALLEST_LOWER_BOUND = 1e-30
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a finite real number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def check_whole(name: str, value: object) -> None:
+    """Raise a ValueError if an option is not a whole number of at least one."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_lower_bound(value: object) -> None:
+    """Raise a ValueError if the lower bound of singular values is not a number between 10⁻³⁰ and 1."""
+    if not isinstance(value, int | float) or not SMALLEST_LOWER_BOUND < value < 1:
+        raise ValueError(f"lower_bound must lie between {SMALLEST_LOWER_BOUND:g} and 1, got {value!r}")
