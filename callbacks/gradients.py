@@ -103,7 +103,7 @@ class GradientMonitor(StepMonitor):
         # One batch for each side: with small matrices the calls take more time than the arithmetic.
         batches: defaultdict[tuple[int, torch.device], list[tuple[str, str, Tensor]]] = defaultdict(list)
         for kind, grams in (("gradient", gradients), ("momentum", momenta)):
-            for name, gram in grams.items():
+            for name, gram in grams:
                 batches[gram.shape[-1], gram.device].append((kind, name, gram))
         measured = []
         for batch in batches.values():
@@ -147,8 +147,10 @@ def momentum_of(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
 
 def unit_grams_of(
     trainer: Trainer, sample: Mapping[str, SampledParameter], tensors: Mapping[str, Tensor | None]
-) -> dict[str, Tensor]:
-    """Return the :func:`unit_grams` (b, r, r) of the matrices in tensors that exist, by name. A collective.
+) -> list[tuple[str, Tensor]]:
+    """Return the :func:`unit_grams` (b, r, r) of the matrices in tensors that exist, with their names. A collective.
+
+    A name occurs once for each shape of the matrices in its parameter.
 
     Args:
         trainer: The trainer with the ranks.
@@ -159,4 +161,4 @@ def unit_grams_of(
     missing = any_over_ranks(trainer, [(tensor := tensors[name]) is None or not is_dtensor(tensor) for name in sharded])
     left_out = {name for name, is_missing in zip(sharded, missing, strict=True) if is_missing}
     present = {name: whole(tensor) for name, tensor in tensors.items() if tensor is not None and name not in left_out}
-    return {name: unit_grams(sample[name].matrices(tensor)) for name, tensor in present.items()}
+    return [(name, unit_grams(same)) for name, tensor in present.items() for same in sample[name].matrices(tensor)]

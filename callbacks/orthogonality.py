@@ -142,7 +142,7 @@ class OrthogonalityMonitor(StepMonitor):
             yield
             # After the step: at its beginning the module may still have dropped gradients.
             moving = names_with_gradient(trainer, {name: chosen.parameter for name, chosen in sampled.items()})
-            for name, factors in applied.found(moving).items():
+            for name, factors in applied.found(moving):
                 meter.add([name] * len(factors), factors)
         finally:
             applied.close()

@@ -20,8 +20,8 @@ class SampledParameter(NamedTuple):
     group: dict[str, Any]
     place: int  # index of the group in the optimizer's param_groups
 
-    def matrices(self, whole: Tensor) -> Tensor:
-        """Return the matrices (b, m, n) in the whole parameter, or in a tensor of its shape."""
+    def matrices(self, whole: Tensor) -> list[Tensor]:
+        """Return the matrices in the whole parameter, or in a tensor of its shape: (b, m, n) for each shape."""
         return MatrixLayout(**self.layout).matrices(whole)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,34 +33,37 @@ class AppliedFactors:
         self._before = {name: chosen.parameter.detach().clone() for name, chosen in sampled.items()}
 
     @torch.no_grad()
-    def found(self, names: Sequence[str]) -> dict[str, Tensor]:
+    def found(self, names: Sequence[str]) -> list[tuple[str, Tensor]]:
         """Return the factors (b, m, n) of those parameters that have moved. A collective of all ranks for DTensors.
 
-        The names are of parameters that had a gradient: the others do not even decay.
+        The names are of parameters that had a gradient: the others do not even decay. A name occurs once for each shape
+        of the matrices in its parameter.
         """
-        moves = {name: self._move(name, self.sampled[name]) for name in names}
-        seen = {name: factors[has_moved] for name, (has_moved, factors) in moves.items()}  # waits for the device
-        return {name: factors for name, factors in seen.items() if len(factors)}
+        moves = [(name, move) for name in names for move in self._moves(name, self.sampled[name])]
+        seen = [(name, factors[has_moved]) for name, (has_moved, factors) in moves]  # waits for the device
+        return [(name, factors) for name, factors in seen if len(factors)]
 
     def close(self) -> None:
         """Drop the copies, and remove the hook from the optimizer."""
         self.options.close()
         self._before.clear()
 
-    def _move(self, name: str, chosen: SampledParameter) -> tuple[Tensor, Tensor]:
-        """Return whether each matrix moved by more than rounding, shape (b,), and the scaled steps (b, m, n)."""
+    def _moves(self, name: str, chosen: SampledParameter) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return for each shape whether its matrices moved by more than rounding, (b,), and their scaled steps."""
         lr, decay = float(self.options.lr(chosen.place)), float(self.options.weight_decay(chosen.place))
         old = self._before[name]
         size = whole(torch.linalg.vector_norm(old))
         step = whole(old.mul_(1 - lr * decay).sub_(chosen.parameter.detach()))
         # torch.optim.Muon has no layouts: it takes a fused projection as one matrix.
         is_torch_muon = isinstance(self.optimizer, torch.optim.Muon)
-        matrices = step.unsqueeze(0) if is_torch_muon else chosen.matrices(step)
-        norms = torch.linalg.matrix_norm(matrices, keepdim=True)
-        scale = lr * torch_scale(chosen.group, step) if is_torch_muon else norms / min(matrices.shape[-2:]) ** 0.5
-        rounding = torch.finfo(step.dtype).eps * size / len(matrices) ** 0.5
-        # A comparison that is also true for NaN.
-        return ~(norms <= ROUNDINGS * rounding).flatten(), matrices / scale
+        by_shape = [step.unsqueeze(0)] if is_torch_muon else chosen.matrices(step)
+        count = sum(map(len, by_shape))
+        for matrices in by_shape:
+            norms = torch.linalg.matrix_norm(matrices, keepdim=True)
+            scale = lr * torch_scale(chosen.group, step) if is_torch_muon else norms / min(matrices.shape[-2:]) ** 0.5
+            rounding = torch.finfo(step.dtype).eps * size / count**0.5
+            # A comparison that is also true for NaN.
+            yield ~(norms <= ROUNDINGS * rounding).flatten(), matrices / scale
 
 
 def torch_scale(group: Mapping[str, Any], weight: Tensor) -> float:

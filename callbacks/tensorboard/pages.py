@@ -82,8 +82,8 @@ def singular_values(parameter: Tensor, **layout: Any) -> Tensor | None:
     """
     if not parameter.isfinite().all():
         return None
-    values: Tensor = torch.linalg.svdvals(MatrixLayout(**layout).matrices(parameter.float()))
-    return values.flatten()
+    matrices = MatrixLayout(**layout).matrices(parameter.float())
+    return torch.cat([torch.linalg.svdvals(of_shape).flatten() for of_shape in matrices])
 
 
 def _plain(value: object) -> object:

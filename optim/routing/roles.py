@@ -98,7 +98,7 @@ def _layer(owner: nn.Module, path: str, weight: Tensor, parent: nn.Module | None
     if not transposed and not isinstance(owner, nn.Linear) and not kind.endswith(("Linear", "Dense")):
         return None
     own_name = path.rpartition(".")[2]
-    fan_out, fan_in = MatrixLayout(transposed=transposed).fans(weight.shape)
+    fan_out, fan_in = MatrixLayout(transposed=transposed).fans(weight.shape)[0]
     blocks, whole = fused_blocks(own_name, parent, fan_out, fan_in)
     routes_experts = own_name == "router" or (own_name == "gate" and hasattr(parent, "experts"))
     reason = _ROUTER if routes_experts else "hidden matrix"

@@ -35,10 +35,15 @@ class Everywhere(Transport):
     @override
     def polar(self, sources: Sequence[Tensor]) -> Stages[tuple[Steps, Tensor | None]]:
         yield from ()
-        layout, name = self.batch[0].layout, self.batch[0].name
-        matrices = layout.matrices(self._gathered(sources[0]))
-        factors = self.orthogonalize([name] * len(matrices), matrices)
-        norms = self._shard(nuclear_norm(matrices, factors).expand_as(factors)) if self.needs_norms else None
+        p = self.batch[0]
+        matrices = p.layout.matrices(self._gathered(sources[0]))
+        factors = [
+            self.orthogonalize([p.name] * len(of_shape), of_shape, fans, p.fans)
+            for of_shape, fans in zip(matrices, p.layout.fans(self.weight.shape), strict=True)
+        ]
+        norms = None
+        if self.needs_norms:
+            norms = self._shard([nuclear_norm(m, f).expand_as(f) for m, f in zip(matrices, factors, strict=True)])
         return [self._shard(factors)], norms
 
     @override
@@ -57,8 +62,8 @@ class Everywhere(Transport):
         parts = DTensor.from_local(shard, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
         return parts.full_tensor()
 
-    def _shard(self, matrices: Tensor) -> Tensor:
-        """Return this rank's shard of the parameter whose matrices (b, m, n) are given. No communication."""
+    def _shard(self, matrices: Sequence[Tensor]) -> Tensor:
+        """Return this rank's shard of the parameter whose matrices are given, (b, m, n) a shape. No communication."""
         from torch.distributed.tensor import DTensor, Replicate  # noqa: PLC0415
 
         mesh = self.weight.device_mesh

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lightning_muon.optim.sharding.buckets import Bucket, Piece
 from lightning_muon.optim.sharding.exchange import UnitNumbers, gather, scatter, wire_dtype
+from lightning_muon.optim.sharding.sharding import Unit
 from lightning_muon.optim.update.muon import (
     Here,
     Hooks,
@@ -63,22 +64,28 @@ class Owners(Transport):
             sums.append(torch.stack([neuron_sums(elements, piece) for elements in (averages, squares)]))
         self._all_reduce([s for s, p in zip(sums, self.bucket.here, strict=True) if p.unit.is_split])
         factors: UnitNumbers = {}
-        for p, (averages, squares) in zip(self.bucket.here, sums, strict=True):
-            shape = (-1, p.unit.fans[0])
-            per_neuron = p.unit.numel // squares.numel()
-            factors[p.key] = neuron_factors(averages.view(shape) / per_neuron, squares.view(shape))
+        for p, of_unit in zip(self.bucket.here, sums, strict=True):
+            by_shape = zip(*(split_by_shape(s, p.unit) for s in of_unit), p.unit.fans, strict=True)
+            found = [neuron_factors(averages / fan_in, squares) for averages, squares, (_, fan_in) in by_shape]
+            factors[p.key] = _joined([of_shape.flatten() for of_shape in found])
         return self._multiply(steps, factors)
 
     @override
     def scale(self, steps: Steps, norms: UnitNumbers) -> Steps:
-        of_neurons = {p.key: norms[p.key].repeat_interleave(p.unit.fans[0]) for p in self.bucket.here if p.numel}
+        of_neurons = {}
+        for p in self.bucket.here:
+            if p.numel:
+                by_shape = zip(norms[p.key].split(p.unit.counts), p.unit.fans, strict=True)
+                of_neurons[p.key] = _joined(
+                    [of_shape.repeat_interleave(fan_out) for of_shape, (fan_out, _) in by_shape]
+                )
         return self._multiply(steps, of_neurons)
 
     def _orthogonalize_owned(self, units: Sequence[Tensor]) -> Stages[tuple[list[Tensor], UnitNumbers | None]]:
         """Orthogonalize the units that this rank owns, matrices of one shape as one batch."""
         owned = self.bucket.owned
         as_parameters = [
-            replace(self.batch[m], layout=u.layout, fans=u.fans, weight=elements.view(u.shape), momentum=None)
+            replace(self.batch[m], layout=u.layout, weight=elements.view(u.shape), momentum=None)
             for (m, u), elements in zip(owned, units, strict=True)
         ]
         # A replicated unit without gradient has none on any rank.
@@ -93,7 +100,7 @@ class Owners(Transport):
         ]
         if norms is None:
             return factors, None
-        of_units = {id(p): norm.flatten() for p, norm in here.by_parameter(norms)}
+        of_units = {id(p): _joined([n.flatten() for n in by_shape]) for p, by_shape in here.by_parameter(norms)}
         return factors, {
             (m, u.start): of_units.get(id(p), e.new_zeros(u.count))
             for (m, u), p, e in zip(owned, as_parameters, units, strict=True)
@@ -104,7 +111,7 @@ class Owners(Transport):
         numbers: list[list[Tensor]] = [[] for _ in steps]
         for p in self.bucket.here:
             if p.numel:
-                numbers[p.member].append(spread_over_neurons(of_neurons[p.key].flatten(), p))
+                numbers[p.member].append(spread_over_neurons(of_neurons[p.key], p))
         return [
             step * torch.cat(found).view(step.shape) if found else step
             for step, found in zip(steps, numbers, strict=True)
@@ -126,6 +133,13 @@ def neuron_sums(elements: Tensor, piece: Piece) -> Tensor:
     The sum is zero for neurons of which the piece has no element.
     """
     unit = piece.unit
+    if not unit.layout.neurons_in_order:
+        if piece.numel == 0:
+            return elements.new_zeros(sum(count * out for count, (out, _) in zip(unit.counts, unit.fans, strict=True)))
+        whole = elements.new_zeros(unit.numel)
+        whole[piece.in_unit] = elements
+        inputs = -2 if unit.layout.transposed else -1
+        return _joined([of_shape.sum(inputs).flatten() for of_shape in unit.layout.matrices(whole.view(unit.shape))])
     rows, columns, parts = _rows(piece, elements.device)
     margin = piece.in_unit.start % columns
     padded = pad(elements, (margin, parts.numel() * columns - margin - piece.numel)).view(-1, columns)
@@ -139,10 +153,30 @@ def neuron_sums(elements: Tensor, piece: Piece) -> Tensor:
 
 def spread_over_neurons(values: Tensor, piece: Piece) -> Tensor:
     """Return for each element of a piece the value of its neuron; ``values`` has the order of :func:`neuron_sums`."""
+    unit = piece.unit
+    if not unit.layout.neurons_in_order:
+        matrices = [
+            of_shape.unsqueeze(-2).expand(-1, fan_in, -1)
+            if unit.layout.transposed
+            else of_shape.unsqueeze(-1).expand(-1, -1, fan_in)
+            for of_shape, (_, fan_in) in zip(split_by_shape(values, unit), unit.fans, strict=True)
+        ]
+        return unit.layout.restore(matrices, unit.shape).flatten()[piece.in_unit]
     rows, columns, parts = _rows(piece, values.device)
-    of_rows = values.view(-1, columns)[parts] if piece.unit.layout.transposed else values[rows, None]
+    of_rows = values.view(-1, columns)[parts] if unit.layout.transposed else values[rows, None]
     margin = piece.in_unit.start % columns
     return of_rows.expand(-1, columns).reshape(-1)[margin : margin + piece.numel]
+
+
+def split_by_shape(of_neurons: Tensor, unit: Unit) -> list[Tensor]:
+    """Split numbers in the order of :func:`neuron_sums` into those of each shape of matrix, (b, fan-out)."""
+    neurons = [count * fan_out for count, (fan_out, _) in zip(unit.counts, unit.fans, strict=True)]
+    split = of_neurons.split(neurons)
+    return [of_shape.view(-1, fan_out) for of_shape, (fan_out, _) in zip(split, unit.fans, strict=True)]
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]
 
 
 def _rows(piece: Piece, device: torch.device) -> tuple[slice, int, Tensor]:

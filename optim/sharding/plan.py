@@ -28,7 +28,7 @@ class GroupPlan:
     Args:
         here: Those that this rank updates without any other.
         layouts: Where the matrices of each parameter of a muon group are.
-        fans: Fan-out and fan-in of these matrices.
+        fans: Fan-out and fan-in of these matrices; of those of the first shape, if they have several.
         everywhere: Those of Muon that are not sharded by rows, which all ranks gather.
         buckets: Those of Muon that travel to the owners of their matrices and back, bucket by bucket.
         zero1_buckets: Those of Muon whose owner also has their state: only their steps travel.
@@ -135,7 +135,7 @@ def _plan_muon(
     return GroupPlan(
         here=tuple(i for i in range(len(params)) if i not in shardings and i not in everywhere),
         layouts=layouts,
-        fans=[layout.fans(shape) for layout, shape in zip(layouts, shapes, strict=True)],
+        fans=[layout.fans(shape)[0] for layout, shape in zip(layouts, shapes, strict=True)],
         everywhere=everywhere,
         buckets=buckets(i for i in shardings if i not in shared),
         zero1_buckets=buckets(shared),

@@ -2,6 +2,7 @@
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -98,14 +99,20 @@ class Unit:
         return self.layout.count(self.shape)
 
     @property
-    def fans(self) -> tuple[int, int]:
-        """Fan-out, the number of neurons, and fan-in of each matrix."""
+    def fans(self) -> list[tuple[int, int]]:
+        """Fan-out, the number of neurons, and fan-in of a matrix of each shape."""
         return self.layout.fans(self.shape)
+
+    @property
+    def counts(self) -> list[int]:
+        """Number of matrices of each shape."""
+        return self.layout.counts(self.shape)
 
     @property
     def cost(self) -> int:
         """Cost of orthogonalizing it, up to a constant: min² · max multiplications a matrix."""
-        return self.count * min(self.fans) ** 2 * max(self.fans)
+        shapes = zip(self.counts, self.fans, strict=True)
+        return sum(count * min(fans) ** 2 * max(fans) for count, fans in shapes)
 
     @property
     def only_rank(self) -> int | None:
@@ -124,25 +131,35 @@ def cut_into_units(sharding: Sharding, layout: MatrixLayout) -> list[Unit]:
 
     A unit that only one rank has is owned by it already.
     """
-    count, part, stack_layout = layout.parts(sharding.shape)
+    units: list[Unit] = []
+    first = 0
+    for count, part, stack_layout in layout.parts(sharding.shape):
+        units += _cut_run(sharding, first, count, part, stack_layout)
+        first += count * math.prod(part)
+    return units
+
+
+def _cut_run(
+    sharding: Sharding, first: int, count: int, part: tuple[int, ...], stack_layout: MatrixLayout
+) -> Iterator[Unit]:
+    """Cut equal parts of a parameter, which begin at an element of it, into units."""
     size = math.prod(part)
     if size == 0 or count == 0:
-        return []
+        return
     if sharding.replicated:  # as many units as ranks are enough to share the work
         runs = min(count, len(sharding.ranges))
         bounds = [count * i // runs for i in range(runs + 1)]
     else:
-        inside = [(-(-start // size), stop // size) for start, stop in sharding.ranges]
+        of_run = [_overlap(shard, (first, first + count * size)) for shard in sharding.ranges]
+        inside = [(-(-(start - first) // size), (stop - first) // size) for start, stop in of_run]
         bounds = sorted({0, count} | {bound for run in inside if run[0] < run[1] for bound in run})
-        whole = {number for first, last in inside for number in range(first, last)}
+        whole = {number for low, high in inside for number in range(low, high)}
         bounds = sorted({*bounds, *(n + k for n in range(count) if n not in whole for k in (0, 1))})
-    units = []
-    for first, last in pairwise(bounds):
-        start, stop = first * size, last * size
+    for low, high in pairwise(bounds):
+        start, stop = first + low * size, first + high * size
         shards = tuple(_overlap(shard, (start, stop)) for shard in sharding.ranges)
-        unit = Unit(start, (last - first, *part), stack_layout, shards, sharding.replicated)
-        units.append(replace(unit, owner=unit.only_rank) if unit.only_rank is not None else unit)
-    return units
+        unit = Unit(start, (high - low, *part), stack_layout, shards, sharding.replicated)
+        yield replace(unit, owner=unit.only_rank) if unit.only_rank is not None else unit
 
 
 def _overlap(a: Range, b: Range) -> Range:

@@ -50,7 +50,7 @@ class MuonParameter:
     Args:
         name: Its name, for hooks.
         layout: Where the matrices are in the whole parameter.
-        fans: Fan-out and fan-in of its matrices.
+        fans: Fan-out and fan-in of its matrices; of those of its first shape, if it has several.
         weight: The weights W, in the shape of the whole parameter or of this rank's shard.
         gradient: The gradient G, of the shape of ``weight``; ``None`` if there is none: then nothing is updated.
         momentum: The moving average M of gradients, or of polar factors with ``polar_first``; ``None`` without one.
@@ -111,8 +111,14 @@ class Transport(ABC):
         """Whether the update scale is the nuclear norm."""
         return self.options["update_scale"] == "nuclear_norm"
 
-    def orthogonalize(self, names: list[str], matrices: Tensor) -> Tensor:
-        """Return the polar factors of matrices (b, m, n), after the hooks; ``names`` has one name for each matrix."""
+    def orthogonalize(
+        self, names: list[str], matrices: Tensor, fans: tuple[int, int], reference: tuple[int, int]
+    ) -> Tensor:
+        """Return the polar factors of matrices (b, m, n), after the hooks; ``names`` has one name for each matrix.
+
+        The step of a parameter is scaled as its first matrices need, whose fans are ``reference``. So the factors of
+        others, whose own ``fans`` differ, are multiplied by the ratio of the scales.
+        """
         options = self.options
         # The result of Nesterov's look-ahead is a copy. It may be overwritten unless the nuclear norm still needs it.
         is_copy = options["nesterov"] and not options["polar_first"] and not self.needs_norms
@@ -127,7 +133,10 @@ class Transport(ABC):
         )
         for hook in self.hooks:
             hook(names, factors)
-        return factors
+        if fans == reference:
+            return factors
+        own, of_parameter = (scale_factor(options["update_scale"], *f) for f in (fans, reference))
+        return factors if own == of_parameter else factors * (own / of_parameter)
 
 
 def muon_step(transport: Transport) -> Stages[None]:
@@ -223,27 +232,34 @@ def apply_steps(moving: Iterable[Applied], options: MuonOptions) -> None:
 class Here(Transport):
     """Transport nothing: the matrices are whole on this rank. Those of one shape are computed as one batch (b, m, n).
 
+    The steps are one tensor (b, m, n) for each shape of each batch of parameters.
+
     Args:
-        batches: Parameters with matrices of one shape, batch by batch, see :func:`same_shape_batches`.
+        batches: Parameters with matrices of the same shapes, batch by batch, see :func:`same_shape_batches`.
     """
 
     def __init__(self, batches: Sequence[Sequence[MuonParameter]], options: MuonOptions, hooks: Hooks) -> None:
         super().__init__([p for batch in batches for p in batch], options, hooks)
         self.batches = batches
+        # The fans of each shape of a batch, which all its parameters have.
+        self._fans = [batch[0].layout.fans(batch[0].weight.shape) for batch in batches]
 
     @override
     def polar(self, sources: Sequence[Tensor]) -> Stages[tuple[Steps, list[Tensor] | None]]:
         yield from ()
         matrices = self.join(sources)
         del sources  # freed before the iteration, whose batch is to stay in the cache, see BATCH_ELEMENTS
-        factors = [self.orthogonalize(self._names(b), m) for b, m in zip(self.batches, matrices, strict=True)]
+        factors = [
+            self.orthogonalize(self._names(batch, shape), of_shape, fans, batch[0].fans)
+            for (batch, shape, fans), of_shape in zip(self._shapes(), matrices, strict=True)
+        ]
         norms = [nuclear_norm(m, f) for m, f in zip(matrices, factors, strict=True)] if self.needs_norms else None
         return factors, norms
 
     @override
     def normalize_neurons(self, steps: Steps, mean_squares: Sequence[Tensor]) -> Steps:
         normalized = []
-        for batch, step, squares in zip(self.batches, steps, self.join(mean_squares), strict=True):
+        for (batch, *_), step, squares in zip(self._shapes(), steps, self.join(mean_squares), strict=True):
             inputs = -2 if batch[0].layout.transposed else -1  # the dimension over which a neuron extends
             wide = step.to(squares.dtype)
             factors = neuron_factors(squares.mean(inputs), wide.square().sum(inputs))
@@ -258,29 +274,39 @@ class Here(Transport):
     def join(self, tensors: Sequence[Tensor]) -> Steps:
         rest = iter(tensors)
         matrices = [[p.layout.matrices(tensor) for p, tensor in zip(b, rest, strict=False)] for b in self.batches]
-        return [torch.cat(of_batch) if len(of_batch) > 1 else of_batch[0] for of_batch in matrices]
+        of_shapes = [of_shape for of_batch in matrices for of_shape in zip(*of_batch, strict=True)]
+        return [torch.cat(of_shape) if len(of_shape) > 1 else of_shape[0] for of_shape in of_shapes]
 
     @override
     def split(self, steps: Steps) -> list[Tensor]:
         return [p.layout.restore(matrices, p.weight.shape) for p, matrices in self.by_parameter(steps)]
 
-    def by_parameter(self, tensors: Sequence[Tensor]) -> Iterator[tuple[MuonParameter, Tensor]]:
-        """Split a tensor (b, …) of each batch, such as its nuclear norms, into those of its parameters."""
-        for batch, tensor in zip(self.batches, tensors, strict=True):
-            yield from zip(batch, tensor.split([p.layout.count(p.weight.shape) for p in batch]), strict=True)
+    def by_parameter(self, tensors: Sequence[Tensor]) -> Iterator[tuple[MuonParameter, tuple[Tensor, ...]]]:
+        """Split the tensors (b, …) of all shapes, such as nuclear norms, into those of each parameter, by shape."""
+        rest = iter(tensors)
+        for batch, fans in zip(self.batches, self._fans, strict=True):
+            counts = zip(*(p.layout.counts(p.weight.shape) for p in batch), strict=True)
+            split = [next(rest).split(of_shape) for of_shape, _ in zip(counts, fans, strict=True)]
+            yield from zip(batch, zip(*split, strict=True), strict=True)
 
-    def _names(self, batch: Sequence[MuonParameter]) -> list[str]:
-        return [p.name for p in batch for _ in range(p.layout.count(p.weight.shape))] if self.hooks else []
+    def _shapes(self) -> Iterator[tuple[Sequence[MuonParameter], int, tuple[int, int]]]:
+        """Return each shape of each batch: the batch, the place among its shapes, and the fans."""
+        for batch, of_batch in zip(self.batches, self._fans, strict=True):
+            yield from ((batch, shape, fans) for shape, fans in enumerate(of_batch))
+
+    def _names(self, batch: Sequence[MuonParameter], shape: int) -> list[str]:
+        return [p.name for p in batch for _ in range(p.layout.counts(p.weight.shape)[shape])] if self.hooks else []
 
 
 def same_shape_batches(
     parameters: Iterable[MuonParameter], batch_elements: int | None
 ) -> Iterator[list[MuonParameter]]:
-    """Group parameters with matrices of one shape, way of storage, dtype and device into bounded batches."""
+    """Group parameters with matrices of the same shapes, way of storage, dtype and device into bounded batches."""
     alike: defaultdict[Any, list[MuonParameter]] = defaultdict(list)
     for p in parameters:
         dtype = p.momentum.dtype if p.momentum is not None else None
-        alike[p.weight.device, p.weight.dtype, dtype, p.layout.transposed, p.fans].append(p)
+        shapes = tuple(p.layout.fans(p.weight.shape))
+        alike[p.weight.device, p.weight.dtype, dtype, p.layout.transposed, p.fans, shapes].append(p)
     for (device, *_), members in alike.items():
         yield from bounded(members, lambda p: p.weight.numel(), batch_bound(batch_elements, device))
 
