@@ -135,7 +135,7 @@ class Owners(Transport):
             p for p, (_, u) in zip(as_parameters, owned, strict=True) if p.gradient is not None or not u.replicated
         ]
         here = Here(list(same_shape_batches(with_gradient, sys.maxsize)), self.options, self.hooks)
-        polar, norms = here.factors([p.weight for p in here.batch], [moves[id(p)] for p in here.batch])
+        polar, norms = here.factors(here.join([p.weight for p in here.batch]), [moves[id(p)] for p in here.batch])
         found = {id(p): factor.reshape(-1) for p, factor in zip(here.batch, here.split(polar), strict=True)}
         factors = [
             found[id(p)] if id(p) in found else torch.zeros_like(e) for p, e in zip(as_parameters, units, strict=True)

@@ -131,7 +131,7 @@ def cut_into_units(sharding: Sharding, layout: MatrixLayout) -> list[Unit]:
 
     A unit that only one rank has is owned by it already.
     """
-    units = []
+    units: list[Unit] = []
     first = 0
     for count, part, stack_layout in layout.parts(sharding.shape):
         units += _cut_run(sharding, first, count, part, stack_layout)

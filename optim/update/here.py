@@ -36,22 +36,20 @@ class Here(Transport):
         self, sources: Sequence[Tensor], gradients: Sequence[Tensor]
     ) -> Stages[tuple[Steps, list[Tensor] | None]]:
         yield from ()
-        return self.factors(sources, self._moving(gradients))
-
-    def factors(self, sources: Sequence[Tensor], moving: Sequence[Tensor]) -> tuple[Steps, list[Tensor] | None]:
-        """Return the polar factors, and their nuclear norms if the scale needs them.
-
-        Args:
-            sources: The matrices of each parameter.
-            moving: For each parameter, whether its matrices move, shape (matrices,); the factors of others are zero.
-        """
+        moving = self._moving(gradients)
         matrices = self.join(sources)
         del sources  # freed before the iteration, whose batch is to stay in the cache, see BATCH_ELEMENTS
+        return self.factors(matrices, moving)
+
+    def factors(self, matrices: Steps, moving: Sequence[Tensor]) -> tuple[Steps, list[Tensor] | None]:
+        """Return the polar factors of joined matrices, and their nuclear norms if the scale needs them.
+
+        ``moving`` says for each parameter which of its matrices move, shape (matrices,); the factors of others are zero.
+        """
+        places = zip(self._shapes(), matrices, self._join_numbers(moving), strict=True)
         factors = [
             self.orthogonalize(self._names(batch, shape), of_shape, moves, fans, batch[0].fans)
-            for (batch, shape, fans), of_shape, moves in zip(
-                self._shapes(), matrices, self._join_numbers(moving), strict=True
-            )
+            for (batch, shape, fans), of_shape, moves in places
         ]
         norms = [nuclear_norm(m, f) for m, f in zip(matrices, factors, strict=True)] if self.needs_norms else None
         return factors, norms
@@ -129,7 +127,7 @@ class Here(Transport):
         return [torch.cat(of_shape) if len(of_shape) > 1 else of_shape[0] for of_shape in of_shapes]
 
     def _join_numbers(self, numbers: Sequence[Tensor]) -> Steps:
-        """Join the numbers of the matrices of each parameter, (matrices,), into one tensor for each shape of a batch."""
+        """Join the numbers of the matrices of each parameter into one tensor (b,) for each shape of a batch."""
         split = [n.split(p.layout.counts(p.weight.shape)) for p, n in zip(self.batch, numbers, strict=True)]
         return self._join_shapes(split)
 

@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -79,36 +80,41 @@ class MatrixLayout:
         stack, rows, columns = self._sizes(tensor.shape)
         if self._is_plain:
             return [tensor.reshape(stack * self.blocks, rows // self.blocks, columns)]
-        cut = 2 + self._cuts_columns  # the dimension of the blocks; the one before it counts the repetitions
-        whole = tensor.reshape(stack, rows, columns).unflatten(cut - 1, (self.interleaved, -1))
         runs = self._runs(tensor.shape)
+        if len(runs) == 1:
+            return [self._separate(tensor, *runs[0], tensor.shape).flatten(0, 1)]
+        cut = self._cut_dimension
+        pattern = sum(size * number for size, number in runs)
+        whole = tensor.reshape(
+            (stack, rows, self.interleaved, pattern) if cut == 3 else (stack, self.interleaved, pattern, columns)
+        )
         found: defaultdict[int, list[Tensor]] = defaultdict(list)
         for (size, number), run in zip(runs, whole.split([size * number for size, number in runs], cut), strict=True):
-            # (stack, blocks, …): of each block (repetitions, rows, columns) or (rows, repetitions, columns)
-            blocks = run.unflatten(cut, (number, size)).movedim(cut, 1)
-            found[size].append(blocks.flatten(cut, cut + 1))
+            found[size].append(self._separate(run, size, number, tensor.shape))
         return [(torch.cat(same, 1) if len(same) > 1 else same[0]).flatten(0, 1) for same in found.values()]
 
     def restore(self, batches: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
         """Undo :meth:`matrices`: arrange batches (b, rows, columns) in the shape of the parameter."""
         if self._is_plain:
             return batches[0].reshape(tuple(shape))
-        cut = 2 + self._cuts_columns
         runs = self._runs(shape)
+        if len(runs) == 1:
+            return self._interleave(batches[0], *runs[0], shape).reshape(tuple(shape))
+        cut = self._cut_dimension
         of_size: dict[int, list[Tensor]] = {}
         for batch, size in zip(batches, dict.fromkeys(size for size, _ in runs), strict=True):
             numbers = [number for same, number in runs if same == size]
-            blocks = batch.unflatten(0, (-1, sum(numbers))).unflatten(cut, (self.interleaved, size))
-            of_size[size] = list(blocks.movedim(1, cut).split(numbers, cut))
-        whole = [of_size[size].pop(0).flatten(cut, cut + 1) for size, _ in runs]
-        return (torch.cat(whole, cut) if len(whole) > 1 else whole[0]).reshape(tuple(shape))
+            of_size[size] = list(self._interleave(batch, size, sum(numbers), shape).split(numbers, cut))
+        pieces = [of_size[size].pop(0).flatten(cut, cut + 1) for size, _ in runs]
+        return torch.cat(pieces, cut).reshape(tuple(shape))
 
     def fans(self, shape: Sequence[int]) -> list[tuple[int, int]]:
         """Return, for each batch of :meth:`matrices`, the fan-out and the fan-in of a matrix."""
         _, rows, columns = self._sizes(shape)
         fan_out, fan_in = (columns, rows) if self.transposed else (rows, columns)
-        if not self._is_cut:
-            return [(fan_out, fan_in)]
+        if not self.split_sizes:
+            blocks = self.blocks
+            return [(fan_out, fan_in // blocks) if self.along_inputs else (fan_out // blocks, fan_in)]
         sizes = [size * self.interleaved for size in dict.fromkeys(size for size, _ in self._runs(shape))]
         return [(fan_out, size) if self.along_inputs else (size, fan_in) for size in sizes]
 
@@ -144,15 +150,20 @@ class MatrixLayout:
         """Whether the stored rows, or columns if transposed, are the neurons of one matrix after those of another."""
         return not self._is_cut or (not self.along_inputs and not self.split_sizes and self.interleaved == 1)
 
-    @property
+    @cached_property
     def _is_cut(self) -> bool:
         return self.blocks > 1 or len(self.split_sizes) > 1
 
-    @property
+    @cached_property
     def _cuts_columns(self) -> bool:
         return self.transposed != self.along_inputs
 
     @property
+    def _cut_dimension(self) -> int:
+        """The dimension of the blocks where one more, before it, counts the repetitions."""
+        return 2 + self._cuts_columns
+
+    @cached_property
     def _is_plain(self) -> bool:
         """Whether the matrices are one after another in memory, and of one shape."""
         return not self._is_cut or not (self._cuts_columns or self.split_sizes or self.interleaved > 1)
@@ -160,6 +171,20 @@ class MatrixLayout:
     def _sizes(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Return the length of the stack, and the rows and columns of an entry."""
         return shape[0] if self.stacked else 1, shape[self.stacked], math.prod(shape[self.stacked + 1 :])
+
+    def _separate(self, run: Tensor, size: int, number: int, shape: Sequence[int]) -> Tensor:
+        """Return adjacent blocks of one size, repeated along the dimension that is cut, as (stack, number, m, n)."""
+        stack, rows, columns = self._sizes(shape)
+        if self._cuts_columns:
+            return run.reshape(stack, rows, self.interleaved, number, size).permute(0, 3, 1, 2, 4).flatten(3)
+        return run.reshape(stack, self.interleaved, number, size, columns).transpose(1, 2).flatten(2, 3)
+
+    def _interleave(self, batch: Tensor, size: int, number: int, shape: Sequence[int]) -> Tensor:
+        """Undo :meth:`_separate`, but for blocks and their sizes, which stay two dimensions."""
+        stack, rows, columns = self._sizes(shape)
+        if self._cuts_columns:
+            return batch.reshape(stack, number, rows, self.interleaved, size).permute(0, 2, 3, 1, 4)
+        return batch.reshape(stack, number, self.interleaved, size, columns).transpose(1, 2)
 
     def _runs(self, shape: Sequence[int]) -> list[tuple[int, int]]:
         """Return size and number of adjacent equal blocks in one repetition, in rows or columns of a matrix."""

@@ -132,10 +132,10 @@ class Foreign(Optimizer):
                     continue
                 generator = torch.Generator().manual_seed(len(name))
                 layout = MatrixLayout(**where)
-                factors = torch.randn(layout.matrices(p).shape, generator=generator, dtype=torch.float64)
+                factors = torch.randn(layout.matrices(p)[0].shape, generator=generator, dtype=torch.float64)
                 scale = torch.linspace(0.1, 3.7, len(factors)).view(-1, 1, 1)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.sub_(group["lr"] * layout.restore((factors * scale).to(p), p.shape))
+                p.sub_(group["lr"] * layout.restore([(factors * scale).to(p)], p.shape))
                 norms = torch.linalg.matrix_norm(factors, keepdim=True)
                 self.factors[name] = factors * min(factors.shape[1:]) ** 0.5 / norms
         return loss

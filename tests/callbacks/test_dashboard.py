@@ -193,11 +193,13 @@ def test_histograms_are_of_the_singular_values(regression: Module, fit: Fit, ten
         ((5, 3, 2, 2), {}),
         ((3, 4, 5), {"stacked": True}),
         ((2, 6, 5), {"stacked": True, "blocks": 2}),
+        ((9, 5), {"split_sizes": [4, 3, 2]}),
     ],
 )
 def test_singular_values_are_those_of_each_matrix_that_muon_sees(shape: tuple[int, ...], given: dict[str, Any]) -> None:
     parameter = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    expected = torch.linalg.svdvals(MatrixLayout(**given).matrices(parameter).double()).flatten().sort().values
+    matrices = [matrix for batch in MatrixLayout(**given).matrices(parameter) for matrix in batch]
+    expected = torch.cat([torch.linalg.svdvals(matrix.double()) for matrix in matrices]).sort().values
     found = singular_values(parameter, **given)
     torch.testing.assert_close(found.sort().values.double(), expected, rtol=1e-5, atol=1e-6)
 

@@ -190,7 +190,7 @@ def test_experts_stored_in_out_are_told_by_their_shapes() -> None:
         "gate_up_proj": MatrixLayout(stacked=True, blocks=2, transposed=True),
         "down_proj": MatrixLayout(stacked=True, transposed=True),
     }
-    assert layouts["gate_up_proj"].fans(experts.gate_up_proj.shape) == (12, 8)
+    assert layouts["gate_up_proj"].fans(experts.gate_up_proj.shape) == [(12, 8)]
 
 
 @pytest.mark.parametrize("old", [False, True])

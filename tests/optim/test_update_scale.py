@@ -45,7 +45,7 @@ def test_a_step_moves_by_lr_times_scale_times_polar_factor(
     from lightning_muon.optim import MatrixLayout
 
     view = MatrixLayout(**layout)
-    factor = view.restore(orthogonalize(view.matrices(weight.grad)), shape)
+    factor = view.restore([orthogonalize(matrices) for matrices in view.matrices(weight.grad)], shape)
     torch.testing.assert_close(before - weight, 0.1 * SCALES[name](fan_out, fan_in) * factor, atol=1e-5, rtol=1e-5)
 
 
