@@ -103,7 +103,7 @@ def check_options(label: str, options: Mapping[str, Any], hyperparameters: Itera
     if options["neuron_beta"] is not None:
         check_number(label, "neuron_beta", options["neuron_beta"], 0.0, 1.0)
     if options["fixed_norm"] is not None:
-        check_number(label, "fixed_norm", options["fixed_norm"], 0.0, None)
+        check_number(label, "fixed_norm", options["fixed_norm"], 0.0)
     if options["momentum_dtype"] not in {None, *get_args(MomentumDtype)}:
         raise ValueError(
             f"{label}: momentum_dtype is {options['momentum_dtype']!r},"

@@ -43,9 +43,10 @@ def adamw_update(parameters: Sequence[AdamWParameter]) -> None:
     (``benchmarks/optimizer_step.py``); elsewhere torch's default.
 
     Half-precision parameters are updated in float32 and rounded once: float16 rounds eps to zero, and bfloat16 rounds a
-    β₂ close to one to one. Real and imaginary parts of complex parameters are updated as numbers of their own. Cautious weight decay shrinks only the weights
-    that the step does not push outwards (arXiv:2510.12402). Averages that are stored in fewer bytes are read, updated
-    and saved by batches of at most ``batch_elements``, so that little of them is in memory in full.
+    β₂ close to one to one. Real and imaginary parts of complex parameters are updated as numbers of their own. Cautious
+    weight decay shrinks only the weights that the step does not push outwards (arXiv:2510.12402). Averages that are
+    stored in fewer bytes are read, updated and saved by batches of at most ``batch_elements``, so that few of them are
+    in memory in full.
     """
     alike: defaultdict[int, list[AdamWParameter]] = defaultdict(list)
     for p in parameters:

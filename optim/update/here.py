@@ -44,7 +44,7 @@ class Here(Transport):
     def factors(self, matrices: Steps, moving: Sequence[Tensor]) -> tuple[Steps, list[Tensor] | None]:
         """Return the polar factors of joined matrices, and their nuclear norms if the scale needs them.
 
-        ``moving`` says for each parameter which of its matrices move, shape (matrices,); the factors of others are zero.
+        ``moving`` says which matrices of each parameter move, shape (matrices,); the factors of others are zero.
         """
         places = zip(self._shapes(), matrices, self._join_numbers(moving), strict=True)
         factors = [
