@@ -21,10 +21,11 @@ from lightning_muon.optim.parameter_group import (
     warn_of_idle_roles,
 )
 from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
+from lightning_muon.optim.polar.user_function import name_of
 from lightning_muon.optim.sharding.plan import Plan, make_plans
 from lightning_muon.optim.sharding.sharding import Sharding
 from lightning_muon.optim.sharding.zero1 import StateShares, consolidate
-from lightning_muon.optim.state_dict import fill_state, full_state, is_stored_smaller, restored
+from lightning_muon.optim.state_dict import FUNCTIONS, fill_state, full_state, is_stored_smaller, restored
 from lightning_muon.optim.update.muon import OrthogonalizeHook
 from lightning_muon.optim.update.options import CommunicationDtype, MomentumDtype, alike
 from lightning_muon.optim.update.scale import UpdateScale
@@ -248,13 +249,8 @@ class MuonAdamW(torch.optim.Optimizer):
             return
         whole = consolidate(shares, {**self.state, **self._full_state()}, to)
         if whole is not None:
-            here = dict(self.state)
-            self.state.update({param: state for (param, _), state in zip(shares, whole, strict=True) if state})
-            try:
-                self._consolidated = super().state_dict()
-            finally:
-                self.state.clear()
-                self.state.update(here)
+            full = {param: state for (param, _), state in zip(shares, whole, strict=True) if state}
+            self._consolidated = self._saved(full)
 
     def state_dict(self) -> dict[str, Any]:
         """Return hyperparameters and state, whole tensors or DTensors, as any ``torch.optim`` optimizer does.
@@ -263,11 +259,7 @@ class MuonAdamW(torch.optim.Optimizer):
             RuntimeError: If the ranks share out the state, and it was not consolidated here since the last step.
         """
         if not self._shares():
-            saved = super().state_dict()
-            numbers = {}
-            for group, saved_group in zip(self.param_groups, saved["param_groups"], strict=True):
-                numbers.update(zip(group["params"], saved_group["params"], strict=True))
-            saved["state"].update({numbers[param]: state for param, state in self._full_state().items()})
+            saved = self._saved(self._full_state())
             fill_state(self.param_groups, self.state, saved)
             return saved
         if self._consolidated is None:
@@ -334,6 +326,21 @@ class MuonAdamW(torch.optim.Optimizer):
                     if is_stored_smaller(state):
                         full[param] = dict(full_state(param, state, group, plan, index))
         return full
+
+    def _saved(self, full: dict[Tensor, dict[str, Any]]) -> dict[str, Any]:
+        """Return the state dict of torch, with the ``full`` state of some parameters in place of what is stored."""
+        stored = dict(self.state)
+        self.state.update(full)
+        try:
+            saved = super().state_dict()
+        finally:
+            self.state.clear()
+            self.state.update(stored)
+        for group in saved["param_groups"]:
+            for option in FUNCTIONS:
+                if callable(group[option]):
+                    group[option] = name_of(group[option])  # a checkpoint contains no code
+        return saved
 
     def _shares(self) -> list[tuple[Tensor, StateShares]]:
         """Return the parameters whose state the ranks share out."""
