@@ -6,5 +6,6 @@
 - ``traffic``: bytes and collectives of a step on several processes
 - ``monitors``: the cost of the monitors in the demo
 - ``unhealthy_run``: the demo healthy, unhealthy, and with ``AutoWeightDecay``
+- ``schedules``: the demo with schedules for momentum and weight decay
 - ``tables``: fills the tables of the docs from the records
 """

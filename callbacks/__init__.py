@@ -8,16 +8,19 @@ They serve ``MuonAdamW``, ``torch.optim.Muon``, and every optimizer whose parame
 - :class:`GradientMonitor`: condition number and stable rank of gradient and momentum.
 - :class:`OptimizerTimeMonitor`: the optimizer's share of the time of a step.
 - :class:`AutoWeightDecay`: weight decay that holds the weights at a good size.
+- :class:`HyperparameterSchedule`: momentum, weight decay and others as a function of the step.
 - :class:`MuonDashboard`: TensorBoard pages with all of this.
 
 Inside, ``monitor`` decides when to measure, and ``logging`` how to log. ``matrices`` finds Muon's matrices,
-``sampling`` chooses some, and ``shards`` combines values over ranks. ``limits`` warns, ``arguments`` checks what users
-pass, ``measures`` computes, ``decay`` decides on weight decays, and ``tensorboard`` makes TensorBoard's pages.
+``sampling`` chooses some, and ``shards`` combines values over ranks. ``limits`` warns, ``arguments`` and ``points``
+check what users pass, ``measures`` computes, ``decay`` decides on weight decays, and ``tensorboard`` makes
+TensorBoard's pages.
 """
 
 from lightning_muon.callbacks.auto_weight_decay import AutoWeightDecay
 from lightning_muon.callbacks.dashboard import MuonDashboard
 from lightning_muon.callbacks.gradients import GradientMonitor
+from lightning_muon.callbacks.hyperparameter_schedule import HyperparameterSchedule
 from lightning_muon.callbacks.optimizer_time import OptimizerTimeMonitor
 from lightning_muon.callbacks.orthogonality import OrthogonalityMonitor
 from lightning_muon.callbacks.update_rms import UpdateRMSMonitor
@@ -26,6 +29,7 @@ from lightning_muon.callbacks.weight_rms import WeightRMSMonitor
 __all__ = [
     "AutoWeightDecay",
     "GradientMonitor",
+    "HyperparameterSchedule",
     "MuonDashboard",
     "OptimizerTimeMonitor",
     "OrthogonalityMonitor",

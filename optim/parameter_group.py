@@ -56,7 +56,7 @@ class MuonGroup(dict[str, Any]):
             self[key] = new[key]
 
     @override
-    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc]
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override]
         self.update(other)
         return self
 

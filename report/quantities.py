@@ -261,6 +261,16 @@ QUANTITIES = (
         panel=Panel(10, "optimizer's share of the step", ("optimizer_share",)),
         report=(Line("optimizer's share of the step", "optimizer_share", write="{:.1%}"),),
     ),
+    Quantity(
+        tag="hyperparameter/<name>/<group>",
+        monitor="HyperparameterSchedule",
+        meaning="value for the step of a scheduled hyperparameter, such as `momentum` or `weight_decay`",
+        unit="that of the hyperparameter",
+        usual="a curve through the `points` of the schedule",
+        advice="read the text of the same name: it has the points as steps of the run",
+        chart=Chart("Training", 4, "Scheduled hyperparameters", r"hyperparameter/.+"),
+        report=(Line("scheduled {group}, final", r"hyperparameter/.+", final),),
+    ),
 )
 
 

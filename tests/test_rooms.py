@@ -33,6 +33,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         # Facts that the callbacks share with the optimizer, whatever the optimizer:
         "optim.routing.wrapped_names",  # names of parameters without the prefixes of wrappers
         "optim.update.matrix_layout",  # where the matrices of a parameter are
+        "optim.update.options",  # which options of a group its algorithm has
         "optim.update.state",  # which dtypes are half precision
         "optim.sharding.dtensor",  # what a shard is under FSDP2
         "optim.sharding.wrappers",  # what a shard is under FSDP1

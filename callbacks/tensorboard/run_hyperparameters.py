@@ -12,6 +12,7 @@ from torch.utils.tensorboard.summary import hparams
 from typing_extensions import TypeIs
 
 from lightning_muon.callbacks.auto_weight_decay import AutoWeightDecay
+from lightning_muon.callbacks.hyperparameter_schedule import HyperparameterSchedule
 
 # Of each parameter group, in this order, if the optimizer has them.
 OPTIONS = ("lr", "weight_decay", "momentum", "orthogonalizer", "update_scale")
@@ -23,7 +24,7 @@ Value = str | float | int | bool
 
 
 def run_hyperparameters(trainer: Trainer, initial: Mapping[str, Any]) -> dict[str, Value]:
-    """Return the plain hyperparameters of optimizers, trainer, ``AutoWeightDecay``, module and data.
+    """Return the plain hyperparameters of optimizers, trainer, callbacks that set them, module and data.
 
     The learning rate is the one before any schedule. If the groups of an optimizer differ, the value of the first has
     the plain name, and those of the others have the group's name added, as in ``lr (head)``.
@@ -44,6 +45,9 @@ def run_hyperparameters(trainer: Trainer, initial: Mapping[str, Any]) -> dict[st
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, AutoWeightDecay) and callback.target_rms is not None:
             found["target_rms"] = callback.target_rms
+        if isinstance(callback, HyperparameterSchedule):
+            name, _, points = str(callback).partition(": ")
+            found[f"schedule of {name}"] = points
     known = {*found, "_instantiator", "_class_path"}  # LightningCLI adds the last two
     return found | {name: value for name, value in initial.items() if name not in known and _is_plain(value)}
 

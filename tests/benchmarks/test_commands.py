@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import monitors, optimizer_step, orthogonalization, traffic, unhealthy_run
+from benchmarks import monitors, optimizer_step, orthogonalization, schedules, traffic, unhealthy_run
 from benchmarks.matrix_problems import __main__ as matrix_problems
 from benchmarks.matrix_problems.methods import METHODS
 from benchmarks.matrix_problems.problems import PROBLEMS, Problem
@@ -113,9 +113,19 @@ def test_monitors(tmp_path: Path) -> None:
     monitors.main(["--quick", "--results", str(tmp_path)])
     rows = {row["monitor"]: row["ms in 10 steps"] for row in record(tmp_path / "monitors-cpu.json")["rows"]}
     watching = {name for name in callbacks.__all__ if rows.get(name, 0.0) > 0.0}
-    assert watching == set(callbacks.__all__)
+    assert watching == set(callbacks.__all__) - {"HyperparameterSchedule"}
     assert rows["sum of these"] == pytest.approx(sum(rows[name] for name in watching))
     assert rows["sum of these"] < rows["the steps themselves"]
+
+
+def test_schedules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedules, "SEEDS", (42, 43))
+    schedules.main(["--quick", "--results", str(tmp_path)])
+    rows = record(tmp_path / "schedules-cpu.json")["rows"]
+    losses = {row["schedule"]: row["losses"] for row in rows}
+    assert set(losses) == set(schedules.SCHEDULES)
+    assert len({tuple(values) for values in losses.values()}) == len(losses)  # each schedule acts
+    assert all(row["seed 42"] == f"{row['losses'][0]:.4f}" for row in rows)
 
 
 def test_unhealthy_run(tmp_path: Path) -> None:

@@ -27,9 +27,9 @@ ALL = WEIGHTS | UPDATES | GRADIENTS | {"weight_decay", "optimizer_share"}
 
 
 def monitors() -> list[Callback]:
-    """Every callback of the package, at every step."""
+    """Every callback of the package that only watches, at every step."""
     found: list[Callback] = []
-    for name in callbacks.__all__:
+    for name in [name for name in callbacks.__all__ if name != "HyperparameterSchedule"]:
         options: dict[str, Any] = {} if name == "MuonDashboard" else {"every_n_steps": 1}
         if name == "WeightRMSMonitor":
             options["outputs"] = ["net.*"]

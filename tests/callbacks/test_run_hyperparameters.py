@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.plugins.hparams import metadata
 
-from lightning_muon.callbacks import AutoWeightDecay, MuonDashboard, WeightRMSMonitor
+from lightning_muon.callbacks import AutoWeightDecay, HyperparameterSchedule, MuonDashboard, WeightRMSMonitor
 from lightning_muon.optim import MuonAdamW
 
 Fit = Callable[..., Trainer]
@@ -68,6 +68,20 @@ def test_without_a_monitored_metric_the_losses_judge(
 ) -> None:
     trainer = fit(regression(MuonAdamW), callbacks=[MuonDashboard()], logger=tensorboard)
     assert shown(events(trainer))[1] == ["train/loss"]
+
+
+def test_schedules_are_hyperparameters(
+    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any
+) -> None:
+    schedules = [
+        HyperparameterSchedule("momentum", {0: 0.9, "100%": 0.95}),
+        HyperparameterSchedule("weight_decay", {-1: 0.5}, groups=["muon", "adamw"]),
+    ]
+    trainer = fit(regression(MuonAdamW), callbacks=[MuonDashboard(), *schedules], logger=tensorboard)
+    values = shown(events(trainer))[0]
+    assert values["schedule of momentum"] == "0: 0.9, 100%: 0.95"
+    assert values["schedule of weight_decay of muon, adamw"] == "-1: 0.5"
+    assert values["momentum"] == 0.9
 
 
 @pytest.mark.parametrize("target", [0.2, "bf16", None])

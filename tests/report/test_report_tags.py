@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
 from lightning_muon import callbacks
-from lightning_muon.callbacks import AutoWeightDecay, UpdateRMSMonitor
+from lightning_muon.callbacks import AutoWeightDecay, HyperparameterSchedule, UpdateRMSMonitor
 from lightning_muon.callbacks.tensorboard.pages import layout
 from lightning_muon.optim import MuonAdamW
 from lightning_muon.report import QUANTITIES, Comparison, Quantity, RunLog, compare, health, quantities
@@ -33,9 +33,10 @@ def figures(comparison: Comparison) -> dict[str, Any]:
 
 
 def monitors() -> list[Any]:
-    names = [name for name in callbacks.__all__ if name != "MuonDashboard"]
+    names = [name for name in callbacks.__all__ if name not in {"MuonDashboard", "HyperparameterSchedule"}]
     options = {"WeightRMSMonitor": {"outputs": ["net.*"], "per_parameter": True}}
-    return [getattr(callbacks, name)(every_n_steps=1, **options.get(name, {})) for name in names]
+    watching = [getattr(callbacks, name)(every_n_steps=1, **options.get(name, {})) for name in names]
+    return [*watching, HyperparameterSchedule("momentum", {0: 0.9, -1: 0.95})]
 
 
 @pytest.mark.parametrize("make_logger", [TensorBoardLogger, CSVLogger])
