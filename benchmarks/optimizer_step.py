@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.floor import machine_rates
+from benchmarks.floor import Rates, machine_rates
 from benchmarks.peak_memory import peak_memory
 from benchmarks.peers import PEERS, installed_peers, split
 from benchmarks.record import REPOSITORY, RESULTS, report
@@ -142,24 +142,33 @@ class Contestant:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def torch_muon(model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Return ``torch.optim.Muon`` for 2-D hidden matrices and AdamW for the rest, as its documentation shows."""
+def torch_muon(model: nn.Module, fused: bool | None = None) -> list[torch.optim.Optimizer]:
+    """Return ``torch.optim.Muon`` for 2-D hidden matrices and AdamW for the rest, as its documentation shows.
+
+    Args:
+        model: The model.
+        fused: Argument of AdamW.
+    """
     hidden, rest = split(model)
     matrices = [p for p in hidden if p.ndim == 2]
-    adamw = torch.optim.AdamW([*rest, *(p for p in hidden if p.ndim != 2)])
+    adamw = torch.optim.AdamW([*rest, *(p for p in hidden if p.ndim != 2)], fused=fused)
     return [*([torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw")] if matrices else []), adamw]
+
+
+def make_contestant(
+    build: Callable[[], nn.Module], device: str, optimizers: Callable[[nn.Module], list[torch.optim.Optimizer]]
+) -> Contestant:
+    """Make a model, its optimizers and random gradients."""
+    torch.manual_seed(0)
+    model = build().to(device)
+    return Contestant(optimizers(model), {p: torch.randn_like(p) for p in model.parameters()})
 
 
 def contestants(
     build: Callable[[], nn.Module], device: str, peers: Iterable[str]
 ) -> Iterator[tuple[str, Callable[[], Contestant]]]:
     """Yield the name of each contestant and a function that makes it."""
-
-    def make(optimizers: Callable[[nn.Module], list[torch.optim.Optimizer]]) -> Contestant:
-        torch.manual_seed(0)
-        model = build().to(device)
-        return Contestant(optimizers(model), {p: torch.randn_like(p) for p in model.parameters()})
-
+    make = partial(make_contestant, build, device)
     yield REFERENCE, partial(make, torch_muon)
     yield "torch AdamW alone", partial(make, lambda model: [torch.optim.AdamW(model.parameters())])
     yield "torch AdamW alone, fused", partial(make, lambda model: [torch.optim.AdamW(model.parameters(), fused=True)])
@@ -185,30 +194,39 @@ def measure(build: Callable[[], nn.Module], device: str, rounds: int, peers: Ite
     rows = []
     for name, maker in made.items():
         contestant = reference if name == REFERENCE else maker()
-        contestant.prepare()
-        contestant.step()
-        contestant.prepare()
-        peak = peak_memory(contestant.step, device)
-        contestant.prepare()
-        floor = rates.floor(contestant.step, contestant.least_bytes()) if name in MULTIPLIES_IN_BFLOAT16 else None
-        pairs: list[tuple[float, float]] = []
-        start = time.perf_counter()
-        while len(pairs) < min(3, rounds) or (len(pairs) < rounds and time.perf_counter() - start < SECONDS):
-            pairs.append((_seconds(reference, device), _seconds(contestant, device)))
-        rows.append(
-            {
-                "optimizer": name,
-                "rounds": len(pairs),
-                "ms": 1e3 * statistics.median(own for _, own in pairs),
-                "times torch's speed": statistics.median(theirs / own for theirs, own in pairs),
-                "floor ms": None if floor is None else 1e3 * floor,
-                "state MB": contestant.state_bytes() / 2**20,
-                "peak MB": None if peak is None else peak / 2**20,
-            }
-        )
+        measured = compare(contestant, reference, device, rounds)
+        floor = floor_ms(contestant, rates) if name in MULTIPLIES_IN_BFLOAT16 else None
+        rows.append({"optimizer": name, **measured, "floor ms": floor})
         del contestant
         gc.collect()
     return rows
+
+
+def compare(
+    contestant: Contestant, reference: Contestant, device: str, rounds: int, limit: float = SECONDS
+) -> dict[str, Any]:
+    """Measure a contestant in turns with the reference, for ``limit`` seconds at most, but at least three times."""
+    contestant.prepare()
+    contestant.step()
+    contestant.prepare()
+    peak = peak_memory(contestant.step, device)
+    pairs: list[tuple[float, float]] = []
+    start = time.perf_counter()
+    while len(pairs) < min(3, rounds) or (len(pairs) < rounds and time.perf_counter() - start < limit):
+        pairs.append((_seconds(reference, device), _seconds(contestant, device)))
+    return {
+        "rounds": len(pairs),
+        "ms": 1e3 * statistics.median(own for _, own in pairs),
+        "times torch's speed": statistics.median(theirs / own for theirs, own in pairs),
+        "state MB": contestant.state_bytes() / 2**20,
+        "peak MB": None if peak is None else peak / 2**20,
+    }
+
+
+def floor_ms(contestant: Contestant, rates: Rates) -> float:
+    """Return the floor of a step in milliseconds: products in bfloat16, and the least memory traffic."""
+    contestant.prepare()
+    return 1e3 * rates.floor(contestant.step, contestant.least_bytes())
 
 
 def _seconds(contestant: Contestant, device: str) -> float:

@@ -54,23 +54,39 @@ def report(
     Returns:
         The path of the file.
     """
-    table = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*(shown(row.get(column)) for column in columns))
-    Console(width=max(80, 16 * len(columns))).print(table)
-    results.mkdir(parents=True, exist_ok=True)
+    print_table(title, rows, columns)
     path = results / f"{name}.json"
-    record = {
+    write(path, record(title, rows, details))
+    return path
+
+
+def record(title: str, rows: list[dict[str, Any]], details: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of rows that were measured on this machine today; see :func:`report`."""
+    return {
         "title": title,
         "date": datetime.now(timezone.utc).date().isoformat(),
         "machine": machine(),
         "settings": details,
         "rows": rows,
     }
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    return path
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file under its final name only when it is complete, so that a kill leaves the one before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def print_table(title: str, rows: list[dict[str, Any]], columns: list[str]) -> None:
+    """Print the ``columns`` of rows as a table, numbers with three digits."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*(shown(row.get(column)) for column in columns))
+    Console(width=max(80, 16 * len(columns))).print(table)
 
 
 def shown(value: Any) -> str:

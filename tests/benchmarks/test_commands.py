@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import monitors, optimizer_step, orthogonalization, schedules, traffic, unhealthy_run
+from benchmarks import monitors, optimizer_step, orthogonalization, schedules, traffic, turns, unhealthy_run
 from benchmarks.matrix_problems import __main__ as matrix_problems
 from benchmarks.matrix_problems.methods import METHODS
 from benchmarks.matrix_problems.problems import PROBLEMS, Problem
@@ -138,16 +138,16 @@ def test_unhealthy_run(tmp_path: Path) -> None:
 
 def test_what_logged_steps_are_longer_by() -> None:
     """Compared with the eight before the last one, in turns of either kind."""
-    turns = monitors.Turns([], turn=10)
+    watched = turns.Turns([], turn=10)
     for turn in range(4):
         extra = 0.5 if turn % 2 == 0 else 0.125
-        turns.steps += [monitors.Step(turn % 2 == 0, False, 1.0 + turn)] * 8
-        turns.steps += [
-            monitors.Step(turn % 2 == 0, False, 9.0),
-            monitors.Step(turn % 2 == 0, True, 1.0 + turn + extra),
+        watched.steps += [turns.Step(turn % 2 == 0, False, 1.0 + turn)] * 8
+        watched.steps += [
+            turns.Step(turn % 2 == 0, False, 9.0),
+            turns.Step(turn % 2 == 0, True, 1.0 + turn + extra),
         ]
-    assert turns.longer_by(True) == [0.5, 0.5]
-    assert turns.longer_by(False) == [0.125, 0.125]
-    low, high = monitors.interval([0.5] * 20, [0.125] * 20)
+    assert watched.longer_by(True) == [0.5, 0.5]
+    assert watched.longer_by(False) == [0.125, 0.125]
+    low, high = turns.interval([0.5] * 20, [0.125] * 20)
     assert low == high == 0.375
-    assert monitors.trimmed_mean([*[1.0] * 18, -50.0, 70.0]) == 1.0
+    assert turns.trimmed_mean([*[1.0] * 18, -50.0, 70.0]) == 1.0
