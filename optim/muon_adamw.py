@@ -248,9 +248,12 @@ class MuonAdamW(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict, hyperparameters included.
 
+        Parameters are matched by ``param_names``, so they may be in other groups than in this optimizer. Each group
+        gets the hyperparameters that its parameters had. Where names are missing, they are matched by position.
+
         Raises:
-            ValueError: If its groups contain other parameters, or update them by another algorithm, than this
-                optimizer's: torch matches state to parameters by position, so it would reach the wrong ones.
+            ValueError: If the state dict has other parameters than this optimizer, updates one by another algorithm, or
+                has different hyperparameters for the parameters of one group.
         """
         with restored(self, self._shares()):
             super().load_state_dict(state_dict)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_muon.optim.parameter_group import group_label
+from lightning_muon.optim.saved_groups import complete_names, regrouped
 from lightning_muon.optim.sharding.dtensor import laid_out_as
 from lightning_muon.optim.sharding.wrappers import is_flattened
 from lightning_muon.optim.sharding.zero1 import StateShares
@@ -22,16 +23,24 @@ def restored(optimizer: torch.optim.Optimizer, shares: Sequence[tuple[Tensor, St
 
     Averages of half-precision parameters keep the dtype in which they were saved. State of DTensors is sharded like
     them, state that the ranks share out is cut to this rank's ``shares``, and what :func:`fill_state` has added is
-    dropped. Layouts and shardings stay those of the optimizer.
+    dropped. Groups are matched by the names of their parameters, wherever all have one; what describes a group, such as
+    its name, role and layouts, stays that of the optimizer.
 
     Raises:
-        ValueError: If the groups of the state dict contain other parameters, or update them by another algorithm.
+        ValueError: If the groups of the state dict contain other parameters, update them by another algorithm, or have
+            different hyperparameters for the parameters of one group.
     """
     loaded: dict[str, Any] = {}
 
-    def before(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-        _check_same_parameters(optimizer.param_groups, state_dict["param_groups"])
+    def before(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        groups = optimizer.param_groups
+        names = _saved_names(groups, state_dict["param_groups"])
+        if names is None:
+            _check_same_parameters(groups, state_dict["param_groups"])
+        else:
+            state_dict = regrouped(groups, state_dict, names)
         loaded.update(state_dict)
+        return state_dict
 
     def after(_: torch.optim.Optimizer) -> None:
         for group, saved in zip(optimizer.param_groups, loaded["param_groups"], strict=True):
@@ -86,8 +95,27 @@ def _zeros(name: str, param: Tensor) -> Tensor:
     return zero if name == "step" else zero.to(param.device).expand(param.shape)
 
 
+def _saved_names(groups: Groups, saved_groups: Groups) -> list[list[str]] | None:
+    """Return the names of the parameters in saved groups, in the order of ``params``; ``None`` if some have none."""
+    names = complete_names(saved_groups)
+    if names is None or complete_names(groups) is None:
+        return None
+    if any(is_flattened(p) for group in groups for p in group["params"]):
+        # FSDP1 has replaced the saved keys by the numbers of this optimizer's parameters, and sorted them in each
+        # group, but not the names.
+        own = dict(enumerate(name for group in groups for name in group["param_names"]))
+        numbered = [[own.get(number, "") for number in group["params"]] for group in saved_groups]
+        if [sorted(of_group) for of_group in numbered] != [sorted(of_group) for of_group in names]:
+            raise ValueError(
+                "under FSDP, MuonAdamW takes a state dict that FullyShardedDataParallel.optim_state_dict_to_load has"
+                " made, in which parameters have their numbers in this optimizer"
+            )
+        return numbered
+    return names
+
+
 def _check_same_parameters(groups: Groups, saved_groups: Groups) -> None:
-    """Raise a ValueError if saved groups contain other parameters, or update them by another algorithm."""
+    """Raise a ValueError if saved groups contain other parameters by position, or update them by another algorithm."""
     for index, (group, saved) in enumerate(zip(groups, saved_groups, strict=False)):
         for key in ("algorithm", "param_names"):
             if key in saved and saved[key] != group[key]:
