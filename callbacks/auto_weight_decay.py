@@ -167,6 +167,7 @@ class AutoWeightDecay(StepMonitor):
             )
         super().on_train_start(trainer, pl_module)
         matrices = muon_matrices(trainer.optimizers, self._names)
+        self._control.rename({one.label: one.earlier_label for one in muon_groups(trainer.optimizers)})
         for label, optimizer, _, group in muon_groups(trainer.optimizers):
             if "weight_decay" not in group:
                 raise MisconfigurationException(

@@ -29,6 +29,14 @@ class LabelledGroup(NamedTuple):
         default = "muon" if isinstance(self.optimizer, torch.optim.Muon) else None
         return bool(self.group.get("algorithm", default) == "muon")
 
+    @property
+    def earlier_label(self) -> str:
+        """The label of a Muon group before groups were named by role: ``muon`` for ``matrix`` and ``router``."""
+        role = str(self.group.get("role", self.label))
+        return (
+            "muon" + self.label.removeprefix(role).removeprefix("_muon") if self.label.startswith(role) else self.label
+        )
+
     def named_parameters(self, names: Mapping[int, str]) -> Iterator[tuple[str, Tensor]]:
         """Yield each parameter with its name from :func:`module_names`, or the optimizer's if it is not there."""
         for own, parameter in zip(own_names(self.label, self.group), self.group["params"], strict=True):

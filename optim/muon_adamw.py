@@ -25,7 +25,8 @@ from lightning_muon.optim.polar.user_function import name_of
 from lightning_muon.optim.sharding.plan import Plan, make_plans
 from lightning_muon.optim.sharding.sharding import Sharding
 from lightning_muon.optim.sharding.zero1 import StateShares, consolidate
-from lightning_muon.optim.state_dict import FUNCTIONS, fill_state, full_state, is_stored_smaller, restored
+from lightning_muon.optim.state_dict import FUNCTIONS, fill_state, restored
+from lightning_muon.optim.stored_state import full_state, is_stored_smaller
 from lightning_muon.optim.update.muon import OrthogonalizeHook
 from lightning_muon.optim.update.options import CommunicationDtype, MomentumDtype, alike
 from lightning_muon.optim.update.scale import UpdateScale
@@ -279,9 +280,12 @@ class MuonAdamW(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict, hyperparameters included.
 
+        Parameters are matched by ``param_names``, so they may be in other groups than in this optimizer. Each group
+        gets the hyperparameters that its parameters had. Where names are missing, they are matched by position.
+
         Raises:
-            ValueError: If its groups contain other parameters, or update them by another algorithm, than this
-                optimizer's: torch matches state to parameters by position, so it would reach the wrong ones.
+            ValueError: If the state dict has other parameters than this optimizer, updates one by another algorithm, or
+                has different hyperparameters for the parameters of one group.
         """
         with restored(self, self._planned):
             super().load_state_dict(state_dict)

@@ -8,22 +8,12 @@ import torch
 from torch import Tensor
 
 from lightning_muon.optim.parameter_group import group_label
-from lightning_muon.optim.sharding.dtensor import laid_out_as, local_tensor, with_shard
+from lightning_muon.optim.saved_groups import complete_names, regrouped
+from lightning_muon.optim.sharding.dtensor import laid_out_as
 from lightning_muon.optim.sharding.plan import Plan
 from lightning_muon.optim.sharding.wrappers import is_flattened
-from lightning_muon.optim.update.state import (
-    ADAMW_STATE,
-    AVERAGES,
-    HALF,
-    MUON_STATE,
-    SCALES,
-    Average,
-    State,
-    encoded,
-    state_dtype,
-    state_names,
-    stored_dtype,
-)
+from lightning_muon.optim.stored_state import store_state
+from lightning_muon.optim.update.state import ADAMW_STATE, HALF, MUON_STATE, state_dtype, state_names
 
 Groups = Sequence[Mapping[str, Any]]
 # Options that may be functions. Checkpoints contain their import paths.
@@ -34,13 +24,14 @@ FUNCTIONS = ("orthogonalizer", "update_scale")
 def restored(optimizer: torch.optim.Optimizer, plans: Callable[[], Sequence[Plan]]) -> Iterator[None]:
     """Check and complete what torch's ``load_state_dict`` does inside this context.
 
-    State of DTensors is sharded like them, state that the ranks share out is cut to this rank's share, and what
-    :func:`fill_state` has added is dropped. Then each state is stored as the options of its group say, see
-    :func:`stored_state`. Layouts, shardings, ``momentum_dtype`` and functions of
-    the user stay those of the optimizer.
+    Groups are matched by the names of their parameters, wherever all have one. State of DTensors is sharded like them,
+    and what :func:`fill_state` has added is dropped. Then each state is stored as the options of its group say, see
+    :func:`~lightning_muon.optim.stored_state.stored_state`. What describes a group stays that of the optimizer, such as
+    its name, role and layouts, and so do ``momentum_dtype`` and functions of the user.
 
     Raises:
-        ValueError: If the groups of the state dict contain other parameters, or update them by another algorithm.
+        ValueError: If the groups of the state dict contain other parameters, update them by another algorithm, or have
+            different hyperparameters for the parameters of one group.
     """
     loaded: dict[str, Any] = {}
     own = [
@@ -48,9 +39,15 @@ def restored(optimizer: torch.optim.Optimizer, plans: Callable[[], Sequence[Plan
         for group in optimizer.param_groups
     ]
 
-    def before(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-        _check_same_parameters(optimizer.param_groups, state_dict["param_groups"])
+    def before(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        groups = optimizer.param_groups
+        names = _saved_names(groups, state_dict["param_groups"])
+        if names is None:
+            _check_same_parameters(groups, state_dict["param_groups"])
+        else:
+            state_dict = regrouped(groups, state_dict, names)
         loaded.update(state_dict)
+        return state_dict
 
     def after(_: torch.optim.Optimizer) -> None:
         for group, values in zip(optimizer.param_groups, own, strict=True):
@@ -68,7 +65,7 @@ def restored(optimizer: torch.optim.Optimizer, plans: Callable[[], Sequence[Plan
                 if state := optimizer.state.get(param):
                     known = {name: value for name, value in state.items() if name not in foreign}
                     optimizer.state[param] = {name: laid_out_as(value, param) for name, value in known.items()}
-        _store(optimizer, plans())
+        store_state(optimizer, plans())
 
     # After the hooks that others registered before loading, and before their hooks after it.
     hooks = [
@@ -80,74 +77,6 @@ def restored(optimizer: torch.optim.Optimizer, plans: Callable[[], Sequence[Plan
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _store(optimizer: torch.optim.Optimizer, plans: Sequence[Plan]) -> None:
-    """Bring loaded state into the form in which it is stored between steps."""
-    for plan in plans:
-        for index, (number, place) in enumerate(plan.members):
-            group = optimizer.param_groups[number]
-            param = group["params"][place]
-            if param in optimizer.state:
-                optimizer.state[param] = stored_state(param, optimizer.state[param], group, plan, index)
-
-
-def stored_state(param: Tensor, full: Mapping[str, Any], group: Mapping[str, Any], plan: Plan, index: int) -> State:
-    """Return the state of a parameter as it is stored between steps.
-
-    Averages are rounded or encoded as ``momentum_dtype`` says, and of the mean squares of neurons one number each is
-    left.
-
-    Args:
-        param: The parameter.
-        full: Its state as in a checkpoint: every tensor has the shape of the parameter.
-        group: Its group.
-        plan: The plan that contains it.
-        index: Its position there.
-    """
-    if index in plan.shares:
-        full = plan.shares[index].of_state(full)
-    state: State = {}
-    for name, value in full.items():
-        if name == "neuron_mean_square":
-            state[name] = plan.neurons[index].numbers(local_tensor(value))
-        elif name in AVERAGES:
-            kept = group["momentum_dtype"]
-            dtype = stored_dtype(name, param, kept)
-            if dtype.is_floating_point or dtype.is_complex:
-                state[name] = value.to(dtype)
-            else:
-                state.update(encoded(name, local_tensor(value).to(state_dtype(name, param, kept))))
-        else:
-            state[name] = value
-    return state
-
-
-def full_state(param: Tensor, state: Mapping[str, Any], group: Mapping[str, Any], plan: Plan, index: int) -> State:
-    """Undo :func:`stored_state`: return the state with every tensor in the layout of the parameter.
-
-    So a checkpoint can be loaded with any ``momentum_dtype`` on any number of ranks. Of state that the ranks share out
-    (ZeRO-1) the result has this rank's share, shape (elements,).
-    """
-    full: State = {}
-    for name, value in state.items():
-        if name == "neuron_mean_square":
-            elements = plan.neurons[index].elements(value)
-        elif name + SCALES in state:
-            dtype = state_dtype(name, param, group["momentum_dtype"])
-            elements = Average(name, value, state[name + SCALES], dtype).read()
-        elif not name.endswith(SCALES):
-            full[name] = value
-            continue
-        else:
-            continue
-        full[name] = elements if index in plan.shares else with_shard(elements, param)
-    return full
-
-
-def is_stored_smaller(state: Mapping[str, Any]) -> bool:
-    """Return whether a state differs from :func:`full_state`."""
-    return "neuron_mean_square" in state or any(name.endswith(SCALES) for name in state)
 
 
 def fill_state(groups: Groups, state: Mapping[Tensor, Any], state_dict: dict[str, Any]) -> None:
@@ -169,8 +98,27 @@ def _zeros(name: str, param: Tensor) -> Tensor:
     return zero if name == "step" else zero.to(param.device).expand(param.shape)
 
 
+def _saved_names(groups: Groups, saved_groups: Groups) -> list[list[str]] | None:
+    """Return the names of the parameters in saved groups, in the order of ``params``; ``None`` if some have none."""
+    names = complete_names(saved_groups)
+    if names is None or complete_names(groups) is None:
+        return None
+    if any(is_flattened(p) for group in groups for p in group["params"]):
+        # FSDP1 has replaced the saved keys by the numbers of this optimizer's parameters, and sorted them in each
+        # group, but not the names.
+        own = dict(enumerate(name for group in groups for name in group["param_names"]))
+        numbered = [[own.get(number, "") for number in group["params"]] for group in saved_groups]
+        if [sorted(of_group) for of_group in numbered] != [sorted(of_group) for of_group in names]:
+            raise ValueError(
+                "under FSDP, MuonAdamW takes a state dict that FullyShardedDataParallel.optim_state_dict_to_load has"
+                " made, in which parameters have their numbers in this optimizer"
+            )
+        return numbered
+    return names
+
+
 def _check_same_parameters(groups: Groups, saved_groups: Groups) -> None:
-    """Raise a ValueError if saved groups contain other parameters, or update them by another algorithm."""
+    """Raise a ValueError if saved groups contain other parameters by position, or update them by another algorithm."""
     for index, (group, saved) in enumerate(zip(groups, saved_groups, strict=False)):
         for key in ("algorithm", "param_names"):
             if key in saved and saved[key] != group[key]:

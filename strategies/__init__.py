@@ -6,6 +6,7 @@
 - ``checkpoint_folder``: sharded checkpoints on disk: writing, reading, ``consolidate_checkpoint``.
 - ``model_state``: tensors sharded and gathered, and the loading of weights.
 - ``optimizer_state``: the state of any optimizer, by the names of its parameters.
+- ``scheduler_state``: ``follow_groups``, for schedulers that resume in other parameter groups.
 
 Importing this package registers ``FSDP2Strategy`` for ``Trainer(strategy="fsdp2")`` and ``--trainer.strategy fsdp2``.
 """
@@ -16,6 +17,7 @@ from lightning_muon.strategies.blocks import BlockPolicy, find_blocks
 from lightning_muon.strategies.checkpoint_folder import consolidate_checkpoint, is_checkpoint_folder
 from lightning_muon.strategies.fsdp1 import BlockWrapPolicy, check_resumable, clip_by_norm
 from lightning_muon.strategies.fsdp2 import FSDP2Strategy
+from lightning_muon.strategies.scheduler_state import follow_groups
 
 __all__ = [
     "BlockPolicy",
@@ -25,6 +27,7 @@ __all__ = [
     "clip_by_norm",
     "consolidate_checkpoint",
     "find_blocks",
+    "follow_groups",
     "is_checkpoint_folder",
 ]
 

@@ -43,6 +43,7 @@ from lightning_muon.strategies.checkpoint_folder import (
 )
 from lightning_muon.strategies.model_state import gather, load_model_state
 from lightning_muon.strategies.optimizer_state import gathered, matched, named_state
+from lightning_muon.strategies.scheduler_state import follow_groups
 
 Output = TypeVar("Output")
 
@@ -300,6 +301,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         fitting = [(opt, matched(saved, opt, self._root)) for opt, saved in zip(self.optimizers, states, strict=False)]
         for optimizer, state in fitting:
             optimizer.load_state_dict(state)
+        # Lightning loads the schedulers after the optimizers.
+        for config, schedule in zip(self.lr_scheduler_configs, checkpoint.get("lr_schedulers", ()), strict=False):
+            follow_groups(schedule, config.scheduler.optimizer.param_groups)
 
 
 def _mixed_precision(plugin: Precision) -> MixedPrecisionPolicy:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from lightning_muon.optim.saved_groups import complete_names, matching_sources
 from lightning_muon.strategies.model_state import gather, shard_like
 
 StateDict = dict[str, Any]
@@ -58,8 +59,8 @@ def matched(saved: StateDict, optimizer: Optimizer, module: nn.Module) -> StateD
     """Return a saved state dict in the form that ``optimizer.load_state_dict`` takes, sharded like the parameters.
 
     Parameters are matched by name if both the checkpoint and the optimizer have names, else by position in the groups.
-    Hyperparameters are taken from the checkpoint. Lists with an entry for each parameter, such as its name, are taken
-    from the optimizer.
+    Hyperparameters are taken from the checkpoint. What describes a group, and lists with an entry for each parameter,
+    are taken from the optimizer, so its groups may be others than the checkpoint's if there are names.
 
     Args:
         saved: Its parameters are numbers, as in torch, or names, as in :func:`named_state`. Its tensors are full or
@@ -68,7 +69,8 @@ def matched(saved: StateDict, optimizer: Optimizer, module: nn.Module) -> StateD
         module: The module that has the parameters.
 
     Raises:
-        ValueError: If parameters, groups or shapes differ; the message names them.
+        ValueError: If parameters, their algorithms or shapes differ, or the parameters of one group have different
+            hyperparameters in the checkpoint; the message names them.
     """
     names = _names(optimizer, module)
     state: dict[int, dict[str, Any]] = {}
@@ -119,13 +121,13 @@ def _sources(
     saved_groups: Sequence[dict[str, Any]], optimizer: Optimizer, names: list[list[str]]
 ) -> Iterator[tuple[dict[str, Any], list[Any]]]:
     """Yield for each group of the optimizer the saved group, and the saved keys of its parameters in their order."""
-    saved_names = [group.get("param_names") or [] for group in saved_groups]
-    complete = all(len(given) == len(group["params"]) for given, group in zip(saved_names, saved_groups, strict=True))
+    given, own = complete_names(saved_groups), complete_names(optimizer.param_groups)
     sizes, saved_sizes = [len(group) for group in names], [len(group["params"]) for group in saved_groups]
     if all(isinstance(key, str) for group in saved_groups for key in group["params"]):
-        yield from _by_name(saved_groups, [group["params"] for group in saved_groups], names)
-    elif complete and all("param_names" in group for group in optimizer.param_groups):
-        yield from _by_name(saved_groups, saved_names, [group["param_names"] for group in optimizer.param_groups])
+        saved_names = [group["params"] for group in saved_groups]
+        yield from matching_sources(optimizer.param_groups, names, saved_groups, saved_names)
+    elif given is not None and own is not None:
+        yield from matching_sources(optimizer.param_groups, own, saved_groups, given)
     elif sizes == saved_sizes:
         yield from ((group, group["params"]) for group in saved_groups)
     else:
@@ -133,26 +135,6 @@ def _sources(
             f"the optimizer has groups of {sizes} parameters, the checkpoint's of {saved_sizes}, and there are no names"
             " to match them by"
         )
-
-
-def _by_name(
-    saved_groups: Sequence[dict[str, Any]], saved_names: Sequence[Sequence[str]], own_names: Sequence[Sequence[str]]
-) -> Iterator[tuple[dict[str, Any], list[Any]]]:
-    own, theirs = ({*itertools.chain.from_iterable(names)} for names in (own_names, saved_names))
-    if own != theirs:
-        differences = (("the optimizer", own - theirs), ("the checkpoint", theirs - own))
-        only = (f" only {where} has {', '.join(sorted(names))};" for where, names in differences if names)
-        raise ValueError(f"the optimizer and the checkpoint's update different parameters:{''.join(only)}")
-    by_names = {frozenset(names): (group, names) for group, names in zip(saved_groups, saved_names, strict=True)}
-    for names in own_names:
-        if frozenset(names) not in by_names:
-            raise ValueError(
-                f"the checkpoint's optimizer has no group of exactly {', '.join(names)}: its parameters are grouped"
-                " otherwise. Route them as they were routed when it was saved."
-            )
-        group, group_names = by_names[frozenset(names)]
-        keys = dict(zip(group_names, group["params"], strict=True))
-        yield group, [keys[name] for name in names]
 
 
 def _laid_out(value: Any, parameter: Tensor, label: str) -> Any:

@@ -38,7 +38,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "optim.sharding.dtensor",  # what a shard is under FSDP2
         "optim.sharding.wrappers",  # what a shard is under FSDP1
     ),
-    "strategies": (),
+    "strategies": ("optim.saved_groups",),  # which group of a checkpoint a parameter was in
     "cli": ("callbacks", "optim", "report", "strategies"),
 }
 # Distributions that a room must work without.

@@ -4,8 +4,9 @@ import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 from typing_extensions import override
@@ -85,6 +86,10 @@ class DecayControl(ABC):
         """Use the sizes of those matrices whose norm is finite; return the decision and its reason, if there is one."""
 
     @abstractmethod
+    def rename(self, labels: Mapping[str, str]) -> None:
+        """Take over what a checkpoint says of groups under earlier labels; ``labels`` are from present to earlier."""
+
+    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint, in plain numbers."""
 
@@ -115,6 +120,10 @@ class ThresholdControl(DecayControl):
     @override
     def took(self, name: str, lr: float | Tensor, decay: float) -> None:
         """Do nothing: this control depends on measurements alone."""
+
+    @override
+    def rename(self, labels: Mapping[str, str]) -> None:
+        """Do nothing: this control judges all groups together."""
 
     @override
     def judge(self, step: int, sizes: Mapping[str, MatrixSize], sets: Mapping[str, MatrixSet]) -> str | None:
@@ -192,6 +201,14 @@ class TargetControl(DecayControl):
         """Record the RMS of an update of a group, per unit of the learning rate."""
         if 0 < rms < math.inf:
             self.bf16_targets[group].saw(rms, self.aim.smoothing)
+
+    @override
+    def rename(self, labels: Mapping[str, str]) -> None:
+        for kept in cast("tuple[dict[str, Any], ...]", (self.decays, self.bf16_targets)):
+            missing = {label: earlier for label, earlier in labels.items() if label not in kept and earlier in kept}
+            kept.update({label: deepcopy(kept[earlier]) for label, earlier in missing.items()})
+            for earlier in {*missing.values()} - labels.keys():
+                del kept[earlier]
 
     @override
     def judge(self, step: int, sizes: Mapping[str, MatrixSize], sets: Mapping[str, MatrixSet]) -> str | None:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,6 +14,8 @@ from typing_extensions import override
 from lightning_muon.cli.output import say
 from lightning_muon.cli.resume.checks import check_progress
 from lightning_muon.cli.resume.plan import Change, ResumePlan, SavedRun, differences, plain
+from lightning_muon.optim import MuonAdamW
+from lightning_muon.optim.saved_groups import complete_names, regrouped
 
 _LEARNING_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 
@@ -38,6 +41,7 @@ class KeepCommandLineOnResume(Callback):
         self._rates: dict[str, Change] = {}
         self._schedule_progress: dict[str, int] | None = None  # by interval; None while the old schedule goes on
         self._fresh: list[list[Group]] = []
+        self._checkpoint: dict[str, Any] = {}
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -47,6 +51,7 @@ class KeepCommandLineOnResume(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
+        self._checkpoint = checkpoint
         plan = self.plan
         found_by_the_trainer = plan.saved is None
         if plan.saved is None:
@@ -100,16 +105,29 @@ class KeepCommandLineOnResume(Callback):
             checkpoint["lr_schedulers"] = []
             return
         options = {key: Change(old["init_args"].get(key), value) for key, value in new["init_args"].items()}
-        self._rates = {key: change for key, change in options.items() if key == "lr" or key.endswith("_lr")}
+        by_role = options.pop("lr_by_role", Change(None, None))
+        roles = dict.fromkeys([*(by_role.old or {}), *(by_role.new or {})])
+        options |= {_rate_of(role): Change(*((of_run or {}).get(role) for of_run in by_role)) for role in roles}
+        rates = ("lr", *map(_rate_of, roles))
+        self._rates = {key: change for key, change in options.items() if key in rates or key.endswith("_lr")}
         self._changed = {key: change for key, change in options.items() if change.old != change.new}
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The optimizers are new here; their state is restored between this hook and on_train_start.
         self._fresh = [[dict(group) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
+        # Strategies that shard restore it themselves, and have not called on_load_checkpoint yet.
+        states = self._checkpoint.get("optimizer_states", [])
+        states[:] = [*map(_regrouped, trainer.optimizers, states), *states[len(trainer.optimizers) :]]
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._checkpoint and trainer.lr_scheduler_configs:
+            from lightning_muon.strategies import follow_groups  # noqa: PLC0415 - only resumed runs need it
+
+            for config in trainer.lr_scheduler_configs:
+                follow_groups(config.scheduler, config.scheduler.optimizer.param_groups)
+        self._checkpoint = {}
         for optimizer, fresh in zip(trainer.optimizers, self._fresh, strict=True):
             self._set_options(optimizer, fresh)
             if self._schedule_progress is not None:
@@ -146,13 +164,31 @@ class KeepCommandLineOnResume(Callback):
             return Change(group["initial_lr"], fresh["initial_lr"])
         if group["lr"] == fresh["lr"]:
             return Change(group["lr"], fresh["lr"])
-        # An option such as `adamw_lr` defaults to `lr` on either side.
+        # An option such as `adamw_lr` defaults to `lr` on either side, and the rate of a role to `adamw_lr`.
         lr = self._rates.get("lr", Change(None, None))
+        adamw = self._rates.get("adamw_lr", lr) if fresh.get("algorithm") == "adamw" else lr
+        role = self._rates.get(_rate_of(fresh.get("role")))
         rates = [
-            Change(*(base if rate is None else rate for rate, base in zip(change, lr, strict=True)))
-            for change in self._rates.values()
+            Change(*(next((rate for rate in of_run if rate is not None), None) for of_run in zip(*rates, strict=True)))
+            for rates in ([role, adamw, lr] if role else [adamw, lr], *([rate, lr] for rate in self._rates.values()))
         ]
         return next((change for change in rates if change.new == fresh["lr"]), lr)
+
+
+def _rate_of(role: Any) -> str:
+    return f"lr_by_role.{role}"
+
+
+def _regrouped(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of an optimizer of torch in its groups, which torch matches by position, and MuonAdamW by name.
+
+    State of parameters with other names, or without names, is returned as it is.
+    """
+    own, saved = complete_names(optimizer.param_groups), complete_names(state["param_groups"])
+    if isinstance(optimizer, MuonAdamW) or own is None or saved is None or own == saved:
+        return state
+    same = sorted(chain.from_iterable(own)) == sorted(chain.from_iterable(saved))
+    return regrouped(optimizer.param_groups, state, saved) if same else state
 
 
 def _equal(value: Any, other: Any) -> bool:

@@ -1,5 +1,6 @@
 """Checkpoints from anywhere resume anywhere, exactly; what does not fit is refused, with its names."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,11 @@ def test_what_does_not_fit_is_named() -> None:
         matched(saved, other.trained("a", "bb"), other)
     with pytest.raises(ValueError, match=r"groups of \[1\] parameters, the checkpoint's of \[1, 1\]"):
         matched(saved, model.trained("a", names=False), model)
+    other_rate = copy.deepcopy(saved)
+    other_rate["param_groups"][1]["lr"] = 0.5
     grouped = torch.optim.AdamW([{"params": model.parameters(), "param_names": ["a.weight", "bb.weight"]}])
-    with pytest.raises(ValueError, match=r"no group of exactly a.weight, bb.weight"):
-        matched(saved, grouped, model)
+    with pytest.raises(ValueError, match=r"group 0: lr is 0.001 for a.weight in the checkpoint and 0.5 for bb.weight"):
+        matched(other_rate, grouped, model)
     with pytest.raises(ValueError, match=r"AdamW: parameter 0 of group 0, of shape .* is not one of the module's"):
         matched(saved, model.trained("a", "bb"), other)
 

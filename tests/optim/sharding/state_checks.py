@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from earlier_groups import earlier_groups
 from model import Block, make_model
 from torch import Tensor
 from torch.distributed.checkpoint.optimizer import load_sharded_optimizer_state_dict
@@ -22,7 +23,12 @@ from ways import make_optimizer, train, whole, wrap
 
 from lightning_muon.optim import MuonAdamW, route_parameters
 
-OPTIONS = {"lr": 0.01, "neuron_beta": 0.9, "orthogonalizer_options": {"dtype": "float32"}}
+OPTIONS: dict[str, Any] = {
+    "lr": 0.01,
+    "adamw_lr": 0.004,
+    "neuron_beta": 0.9,
+    "orthogonalizer_options": {"dtype": "float32"},
+}
 HALF = 3
 
 
@@ -146,7 +152,37 @@ def check_groups_that_come_later_leave_state_where_it_is() -> None:
         torch.testing.assert_close(value, whole(one)[name], atol=1e-5, rtol=0)
 
 
-def check_fsdp1_resumes_from_sharded_checkpoints(folder: str = "fsdp1") -> None:
+def check_other_groups_load_by_name() -> None:
+    """Those of version 0.1, in the opposite order, saved on one device."""
+    one = make_model()
+    reference = MuonAdamW(earlier_groups(route_parameters(one), backwards=True), **OPTIONS)
+    train(one, reference, HALF)
+    start, saved = copy.deepcopy((one, reference.state_dict()))
+    train(one, reference, HALF, start=HALF)
+    for way in ("ddp", "ddp_sharded_state", "fsdp2"):
+        model = wrap(way, copy.deepcopy(start), Block)
+        optimizer = make_optimizer(model, way)
+        assert len(optimizer.param_groups) == 4 > len(saved["param_groups"])
+        optimizer.load_state_dict(copy.deepcopy(saved))
+        train(model, optimizer, HALF, *ranks(), start=HALF)
+        for name, value in whole(model).items():
+            torch.testing.assert_close(value, whole(one)[name], atol=1e-5, rtol=0)
+
+
+def check_fsdp1_resumes_from_sharded_checkpoints() -> None:
+    resume_fsdp1("fsdp1", trained("fsdp1", HALF))
+
+
+def check_fsdp1_resumes_from_other_groups() -> None:
+    model = wrap("fsdp1", make_model(), Block)
+    optimizer = MuonAdamW(earlier_groups(route_parameters(model), backwards=True), **OPTIONS)
+    train(model, optimizer, HALF, *ranks())
+    resume_fsdp1("fsdp1_other_groups", (model, optimizer))
+
+
+def resume_fsdp1(folder: str, trained: tuple[Any, MuonAdamW]) -> None:
+    """Save to a sharded checkpoint, load it into a new optimizer in the groups of roles, and go on with both."""
+
     def sharded(model: FullyShardedDataParallel) -> Any:
         return FullyShardedDataParallel.state_dict_type(
             model,
@@ -157,7 +193,7 @@ def check_fsdp1_resumes_from_sharded_checkpoints(folder: str = "fsdp1") -> None:
 
     if dist.get_world_size() == 1:
         return  # it shards nothing then
-    model, optimizer = trained("fsdp1", HALF)
+    model, optimizer = trained
     with sharded(model):
         state = {
             "model": model.state_dict(),
@@ -174,6 +210,10 @@ def check_fsdp1_resumes_from_sharded_checkpoints(folder: str = "fsdp1") -> None:
             weights["model"], optimizer_key="optimizer", storage_reader=dcp.FileSystemReader(folder)
         )
         second.load_state_dict(FullyShardedDataParallel.optim_state_dict_to_load(again, second, loaded["optimizer"]))
+    hyperparameters = [
+        {name: g["lr"] for g in o.param_groups for name in g["param_names"]} for o in (optimizer, second)
+    ]
+    assert hyperparameters[0] == hyperparameters[1]
     for p, q in zip(model.parameters(), again.parameters(), strict=True):
         assert optimizer.state.get(p, {}).keys() == second.state.get(q, {}).keys()
         for key, value in optimizer.state.get(p, {}).items():
