@@ -79,7 +79,8 @@ class AutoWeightDecay(StepMonitor):
     Raises:
         MisconfigurationException: If an argument is wrong, or has no effect in the mode; at the start of training, if
             the trainer has two of these, or a Muon group has no ``weight_decay``. With a target, if there is no Muon
-            group, a decay is not decoupled as AdamW's is, or ``per="matrix"`` is used with weights in half precision.
+            group, a group has ``fixed_norm``, a decay is not decoupled as AdamW's is, or ``per="matrix"`` is used with
+            weights in half precision.
 
     Example::
 
@@ -173,6 +174,11 @@ class AutoWeightDecay(StepMonitor):
                 raise MisconfigurationException(
                     f"AutoWeightDecay: {type(optimizer).__name__} has no weight_decay in its group {label!r}."
                     " Take an optimizer that decays weights, or remove the callback."
+                )
+            if self.target_rms is not None and group.get("fixed_norm") is not None:
+                raise MisconfigurationException(
+                    f"AutoWeightDecay: the group {label!r} has fixed_norm, so no decay changes the size of its weights."
+                    " Remove target_rms or fixed_norm."
                 )
             if self.target_rms is not None and not is_decoupled(optimizer, group):
                 raise MisconfigurationException(

@@ -112,13 +112,15 @@ class Owners(Transport):
         pieces = [piece for piece in self.bucket.here if piece.numel]
         taken = {piece.key: self.bucket.take(piece, gradients) for piece in pieces}
         single = [piece.key for piece in pieces if piece.unit.count == 1]
-        norms = torch._foreach_norm([taken[key] for key in single], 1) if single else []
-        found = {key: norm.view(1) for key, norm in zip(single, norms, strict=True)}
+        found = {}
+        if single:
+            norms = torch.stack(torch._foreach_norm([taken[key] for key in single], 1)) != 0
+            found = dict(zip(single, norms.split(1), strict=True))
         for piece in pieces:
             if piece.key not in found:
-                whole = in_zeros(taken[piece.key], piece)
-                found[piece.key] = magnitudes(piece.unit.layout.matrices(whole))
-        return {key: norm != 0 for key, norm in found.items()}
+                matrices = piece.unit.layout.matrices(in_zeros(taken[piece.key], piece))
+                found[piece.key] = torch.cat(magnitudes(matrices)) != 0
+        return found
 
     def _orthogonalize_owned(
         self, units: Sequence[Tensor], moving: Sequence[Tensor]
@@ -135,7 +137,9 @@ class Owners(Transport):
             p for p, (_, u) in zip(as_parameters, owned, strict=True) if p.gradient is not None or not u.replicated
         ]
         here = Here(list(same_shape_batches(with_gradient, sys.maxsize)), self.options, self.hooks)
-        polar, norms = here.factors(here.join([p.weight for p in here.batch]), [moves[id(p)] for p in here.batch])
+        polar, norms = here.factors(
+            here.join([p.weight for p in here.batch]), here.join_numbers([moves[id(p)] for p in here.batch])
+        )
         found = {id(p): factor.reshape(-1) for p, factor in zip(here.batch, here.split(polar), strict=True)}
         factors = [
             found[id(p)] if id(p) in found else torch.zeros_like(e) for p, e in zip(as_parameters, units, strict=True)

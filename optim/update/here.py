@@ -41,15 +41,14 @@ class Here(Transport):
         del sources  # freed before the iteration, whose batch is to stay in the cache, see BATCH_ELEMENTS
         return self.factors(matrices, moving)
 
-    def factors(self, matrices: Steps, moving: Sequence[Tensor]) -> tuple[Steps, list[Tensor] | None]:
+    def factors(self, matrices: Steps, moving: Steps) -> tuple[Steps, list[Tensor] | None]:
         """Return the polar factors of joined matrices, and their nuclear norms if the scale needs them.
 
-        ``moving`` says which matrices of each parameter move, shape (matrices,); the factors of others are zero.
+        ``moving`` says which matrices of each batch move, shape (b,); the factors of others are zero.
         """
-        places = zip(self._shapes(), matrices, self._join_numbers(moving), strict=True)
         factors = [
             self.orthogonalize(self._names(batch, shape), of_shape, moves, fans, batch[0].fans)
-            for (batch, shape, fans), of_shape, moves in places
+            for (batch, shape, fans), of_shape, moves in zip(self._shapes(), matrices, moving, strict=True)
         ]
         norms = [nuclear_norm(m, f) for m, f in zip(matrices, factors, strict=True)] if self.needs_norms else None
         return factors, norms
@@ -108,16 +107,22 @@ class Here(Transport):
             split = [next(rest).split(of_shape) for of_shape, _ in zip(counts, fans, strict=True)]
             yield from zip(batch, zip(*split, strict=True), strict=True)
 
-    def _moving(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """Return for each parameter which of its matrices have a gradient that is not all zero, shape (matrices,)."""
+    def join_numbers(self, numbers: Sequence[Tensor]) -> Steps:
+        """Join the numbers of the matrices of each parameter into one tensor (b,) for each shape of a batch."""
+        split = [n.split(p.layout.counts(p.weight.shape)) for p, n in zip(self.batch, numbers, strict=True)]
+        return self._join_shapes(split)
+
+    def _moving(self, gradients: Sequence[Tensor]) -> Steps:
+        """Return for each shape of a batch which matrices have a gradient that is not all zero, shape (b,)."""
         single = [i for i, p in enumerate(self.batch) if p.layout.count(p.weight.shape) == 1]
         # The sum of magnitudes is zero only if all are: it does not underflow as the sum of squares does.
         norms = torch._foreach_norm([gradients[i] for i in single], 1) if single else []
-        found = dict(zip(single, norms, strict=True))
-        return [
-            (found[i].view(1) if i in found else magnitudes(p.layout.matrices(gradient))) != 0
+        found = {i: [norm.view(1)] for i, norm in zip(single, norms, strict=True)}
+        sums = [
+            found[i] if i in found else magnitudes(p.layout.matrices(gradient))
             for i, (p, gradient) in enumerate(zip(self.batch, gradients, strict=True))
         ]
+        return [of_shape != 0 for of_shape in self._join_shapes(sums)]
 
     def _join_shapes(self, by_parameter: Sequence[Sequence[Tensor]]) -> Steps:
         """Join what each parameter has for each of its shapes, (b, …), into one tensor for each shape of a batch."""
@@ -125,11 +130,6 @@ class Here(Transport):
         of_batches = [[next(rest) for _ in batch] for batch in self.batches]
         of_shapes = [of_shape for of_batch in of_batches for of_shape in zip(*of_batch, strict=True)]
         return [torch.cat(of_shape) if len(of_shape) > 1 else of_shape[0] for of_shape in of_shapes]
-
-    def _join_numbers(self, numbers: Sequence[Tensor]) -> Steps:
-        """Join the numbers of the matrices of each parameter into one tensor (b,) for each shape of a batch."""
-        split = [n.split(p.layout.counts(p.weight.shape)) for p, n in zip(self.batch, numbers, strict=True)]
-        return self._join_shapes(split)
 
     def _shapes(self) -> Iterator[tuple[Sequence[MuonParameter], int, tuple[int, int]]]:
         """Return each shape of each batch: the batch, the place among its shapes, and the fans."""
@@ -140,9 +140,9 @@ class Here(Transport):
         return [p.name for p in batch for _ in range(p.layout.counts(p.weight.shape)[shape])] if self.hooks else []
 
 
-def magnitudes(matrices: Sequence[Tensor]) -> Tensor:
-    """Return the sum of the magnitudes of each matrix, shape (matrices,), of batches (b, m, n) for each shape."""
-    return torch.cat([torch.linalg.vector_norm(of_shape, ord=1, dim=(-2, -1)) for of_shape in matrices])
+def magnitudes(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Return the sum of the magnitudes of each matrix of batches (b, m, n), shape (b,) each."""
+    return [torch.linalg.vector_norm(of_shape, ord=1, dim=(-2, -1)) for of_shape in matrices]
 
 
 def same_shape_batches(
