@@ -6,5 +6,6 @@
 - ``traffic``: bytes and collectives of a step on several processes
 - ``monitors``: the cost of the monitors in the demo
 - ``unhealthy_run``: the demo healthy, unhealthy, and with ``AutoWeightDecay``
+- ``gpu``: all that needs a GPU, in one command of at most nine minutes
 - ``tables``: fills the tables of the docs from the records
 """

@@ -123,7 +123,7 @@ def preset(name: str) -> MakeOptimizer:
     if list(content) != ["model"] or list(content["model"]) != ["optimizer"]:
         raise SkippedError(f"configs/optimizer/{name}.yaml sets more than model.optimizer")
     entry = content["model"]["optimizer"]
-    return lambda model: configured(entry, route_parameters(model))  # type: ignore[no-any-return]
+    return lambda model: configured(entry, route_parameters(model))
 
 
 def preset_names() -> list[str]:
