@@ -108,9 +108,14 @@ def configured(entry: Any, *arguments: Any) -> Any:
     """Make what a ``class_path`` with ``init_args`` describes; other values are returned as they are."""
     if not isinstance(entry, Mapping) or "class_path" not in entry:
         return entry
-    module, _, name = entry["class_path"].rpartition(".")
     options = {key: configured(value) for key, value in entry.get("init_args", {}).items()}
-    return getattr(import_module(module), name)(*arguments, **options)
+    return imported(entry["class_path"])(*arguments, **options)
+
+
+def imported(path: str) -> Any:
+    """Return what has an import path."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
 
 
 def preset(name: str) -> MakeOptimizer:

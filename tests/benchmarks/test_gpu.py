@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 def test_all_sections_in_tiny_form(tmp_path: Path) -> None:
     """One test, since the run takes seconds: pytest-xdist would make a fixture once for each worker."""
-    arguments = ["--device", "cpu", "--tiny", "--minutes", "2", "--results", str(tmp_path)]
+    arguments = ["--device", "cpu", "--tiny", "--results", str(tmp_path)]
     run = run_module("benchmarks.gpu", *arguments, folder=tmp_path, path=[REPOSITORY])
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
     assert "The record is" in run.stdout
