@@ -6,6 +6,7 @@
 - ``traffic``: bytes and collectives of a step on several processes
 - ``monitors``: the cost of the monitors in the demo
 - ``unhealthy_run``: the demo healthy, unhealthy, and with ``AutoWeightDecay``
-- ``schedules``: the demo with schedules for momentum and weight decay
+- ``variants``: the demo with variants of the recipe, each with several seeds
+- ``gpu``: all that needs a GPU, in one command of at most nine minutes
 - ``tables``: fills the tables of the docs from the records
 """

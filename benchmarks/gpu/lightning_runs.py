@@ -6,6 +6,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import lightning as L  # noqa: N812 - the name that everyone knows
@@ -17,7 +18,17 @@ from torch.utils.data import DataLoader
 
 import lightning_muon.strategies  # noqa: F401 - registers fsdp2
 from benchmarks.gpu.measuring import Measuring, SkippedError
-from benchmarks.gpu.subject import GPT2_SMALL, TINY, NextToken, Size, configured, make_gpt, make_tokens, read_config
+from benchmarks.gpu.subject import (
+    GPT2_SMALL,
+    TINY,
+    NextToken,
+    Size,
+    configured,
+    imported,
+    make_gpt,
+    make_tokens,
+    read_config,
+)
 from benchmarks.turns import Turns, rows
 from lightning_muon.optim import MuonAdamW, route_parameters
 
@@ -93,9 +104,9 @@ def configured_monitors(**options: Any) -> list[L.Callback]:
     monitors = []
     for entry in read_config("default")["trainer"]["callbacks"]:
         if entry["class_path"].startswith("lightning_muon.callbacks."):
-            arguments = dict(entry.get("init_args", {}))
-            if "Dashboard" not in entry["class_path"]:
-                arguments.update(options)
+            known = signature(imported(entry["class_path"])).parameters
+            taken = {name: value for name, value in options.items() if name in known}
+            arguments = {**entry.get("init_args", {}), **taken}
             monitors.append(configured({"class_path": entry["class_path"], "init_args": arguments}))
     return monitors
 

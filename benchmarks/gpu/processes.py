@@ -1,6 +1,7 @@
 """Run each section in its own process, which may fail, hang or break its CUDA context without harm to the others."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -80,8 +81,11 @@ def _main(section: Section, device: str, tiny: bool, deadline: float, connection
     """In the new process: run the section and send what it reports."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # what the imports have made, so that the collections between measurements are fast
     if device == "cpu":
-        torch.set_num_threads(1)  # for tiny forms; and threads wait for each other where other programs run
+        # The tiny forms need no more, and threads wait for each other where other programs run.
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"  # else Lightning sets the threads again
 
     def send(kind: str, content: Row) -> None:
         connection.send((kind, content))

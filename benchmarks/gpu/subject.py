@@ -108,9 +108,14 @@ def configured(entry: Any, *arguments: Any) -> Any:
     """Make what a ``class_path`` with ``init_args`` describes; other values are returned as they are."""
     if not isinstance(entry, Mapping) or "class_path" not in entry:
         return entry
-    module, _, name = entry["class_path"].rpartition(".")
     options = {key: configured(value) for key, value in entry.get("init_args", {}).items()}
-    return getattr(import_module(module), name)(*arguments, **options)
+    return imported(entry["class_path"])(*arguments, **options)
+
+
+def imported(path: str) -> Any:
+    """Return what has an import path."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
 
 
 def preset(name: str) -> MakeOptimizer:
@@ -123,7 +128,7 @@ def preset(name: str) -> MakeOptimizer:
     if list(content) != ["model"] or list(content["model"]) != ["optimizer"]:
         raise SkippedError(f"configs/optimizer/{name}.yaml sets more than model.optimizer")
     entry = content["model"]["optimizer"]
-    return lambda model: configured(entry, route_parameters(model))  # type: ignore[no-any-return]
+    return lambda model: configured(entry, route_parameters(model))
 
 
 def preset_names() -> list[str]:

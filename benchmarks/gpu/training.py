@@ -56,7 +56,7 @@ class Training:
         for tokens in self.batches:
             with torch.autocast(self.device, dtype=torch.bfloat16):
                 self.loss = self.loss_of(tokens)
-            (self.loss / len(self.batches)).backward()  # type: ignore[no-untyped-call]
+            (self.loss / len(self.batches)).backward()
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Take one training step."""

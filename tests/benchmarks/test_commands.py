@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import monitors, optimizer_step, orthogonalization, schedules, traffic, turns, unhealthy_run
+from benchmarks import monitors, optimizer_step, orthogonalization, traffic, turns, unhealthy_run, variants
 from benchmarks.matrix_problems import __main__ as matrix_problems
 from benchmarks.matrix_problems.methods import METHODS
 from benchmarks.matrix_problems.problems import PROBLEMS, Problem
@@ -118,14 +118,16 @@ def test_monitors(tmp_path: Path) -> None:
     assert rows["sum of these"] < rows["the steps themselves"]
 
 
-def test_schedules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedules, "SEEDS", (42, 43))
-    schedules.main(["--quick", "--results", str(tmp_path)])
-    rows = record(tmp_path / "schedules-cpu.json")["rows"]
-    losses = {row["schedule"]: row["losses"] for row in rows}
-    assert set(losses) == set(schedules.SCHEDULES)
-    assert len({tuple(values) for values in losses.values()}) == len(losses)  # each schedule acts
-    assert all(row["seed 42"] == f"{row['losses'][0]:.4f}" for row in rows)
+def test_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = list(variants.VARIANTS)
+    monkeypatch.setattr(
+        variants, "VARIANTS", {name: variants.VARIANTS[name] for name in (names[0], names[-2], names[-1])}
+    )
+    variants.main(["--quick", "--results", str(tmp_path)])
+    rows = record(tmp_path / "variants-cpu.json")["rows"]
+    losses = [row["losses"] for row in rows]
+    assert len({tuple(values) for values in losses}) == 3  # each variant acts
+    assert [row["gain"] for row in rows] == [f"{losses[0][0] - values[0]:+.4f}" for values in losses]
 
 
 def test_unhealthy_run(tmp_path: Path) -> None:

@@ -25,21 +25,23 @@ from tests.processes import run_module
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the record of a run of all sections."""
-    folder = tmp_path_factory.mktemp("results")
-    arguments = ["--device", "cpu", "--tiny", "--minutes", "2", "--results", str(folder)]
-    run = run_module("benchmarks.gpu", *arguments, folder=folder, path=[REPOSITORY])
+def test_all_sections_in_tiny_form(tmp_path: Path) -> None:
+    """One test, since the run takes seconds: pytest-xdist would make a fixture once for each worker."""
+    arguments = ["--device", "cpu", "--tiny", "--results", str(tmp_path)]
+    run = run_module("benchmarks.gpu", *arguments, folder=tmp_path, path=[REPOSITORY])
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
     assert "The record is" in run.stdout
-    return folder
-
-
-@pytest.fixture(scope="module")
-def record(tiny: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((tiny / "gpu-cpu.json").read_text())
-    return content
+    record: dict[str, Any] = json.loads((tmp_path / "gpu-cpu.json").read_text())
+    check_sections(record)
+    check_steps(record)
+    check_training(record)
+    check_memory(record)
+    check_monitors(record)
+    check_strategies(record)
+    check_polar_factors(record)
+    # The docs can show it.
+    page = "<!-- table: gpu-cpu | where: section=memory | columns: what; state MB -->\n<!-- end of table -->\n"
+    assert "| torch AdamW, fused | 0.204 |" in filled(page, tmp_path)
 
 
 def rows_of(record: dict[str, Any], section: str) -> dict[str, dict[str, Any]]:
@@ -47,7 +49,7 @@ def rows_of(record: dict[str, Any], section: str) -> dict[str, dict[str, Any]]:
     return {row["what"]: row for row in record["rows"] if row["section"] == section and "skipped" not in row}
 
 
-def test_every_section_ran_or_says_why_not(record: dict[str, Any]) -> None:
+def check_sections(record: dict[str, Any]) -> None:
     assert list(record["sections"]) == list(gpu.SECTIONS)
     assert {name: section["status"] for name, section in record["sections"].items()} == {
         **dict.fromkeys(gpu.SECTIONS, "ok"),
@@ -63,7 +65,7 @@ def test_every_section_ran_or_says_why_not(record: dict[str, Any]) -> None:
     assert all(map(isfinite, numbers))
 
 
-def test_steps(record: dict[str, Any]) -> None:
+def check_steps(record: dict[str, Any]) -> None:
     rows = rows_of(record, "step")
     expected = {"MuonAdamW", "torch Muon + AdamW, fused", "torch AdamW, fused", *preset_names()} - optimizer_steps.ALIKE
     assert expected <= set(rows)
@@ -80,7 +82,7 @@ def test_steps(record: dict[str, Any]) -> None:
     assert rows["MuonAdamW"]["state MB"] == pytest.approx(rows["torch Muon + AdamW, fused"]["state MB"])
 
 
-def test_training(record: dict[str, Any]) -> None:
+def check_training(record: dict[str, Any]) -> None:
     rows = rows_of(record, "training")
     steps = {row["optimizer"]: row for row in rows.values() if "optimizer" in row}
     assert list(steps) == list(contestants())
@@ -91,7 +93,7 @@ def test_training(record: dict[str, Any]) -> None:
     assert steps["torch AdamW, fused"]["× AdamW's step"] == 1.0
 
 
-def test_memory(record: dict[str, Any]) -> None:
+def check_memory(record: dict[str, Any]) -> None:
     rows = rows_of(record, "memory")
     assert list(rows) == list(contestants())
     # AdamW keeps two moments of each parameter, and a count of steps; Muon one moment of each matrix.
@@ -101,7 +103,7 @@ def test_memory(record: dict[str, Any]) -> None:
     assert muon["× AdamW's state"] == muon["state MB"] / adamw["state MB"]
 
 
-def test_monitors(record: dict[str, Any]) -> None:
+def check_monitors(record: dict[str, Any]) -> None:
     row = rows_of(record, "monitors")["cost"]
     assert row["step ms"] > 0
     low, high = map(float, row["95 % interval"].split(" … "))
@@ -109,7 +111,7 @@ def test_monitors(record: dict[str, Any]) -> None:
     assert high >= row["% of the steps' time"] - 0.01
 
 
-def test_strategies(record: dict[str, Any]) -> None:
+def check_strategies(record: dict[str, Any]) -> None:
     rows = rows_of(record, "strategies")
     assert rows["fsdp2, 32-true"]["weights differ by"] <= 1e-6
     for name, row in rows.items():
@@ -117,7 +119,7 @@ def test_strategies(record: dict[str, Any]) -> None:
         assert row["step ms"] > 0, name
 
 
-def test_polar_factors(record: dict[str, Any]) -> None:
+def check_polar_factors(record: dict[str, Any]) -> None:
     rows = list(rows_of(record, "polar").values())
     assert {row["method"] for row in rows} == set(METHODS)
     assert {row["precision"] for row in rows} == set(polar_factors.PRECISIONS)
@@ -125,11 +127,6 @@ def test_polar_factors(record: dict[str, Any]) -> None:
         assert 0 < row["floor ms"] < row["ms"], row["what"]
         assert row["× floor"] == pytest.approx(row["ms"] / row["floor ms"])
         assert row["× newton_schulz"] > 0
-
-
-def test_the_docs_can_show_it(tiny: Path) -> None:
-    page = "<!-- table: gpu-cpu | where: section=memory | columns: what; state MB -->\n<!-- end of table -->\n"
-    assert "| torch AdamW, fused | 0.204 |" in filled(page, tiny)
 
 
 def test_flops_of_factorizations() -> None:
