@@ -1,6 +1,7 @@
 """Variants of the recipe on the demo, each with several seeds.
 
-``python -m benchmarks.variants`` trains the demo with each variant and seed, and prints the validation losses. With ``--jobs 2`` two runs share the cores.
+``python -m benchmarks.variants`` trains the demo with each variant and seed, and prints the validation losses. With
+``--jobs 2`` two runs share the cores.
 """
 
 import argparse
