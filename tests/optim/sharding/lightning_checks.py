@@ -6,7 +6,6 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from earlier_groups import earlier_groups
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_muon.optim import MuonAdamW, route_parameters
 from lightning_muon.strategies import FSDP2Strategy, follow_groups
+from tests.earlier_groups import earlier_groups
 
 EPOCHS = 2
 MUON_ELEMENTS = 15 * 8 + 15 * 15
