@@ -149,7 +149,7 @@ class MuonAdamW(torch.optim.Optimizer):
     ) -> None:
         check_rates(adamw_lr, lr_by_role)
         self._adamw_lr = adamw_lr
-        self._lr_by_role = dict(lr_by_role or {})
+        self._lr_by_role: dict[str, float | None] = dict(lr_by_role or {})
         self._orthogonalize_hooks: OrderedDict[int, OrthogonalizeHook] = OrderedDict()
         self.shard_state = shard_state
         self._consolidated: dict[str, Any] | None = None
@@ -186,7 +186,7 @@ class MuonAdamW(torch.optim.Optimizer):
         param_group = named(param_group, label)
         shardings = param_group.pop("shardings", None) or [None] * len(param_group["params"])
         adamw_lr = self._adamw_lr if param_group["algorithm"] == "adamw" else None
-        if (lr := self._lr_by_role.get(param_group.get("role"), adamw_lr)) is not None:
+        if (lr := self._lr_by_role.get(str(param_group.get("role")), adamw_lr)) is not None:
             param_group.setdefault("lr", lr)
         options = {**self.defaults, **param_group}
         check_options(label, options, hyperparameters=self.defaults)

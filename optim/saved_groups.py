@@ -61,7 +61,7 @@ def regrouped(groups: Groups, state_dict: Mapping[str, Any], saved_names: Sequen
     """
     names = [group["param_names"] for group in groups]
     state: dict[Any, Any] = {}
-    loaded = []
+    loaded: list[dict[str, Any]] = []
     for source in matching_sources(groups, names, state_dict["param_groups"], saved_names):
         first = sum(len(group["params"]) for group in loaded)
         numbers = list(range(first, first + len(source.keys)))

@@ -31,9 +31,10 @@ def follow_groups(scheduler: Any, groups: Sequence[Mapping[str, Any]]) -> None:
     for nested in state.get("_schedulers", ()):
         follow_groups(nested, groups)
     for key, option in _FROM_GROUPS.items():
-        rates, own = state.get(key), [group.get(option) for group in groups]
+        rates, own = state.get(key), [group[option] for group in groups if option in group]
         # The same rates in another order are those of the same groups in another order.
-        if isinstance(rates, list) and None not in own and (len(rates) != len(own) or sorted(rates) == sorted(own)):
+        moved = isinstance(rates, list) and (len(rates) != len(groups) or sorted(rates) == sorted(own))
+        if moved and len(own) == len(groups):
             state[key] = own
     for key in _GIVEN:
         values = state.get(key)

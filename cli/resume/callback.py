@@ -104,10 +104,11 @@ class KeepCommandLineOnResume(Callback):
             checkpoint["optimizer_states"] = []
             checkpoint["lr_schedulers"] = []
             return
-        options = {key: Change(old["init_args"].get(key), value) for key, value in new["init_args"].items()}
+        runs = old["init_args"], new["init_args"]  # options that are null in this run are left out
+        options = {key: Change(*(run.get(key) for run in runs)) for key in dict.fromkeys(chain(*reversed(runs)))}
         by_role = options.pop("lr_by_role", Change(None, None))
-        roles = dict.fromkeys([*(by_role.old or {}), *(by_role.new or {})])
-        options |= {_rate_of(role): Change(*((of_run or {}).get(role) for of_run in by_role)) for role in roles}
+        roles = dict.fromkeys(chain(by_role.old or {}, by_role.new or {}))
+        options |= {_rate_of(role): Change(*((rates or {}).get(role) for rates in by_role)) for role in roles}
         rates = ("lr", *map(_rate_of, roles))
         self._rates = {key: change for key, change in options.items() if key in rates or key.endswith("_lr")}
         self._changed = {key: change for key, change in options.items() if change.old != change.new}

@@ -11,21 +11,23 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_muon.optim import MuonAdamW, route_parameters
 from lightning_muon.optim.sharding.dtensor import local_tensor
-from lightning_muon.strategies import FSDP2Strategy
+from lightning_muon.strategies import FSDP2Strategy, follow_groups
+from tests.earlier_groups import earlier_groups
 
 EPOCHS = 2
 MUON_ELEMENTS = 15 * 8 + 15 * 15
 
 
 class Module(LightningModule):
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, earlier: bool = False, **options: Any) -> None:
         super().__init__()
         torch.manual_seed(0)
+        self.earlier = earlier
         self.net = nn.Sequential(nn.Linear(8, 15), nn.Tanh(), nn.Linear(15, 15), nn.Tanh(), nn.Linear(15, 3))
         self.options = options
 
@@ -33,13 +35,19 @@ class Module(LightningModule):
         return (self.net(batch[0]) - batch[1]).square().mean()
 
     def configure_optimizers(self) -> Any:
-        options = {"orthogonalizer_options": {"dtype": "float32"}, **self.options}
+        groups = route_parameters(self)
+        groups = earlier_groups(groups, backwards=True) if self.earlier else groups
+        options = {"lr": 0.01, "orthogonalizer_options": {"dtype": "float32"}, **self.options}
         cycle = options.pop("cycle", False)
-        optimizer = MuonAdamW(route_parameters(self), lr=0.01, **options)
-        if not cycle:
-            return optimizer
-        scheduler = OneCycleLR(optimizer, max_lr=0.02, total_steps=10)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        optimizer = MuonAdamW(groups, **options)
+        schedule: LRScheduler = LambdaLR(optimizer, lambda step: 1 / (1 + step))
+        if cycle:
+            schedule = OneCycleLR(optimizer, max_lr=0.02, total_steps=10)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        for config in self.trainer.lr_scheduler_configs:
+            follow_groups(config.scheduler, config.scheduler.optimizer.param_groups)
 
 
 class FSDPOnCPU(FSDPStrategy):
@@ -113,11 +121,11 @@ def weights(trainer: Trainer) -> Tensor:
     return torch.cat([local_tensor(p.detach()).flatten() for _, p in parameters(trainer)])
 
 
-def resumes(strategy: Any, **options: Any) -> tuple[Trainer, Trainer]:
-    """Train straight through, and with a checkpoint in the middle."""
+def resumes(strategy: Any, earlier: bool = False, **options: Any) -> tuple[Trainer, Trainer]:
+    """Train straight through, and with a checkpoint in the middle, of the groups of version 0.1 if ``earlier``."""
     straight = fit(strategy(), **options)
-    half = fit(strategy(), EPOCHS // 2, **options)
-    path = [f"{type(half.strategy).__name__}-{len(options)}.ckpt"]
+    half = fit(strategy(), EPOCHS // 2, earlier=earlier, **options)
+    path = [f"{type(half.strategy).__name__}-{len(options)}{'-earlier' * earlier}.ckpt"]
     half.save_checkpoint(path[0])
     resumed = fit(strategy(), checkpoint=path[0], **options)
     assert torch.equal(weights(straight), weights(resumed))
@@ -133,6 +141,17 @@ def check_ddp() -> None:
         states = straight.optimizers[0].state.values()
         momentum = sum(state["momentum_buffer"].numel() for state in states if "momentum_buffer" in state)
         assert (momentum < MUON_ELEMENTS) == bool(options)
+
+
+def check_earlier_groups_resume_exactly() -> None:
+    options = {"adamw_lr": 0.004}
+    ddp = partial(DDPStrategy, process_group_backend="gloo")
+    for strategy in (ddp, FSDPOnCPU, partial(FSDP2Strategy, blocks=["Linear"], process_group_backend="gloo")):
+        straight, resumed = resumes(strategy, earlier=True, **options)
+        for key in ("name", "lr", "initial_lr", "param_names"):
+            assert [[g[key] for g in t.optimizers[0].param_groups] for t in (straight, resumed)] == [
+                [g[key] for g in straight.optimizers[0].param_groups]
+            ] * 2
 
 
 def check_ddp_hands_a_checkpoint_to_one_device() -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from earlier_groups import earlier_groups
 from model import Block, make_model
 from torch import Tensor
 from torch.distributed.checkpoint.optimizer import load_sharded_optimizer_state_dict
@@ -22,6 +21,7 @@ from torch.distributed.fsdp import (
 from ways import make_optimizer, train, whole, wrap
 
 from lightning_muon.optim import MuonAdamW, route_parameters
+from tests.earlier_groups import earlier_groups
 
 OPTIONS: dict[str, Any] = {
     "lr": 0.01,

@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent
 
 def run_checks(file: str, world_size: int) -> None:
     """Run all checks of a file in this folder on so many processes."""
-    launch(FOLDER / file, "check_*", world_size, path=[FOLDER.parents[1]])
+    launch(FOLDER / file, "check_*", world_size, path=[FOLDER.parents[2]])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
