@@ -33,7 +33,7 @@ def by_head(role: Role, name: str, shape: Sequence[int], names: Sequence[str], m
         role: Its role, which is returned for other matrices.
         name: Its name in its owner, such as ``"weight"``.
         shape: Its shape.
-        names: The own name of its owner, then those of the modules around it.
+        names: The own name of its owner, then those of the modules around it; that of the model is empty.
         modules: Its owner, then the modules around it, up to the whole model.
     """
     own, names, modules = _own_name(name, names, modules)

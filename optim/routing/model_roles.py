@@ -47,7 +47,7 @@ def model_roles(model: nn.Module, *, per_head: bool = False) -> list[tuple[list[
             if use.path in heads and use.role.is_layer:
                 role = replace(use.role, algorithm="adamw", reason=heads[use.path])
         if per_head and role.algorithm == "muon":
-            path = plain_name(same[0].path).split(".")[::-1]
+            path = [*reversed(plain_name(same[0].path).split(".")), ""]  # the model has no name
             role = by_head(role, same[0].name, same[0].parameter.shape, path, same[0].owners)
         names = [plain_name(f"{use.path}.{use.name}" if use.path else use.name) for use in same]
         result.append((names, same[0].parameter, role))
