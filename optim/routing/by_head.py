@@ -78,7 +78,7 @@ def _cut(
         return (MatrixLayout(split_sizes=pieces), f"key and value by head ({queries})") if fits else None
     if kind == "value":
         heads = replace(heads, size=heads.value_size or heads.size)
-    choices = {
+    choices: dict[str, list[tuple[int, ...]]] = {
         "query": [(queries,)],
         "key": [(keys,)],
         "value": [(keys,)],
