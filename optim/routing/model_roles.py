@@ -1,12 +1,13 @@
 """The role of each parameter in a whole model."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_muon.optim.routing.by_head import by_head
 from lightning_muon.optim.routing.output_head import Layer, is_head_name, output_heads
 from lightning_muon.optim.routing.roles import Role, role_of
 from lightning_muon.optim.routing.wrapped_names import plain_name
@@ -20,10 +21,15 @@ class _Use:
     name: str
     parameter: nn.Parameter
     role: Role
+    owners: tuple[nn.Module, ...]  # the module that owns it, and those around, up to the model
 
 
-def model_roles(model: nn.Module) -> list[tuple[list[str], nn.Parameter, Role]]:
+def model_roles(model: nn.Module, *, per_head: bool = False) -> list[tuple[list[str], nn.Parameter, Role]]:
     """Return each parameter of a model once, with all its names (several where it is tied) and its role.
+
+    Args:
+        model: The model.
+        per_head: Cut the projections of attention into a matrix for each head.
 
     Raises:
         ValueError: If a lazy module has not yet seen a batch.
@@ -40,6 +46,9 @@ def model_roles(model: nn.Module) -> list[tuple[list[str], nn.Parameter, Role]]:
         for use in same:
             if use.path in heads and use.role.is_layer:
                 role = replace(use.role, name="head", algorithm="adamw", reason=heads[use.path])
+        if per_head and role.algorithm == "muon":
+            path = [*reversed(plain_name(same[0].path).split(".")), ""]  # the model has no name
+            role = by_head(role, same[0].name, same[0].parameter.shape, path, same[0].owners)
         names = [plain_name(f"{use.path}.{use.name}" if use.path else use.name) for use in same]
         result.append((names, same[0].parameter, role))
     return result
@@ -51,12 +60,19 @@ def _uses(model: nn.Module) -> list[_Use]:
     uses = []
     for path, owner in modules:
         plain = plain_name(path)
-        parent = unwrapped[plain.rpartition(".")[0]] if plain else None
+        around = _around(plain, unwrapped)
         for name, parameter in owner.named_parameters(recurse=False):
             if isinstance(parameter, UninitializedParameter):
                 raise ValueError(f"{path}.{name} has no shape yet: run a batch through the lazy module first")
-            uses.append(_Use(path, name, parameter, role_of(owner, plain, name, parameter, parent)))
+            role = role_of(owner, plain, name, parameter, around[0] if around else None)
+            uses.append(_Use(path, name, parameter, role, (owner, *around)))
     return uses
+
+
+def _around(path: str, modules: Mapping[str, nn.Module]) -> list[nn.Module]:
+    """Return the modules around that of a path, the nearest first."""
+    names = path.split(".") if path else []
+    return [modules[".".join(names[:count])] for count in reversed(range(len(names)))]
 
 
 def _layers(uses: Sequence[_Use]) -> list[Layer]:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from lightning_muon.optim.routing.fused_weights import GATE_UP, expert_layout, fused_blocks, interleaved
+from lightning_muon.optim.routing.fused_weights import expert_layout, fused_layout
 from lightning_muon.optim.update.matrix_layout import MatrixLayout
 from lightning_muon.optim.update.options import Algorithm
 
@@ -116,12 +116,13 @@ def _layer(owner: nn.Module, path: str, weight: Tensor, parent: nn.Module | None
         return None
     own_name = path.rpartition(".")[2]
     fan_out, fan_in = MatrixLayout(transposed=transposed).fans(weight.shape)[0]
-    blocks, whole = fused_blocks(own_name, parent, fan_out, fan_in)
+    layout, fused = fused_layout(own_name, parent, fan_out, fan_in)
     routes_experts = own_name == "router" or (own_name == "gate" and hasattr(parent, "experts"))
-    layout = MatrixLayout(transposed=transposed, blocks=blocks)
+    layout = replace(layout, transposed=transposed)
     if routes_experts:
-        return _matrices(layout, _ROUTER, whole, name="router")
-    return _matrices(layout, "hidden matrix", whole, is_layer=blocks == 1 and not whole)
+        return _matrices(layout, _ROUTER, fused, name="router")
+    is_layer = layout == MatrixLayout(transposed=transposed) and not fused
+    return _matrices(layout, "hidden matrix", fused, is_layer=is_layer)
 
 
 def _convolution(owner: _ConvNd) -> Role:
@@ -135,11 +136,12 @@ def _convolution(owner: _ConvNd) -> Role:
 
 
 def _matrices(
-    layout: MatrixLayout, reason: str, whole: str = "", *, is_layer: bool = False, name: RoleName = "matrix"
+    layout: MatrixLayout, reason: str, fused: str = "", *, is_layer: bool = False, name: RoleName = "matrix"
 ) -> Role:
-    fused = f"{layout.blocks} fused blocks" if layout.blocks > 1 else ""
+    if layout.blocks > 1 and not fused:
+        fused = f"{layout.blocks} fused blocks"
     stored = "stored (in, out)" if layout.transposed else ""
-    return Role(name, "muon", ", ".join(filter(None, [reason, fused, whole, stored])), layout, is_layer=is_layer)
+    return Role(name, "muon", ", ".join(filter(None, [reason, fused, stored])), layout, is_layer=is_layer)
 
 
 def _free_parameter(owner: nn.Module, path: str, name: str, parameter: Tensor) -> Role:
@@ -153,10 +155,10 @@ def _free_parameter(owner: nn.Module, path: str, name: str, parameter: Tensor) -
         if parameter.ndim == 3:
             return _experts(owner, name, parameter)
     if parameter.ndim == 2 and name.endswith(("weight", "kernel", "proj")):
-        blocks, whole = fused_blocks(re.sub("_(weight|kernel)$", "", name), owner, *parameter.shape)
+        layout, fused = fused_layout(re.sub("_(weight|kernel)$", "", name), owner, *parameter.shape)
         if _ROUTER_CLASS.search(kind):
-            return _matrices(MatrixLayout(blocks=blocks), _ROUTER, whole, name="router")
-        return _matrices(MatrixLayout(blocks=blocks), f"hidden matrix of {kind}", whole)
+            return _matrices(layout, _ROUTER, fused, name="router")
+        return _matrices(layout, f"hidden matrix of {kind}", fused)
     return Role("other", "adamw", f"{parameter.ndim}-D parameter of {kind}, of unknown role", known=False)
 
 
@@ -164,5 +166,5 @@ def _experts(owner: nn.Module, name: str, weights: Tensor) -> Role:
     layout = expert_layout(owner, name, weights)
     if layout is None:
         return Role("other", "adamw", "experts, stored (out, in) or (in, out): not known", known=False)
-    alternating = name.lower().startswith(GATE_UP) and interleaved(owner)
-    return _matrices(layout, "experts, a matrix each", "gate and up alternate: left whole" if alternating else "")
+    alternating = layout.interleaved > 1
+    return _matrices(layout, "experts, a matrix each", "gate and up, which alternate" if alternating else "")

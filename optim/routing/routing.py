@@ -75,7 +75,7 @@ class Route:
 
 
 def route_parameters(
-    module: nn.Module, rules: Iterable[Rule] = (), *, part: nn.Module | None = None
+    module: nn.Module, rules: Iterable[Rule] = (), *, part: nn.Module | None = None, per_head: bool = False
 ) -> list[dict[str, Any]]:
     """Sort the parameters of a model into groups for :class:`~lightning_muon.optim.MuonAdamW`.
 
@@ -97,6 +97,10 @@ def route_parameters(
         rules: Exceptions. The first rule that matches a parameter overrides its role.
         part: A module in the model: only its parameters are returned, with their roles in the whole model. Its name in
             the model is appended to the names of the groups.
+        per_head: Let Muon orthogonalize each head of attention by itself: its outputs of the projections of query, key
+            and value, and its inputs of the output projection. The attention modules or their ``config`` say the
+            numbers of heads; where none does, the reason says so, and a rule may, with
+            ``MatrixLayout(blocks=heads)``.
 
     Returns:
         One group per algorithm, role and set of options: ``params``, and beside it ``param_names``, ``reasons`` and,
@@ -116,7 +120,11 @@ def route_parameters(
         raise TypeError(f"route_parameters takes the module, not its parameters; got {type(module).__name__}")
     suffix = "" if part is None else f"_{_path_in(without_ddp(module), part)}"
     of_part = {id(parameter) for parameter in (module if part is None else part).parameters()}
-    trained = [r for r in find_routes(module, rules) if r.algorithm != "frozen" and id(r.parameter) in of_part]
+    trained = [
+        r
+        for r in find_routes(module, rules, per_head=per_head)
+        if r.algorithm != "frozen" and id(r.parameter) in of_part
+    ]
     if not trained:
         raise ValueError(
             f"{type(part or module).__name__} has no parameter that requires a gradient: there is nothing to train"
@@ -155,7 +163,7 @@ def routing_table(routes: Iterable[Route], *, every_parameter: bool = False) -> 
     return table
 
 
-def find_routes(module: nn.Module, rules: Iterable[Rule] = ()) -> list[Route]:
+def find_routes(module: nn.Module, rules: Iterable[Rule] = (), *, per_head: bool = False) -> list[Route]:
     """Find the route of each parameter of a model, in the order of ``named_parameters()``.
 
     Arguments and errors are those of :func:`route_parameters`.
@@ -166,7 +174,7 @@ def find_routes(module: nn.Module, rules: Iterable[Rule] = ()) -> list[Route]:
     unknown = []
     shardings, model = find_shardings(module), without_ddp(module)
     with full_shapes(model, shardings) as own:
-        for names, parameter, role in model_roles(model):
+        for names, parameter, role in model_roles(model, per_head=per_head):
             matching = (i for i, rule in enumerate(rules) if any(fnmatchcase(name, rule.pattern) for name in names))
             if (first := next(matching, None)) is not None:
                 used.add(first)

@@ -88,7 +88,11 @@ def test_blocks_of_a_fused_projection(
 
 
 @pytest.mark.parametrize(
-    ("name", "outputs", "why"), [("qkv", 12, "not known to be equal"), ("query_key_value", 24, "head by head")]
+    ("name", "outputs", "why"),
+    [
+        ("qkv", 12, "in blocks not known to be equal"),
+        ("query_key_value", 24, "head by head, and nothing says their number"),
+    ],
 )
 def test_a_fused_projection_that_stays_whole_says_so(name: str, outputs: int, why: str) -> None:
     route = find_routes(nn.ModuleDict({name: nn.Linear(8, outputs), "head": nn.Linear(8, 2)}))[0]
@@ -194,12 +198,15 @@ def test_experts_stored_in_out_are_told_by_their_shapes() -> None:
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_experts_whose_gate_and_up_alternate_stay_whole(old: bool) -> None:
+def test_experts_whose_gate_and_up_alternate(old: bool) -> None:
     """As in GPT-OSS, which older versions of transformers show by the name of the class alone."""
     kind = type("GptOssExperts" if old else "OtherExperts", (ExpertStacks,), {} if old else {"is_concatenated": False})
     routes = {route.name: route for route in find_routes(kind(gate_up_proj=(8, 24), down_proj=(12, 8), biases=True))}
-    assert routes["gate_up_proj"].layout == MatrixLayout(stacked=True, transposed=True)
-    assert "alternate" in routes["gate_up_proj"].reason
+    assert routes["gate_up_proj"].layout == MatrixLayout(stacked=True, transposed=True, blocks=2, interleaved=12)
+    gate, up = routes["gate_up_proj"].layout.matrices(gate_up := routes["gate_up_proj"].parameter)[0][:2]
+    assert torch.equal(gate, gate_up[0, :, ::2])
+    assert torch.equal(up, gate_up[0, :, 1::2])
+    assert "gate and up, which alternate" in routes["gate_up_proj"].reason
     for name in ("gate_up_proj_bias", "down_proj_bias"):
         assert routes[name].algorithm == "adamw"
         assert routes[name].options == {"weight_decay": 0.0}

@@ -4,7 +4,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from lightning_muon.optim import MatrixLayout, Rule
+
 TOKENS, WIDTH, EXPERTS, BATCH, LENGTH = 17, 12, 3, 12, 8
+
+# Rules that cut some weights of the model into blocks of several shapes, in every order that memory can have.
+_LAYOUTS = {
+    "*.qkv.weight": MatrixLayout(split_sizes=(16, 10, 10)),
+    "*.c_attn.weight": MatrixLayout(split_sizes=(9, 4, 5), interleaved=2, transposed=True),
+    "*.proj.weight": MatrixLayout(blocks=3, along_inputs=True),
+    "*.gate_up_proj": MatrixLayout(stacked=True, blocks=2, interleaved=10),
+    "*.down_proj": MatrixLayout(stacked=True, split_sizes=(7, 3), along_inputs=True),
+    "*.c_fc.weight": MatrixLayout(blocks=4, transposed=True, along_inputs=True),
+    "middle.weight": MatrixLayout(split_sizes=(1, 3), interleaved=3),
+}
+BLOCKS = [Rule(pattern, "muon", layout=layout) for pattern, layout in _LAYOUTS.items()]
 
 
 class Conv1D(nn.Module):

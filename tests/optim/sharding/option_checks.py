@@ -4,26 +4,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from model import Block, make_model
+from model import BLOCKS, Block, make_model
 from torch import Tensor
 from ways import make_optimizer, train, whole, wrap
 
-from lightning_muon.optim import MatrixLayout, Rule
-
 WAYS = ("ddp", "ddp_sharded_state", "fsdp2", "fsdp1")
 STEPS = 3
-
-
-# Blocks of several shapes, in all orders in memory.
-BLOCKS = {
-    "*.qkv.weight": MatrixLayout(split_sizes=(16, 10, 10)),
-    "*.c_attn.weight": MatrixLayout(split_sizes=(9, 4, 5), interleaved=2, transposed=True),
-    "*.proj.weight": MatrixLayout(blocks=3, along_inputs=True),
-    "*.gate_up_proj": MatrixLayout(stacked=True, blocks=2, interleaved=10),
-    "*.down_proj": MatrixLayout(stacked=True, split_sizes=(7, 3), along_inputs=True),
-    "*.c_fc.weight": MatrixLayout(blocks=4, transposed=True, along_inputs=True),
-    "middle.weight": MatrixLayout(split_sizes=(1, 3), interleaved=3),
-}
 
 
 def equals_one_device(atol: float = 1e-5, dtype: torch.dtype = torch.float32, **options: Any) -> None:
@@ -62,9 +48,8 @@ def check_everything_at_once() -> None:
 
 
 def check_blocks_of_several_shapes() -> None:
-    rules = [Rule(pattern, "muon", layout=layout) for pattern, layout in BLOCKS.items()]
-    equals_one_device(rules=rules, lr=0.01, neuron_beta=0.9, update_scale="mup", batch_elements=200)
-    equals_one_device(rules=rules, lr=0.1, neuron_beta=0.9, update_scale="nuclear_norm", polar_first=True)
+    equals_one_device(rules=BLOCKS, lr=0.01, neuron_beta=0.9, update_scale="mup", batch_elements=200)
+    equals_one_device(rules=BLOCKS, lr=0.1, neuron_beta=0.9, update_scale="nuclear_norm", polar_first=True)
 
 
 def check_float64_travels_as_such() -> None:

@@ -2,13 +2,14 @@
 
 import copy
 import io
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from model import Block, make_model
+from model import BLOCKS, Block, make_model
 from torch import Tensor
 from torch.distributed.checkpoint.optimizer import load_sharded_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
@@ -20,7 +21,7 @@ from torch.distributed.fsdp import (
 )
 from ways import make_optimizer, train, whole, wrap
 
-from lightning_muon.optim import MuonAdamW, route_parameters
+from lightning_muon.optim import MuonAdamW, Rule, route_parameters
 from tests.earlier_groups import earlier_groups
 
 OPTIONS: dict[str, Any] = {
@@ -36,9 +37,11 @@ def ranks() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
-def trained(way: str, steps: int, dtype: torch.dtype = torch.float32) -> tuple[Any, MuonAdamW]:
+def trained(
+    way: str, steps: int, dtype: torch.dtype = torch.float32, rules: Iterable[Rule] = ()
+) -> tuple[Any, MuonAdamW]:
     model = make_model(dtype) if way == "one" else wrap(way, make_model(dtype), Block)
-    optimizer = make_optimizer(model, way, **OPTIONS)
+    optimizer = make_optimizer(model, way, rules, **OPTIONS)
     train(model, optimizer, steps, *((0, 1) if way == "one" else ranks()))
     return model, optimizer
 
@@ -58,12 +61,12 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 
 def check_sharded_state_resumes_exactly() -> None:
-    for dtype in (torch.float32, torch.bfloat16):
-        model, optimizer = trained("ddp_sharded_state", HALF, dtype)
+    for dtype, rules in ((torch.float32, BLOCKS), (torch.bfloat16, ())):
+        model, optimizer = trained("ddp_sharded_state", HALF, dtype, rules)
         optimizer.consolidate_state_dict()
         saved = broadcast((model.module.state_dict(), optimizer.state_dict()) if dist.get_rank() == 0 else None)
         again = wrap("ddp_sharded_state", make_model(dtype), Block)
-        second = make_optimizer(again, "ddp_sharded_state", lr=0.5)
+        second = make_optimizer(again, "ddp_sharded_state", rules, lr=0.5)
         again.module.load_state_dict(saved[0])
         second.load_state_dict(saved[1])
         assert second.param_groups[0]["neuron_beta"] == 0.9
@@ -224,14 +227,14 @@ def resume_fsdp1(folder: str, trained: tuple[Any, MuonAdamW]) -> None:
 
 
 def check_fsdp2_resumes_through_distributed_checkpointing() -> None:
-    for full in (False, True):
-        model, optimizer = trained("fsdp2", HALF)
+    for full, rules in ((False, BLOCKS), (True, ())):
+        model, optimizer = trained("fsdp2", HALF, rules=rules)
         # Not strict, as torch refuses a parameter that never had a gradient and so has no state.
         choice = StateDictOptions(full_state_dict=full, strict=False)
         saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=choice))
         weights = whole(model)
         again = wrap("fsdp2", make_model(), Block)
-        second = make_optimizer(again, "fsdp2", **OPTIONS)
+        second = make_optimizer(again, "fsdp2", rules, **OPTIONS)
         with torch.no_grad():
             for q, p in zip(again.parameters(), model.parameters(), strict=True):
                 q.to_local().copy_(p.to_local())

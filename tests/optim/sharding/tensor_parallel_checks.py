@@ -1,5 +1,6 @@
 """Tensor parallelism, with and without FSDP2 around it: shards that are no ranges of rows."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from lightning_muon.optim import MuonAdamW, route_parameters
+from lightning_muon.optim import MatrixLayout, MuonAdamW, Rule, route_parameters
 
 FLOAT32 = {"dtype": "float32"}
 
@@ -31,9 +32,10 @@ def parallel_network(sharded_too: bool) -> nn.Sequential:
     return model
 
 
-def equals_one_device(sharded_too: bool, **options: Any) -> None:
+def equals_one_device(sharded_too: bool, rules: Sequence[Rule] = (), **options: Any) -> None:
     models = network(), parallel_network(sharded_too)
-    optimizers = [MuonAdamW(route_parameters(m), lr=0.01, orthogonalizer_options=FLOAT32, **options) for m in models]
+    options = {"lr": 0.01, "orthogonalizer_options": FLOAT32, **options}
+    optimizers = [MuonAdamW(route_parameters(m, rules), **options) for m in models]
     generator = torch.Generator().manual_seed(1)
     for _ in range(10):
         inputs = torch.randn(24, 12, generator=generator)
@@ -57,6 +59,16 @@ def check_tensor_parallel_with_fsdp2() -> None:
 def check_options() -> None:
     options = {"update_scale": "nuclear_norm", "polar_first": True, "cautious_weight_decay": True}
     equals_one_device(sharded_too=True, **options)
+
+
+def check_blocks_of_several_shapes() -> None:
+    rules = [
+        Rule("0.weight", "muon", layout=MatrixLayout(split_sizes=(5, 3, 2), interleaved=2)),
+        Rule("2.weight", "muon", layout=MatrixLayout(split_sizes=(12, 8), along_inputs=True)),
+    ]
+    for sharded_too in (False, True):
+        equals_one_device(sharded_too, rules)
+        equals_one_device(sharded_too, rules, update_scale="nuclear_norm", polar_first=True)
 
 
 def check_normuon_is_refused_by_name() -> None:

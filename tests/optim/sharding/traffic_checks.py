@@ -111,6 +111,25 @@ def check_collectives_a_bucket() -> None:
     assert sorted(norms.calls) == sorted([*["all_to_all"] * 2, "all_reduce"] * buckets)
 
 
+def check_heads_travel_with_their_projections() -> None:
+    """As often, as much: a head is no message of its own."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_heads = 4
+            self.qkv = nn.Linear(WIDTH, 3 * WIDTH, bias=False)
+            self.proj = nn.Linear(WIDTH, WIDTH, bias=False)
+
+    for way in ("fsdp2", "fsdp1", "ddp", "ddp_sharded_state"):
+        for options in ({}, {"neuron_beta": 0.9}):
+            whole, by_head = (
+                step(way, nn.Sequential(*(Attention() for _ in range(LAYERS))), per_head=per_head, **options)
+                for per_head in (False, True)
+            )
+            assert by_head.calls == whole.calls, (way, options)
+
+
 def check_the_next_bucket_is_on_its_way_before_this_one_is_orthogonalized() -> None:
     order: list[str] = []
     model = wrap("fsdp2", square_layers(), nn.Linear)

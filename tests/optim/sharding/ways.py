@@ -60,9 +60,12 @@ def wrap(way: str, model: nn.Module, block: type[nn.Module]) -> nn.Module:
     return WAYS[way](model, block)
 
 
-def make_optimizer(model: nn.Module, way: str, rules: Iterable[Rule] = (), **options: Any) -> MuonAdamW:
+def make_optimizer(
+    model: nn.Module, way: str, rules: Iterable[Rule] = (), *, per_head: bool = False, **options: Any
+) -> MuonAdamW:
     """The optimizer of a wrapped model."""
-    return MuonAdamW(route_parameters(model, rules), shard_state=way == "ddp_sharded_state", **options)
+    groups = route_parameters(model, rules, per_head=per_head)
+    return MuonAdamW(groups, shard_state=way == "ddp_sharded_state", **options)
 
 
 def train(

@@ -26,6 +26,7 @@ class TextModule(L.LightningModule):
         optimizer: ``MuonAdamW`` or any optimizer of torch, such as ``--model.optimizer AdamW`` for comparison.
         lr_scheduler: Any scheduler of torch. ``ReduceLROnPlateau`` also takes the metric to ``monitor``.
         rules: Exceptions to the routing of parameters to Muon and AdamW.
+        per_head: Let Muon orthogonalize each attention head by itself.
         compile: Compile the model with ``torch.compile``.
         sample_bytes: Number of bytes that ``predict`` generates.
         temperature: Divisor of the logits in ``predict``. Smaller values give more likely text.
@@ -41,6 +42,7 @@ class TextModule(L.LightningModule):
         optimizer: OptimizerCallable = MuonAdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
         rules: list[Rule] | None = None,
+        per_head: bool = False,
         compile: bool = False,
         sample_bytes: int = 400,
         temperature: float = 0.8,
@@ -53,6 +55,7 @@ class TextModule(L.LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.rules = rules or []
+        self.per_head = per_head
         self.sample_bytes = sample_bytes
         self.temperature = temperature
         self.val_loss, self.val_perplexity = MeanMetric(), Perplexity()
@@ -61,7 +64,7 @@ class TextModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Print which algorithm updates each parameter, once per run."""
         if stage == "fit" and self.trainer.is_global_zero:
-            rich.print(routing_table(find_routes(self, self.rules)))
+            rich.print(routing_table(find_routes(self, self.rules, per_head=self.per_head)))
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the loss of a batch (batch, context + 1), in nats per byte."""
@@ -104,7 +107,7 @@ class TextModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Update hidden matrices by Muon and the other parameters by AdamW."""
-        optimizer = self.optimizer(route_parameters(self, self.rules))
+        optimizer = self.optimizer(route_parameters(self, self.rules, per_head=self.per_head))
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
