@@ -37,15 +37,7 @@ def normalize(
         return _normalize_by_checked_norms(batch, in_place, shape).to(dtype)
     if batch.dtype == torch.float64 or batch.is_mps:  # MPS has no float64
         return _normalize_by_powers_of_two(batch, in_place, shape).to(dtype)
-    norms = torch.linalg.vector_norm(batch, dim=(-2, -1), keepdim=True, dtype=torch.float64)
-    norms = norms.masked_fill(norms.isinf(), torch.nan)
-    _check_finite(norms, shape)
-    factors = 1 / norms.clamp_min(torch.finfo(torch.float64).tiny)
-    if torch.compiler.is_compiling() or (batch.requires_grad and torch.is_grad_enabled()):
-        return (batch * factors).to(dtype)
-    # The kernel casts in registers: it reads the input and writes the result, and nothing of float64 goes to memory.
-    result = batch if in_place and batch.dtype == dtype else torch.empty_like(batch, dtype=dtype)
-    return torch.mul(batch, factors, out=result)
+    return _normalize_by_float64_norms(batch, dtype, in_place, shape)
 
 
 def _normalize_by_checked_norms(batch: Tensor, in_place: bool, shape: tuple[int, ...] | None) -> Tensor:
@@ -67,7 +59,23 @@ def _normalize_by_checked_norms(batch: Tensor, in_place: bool, shape: tuple[int,
     return wide.div_(norms) if in_place else wide / norms
 
 
+def _normalize_by_float64_norms(
+    batch: Tensor, dtype: torch.dtype, in_place: bool, shape: tuple[int, ...] | None
+) -> Tensor:
+    """Divide by norms in float64, in which the squares of the other dtypes neither overflow nor underflow."""
+    norms = torch.linalg.vector_norm(batch, dim=(-2, -1), keepdim=True, dtype=torch.float64)
+    norms = norms.masked_fill(norms.isinf(), torch.nan)
+    _check_finite(norms, shape)
+    factors = 1 / norms.clamp_min(torch.finfo(torch.float64).tiny)
+    if torch.compiler.is_compiling() or (batch.requires_grad and torch.is_grad_enabled()):
+        return (batch * factors).to(dtype)
+    # The kernel casts in registers: it reads the input and writes the result, and nothing of float64 goes to memory.
+    result = batch if in_place and batch.dtype == dtype else torch.empty_like(batch, dtype=dtype)
+    return torch.mul(batch, factors, out=result)
+
+
 def _normalize_by_powers_of_two(batch: Tensor, in_place: bool, shape: tuple[int, ...] | None) -> Tensor:
+    """Divide first by the power of two below the largest entry, then by the norm."""
     wide = batch.to(torch.promote_types(batch.dtype, torch.float32))
     powers = _powers_of_two(wide)
     _check_finite(powers, shape)

@@ -155,6 +155,8 @@ def check_method(method: Orthogonalizer, options: Mapping[str, Any]) -> None:
     if chosen.is_users:
         check_keywords(chosen.function, label, {name: value for name, value in options.items() if name != "dtype"})
         return
+    if not options.keys() - {"dtype"}:
+        return
     defaults = _defaults(chosen.function)
     check_names(label, ("dtype", *defaults), options)
     values = {**defaults, **options}

@@ -101,9 +101,8 @@ def line_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ),
         (
             "fit --model.optimizer MuonAdamW --model.optimizer.update_scale mop",
-            "model.optimizer.update_scale: expected one of none, keller_jordan, mup, moonlight, nuclear_norm, "
-            "got 'mop'; "
-            "did you mean 'mup'?",
+            "parameter group 0: unknown update_scale 'mop'; choose one of none, keller_jordan, mup, moonlight, "
+            "nuclear_norm, or give an import path; did you mean 'mup'?",
         ),
         (
             "fit --model.optimizer AdamV",

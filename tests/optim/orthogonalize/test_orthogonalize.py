@@ -1,6 +1,8 @@
 """``orthogonalize``: all shapes, scales and mixtures of matrices, and an error for each bad input."""
 
+import re
 import sys
+from collections.abc import Callable
 from typing import get_args
 
 import pytest
@@ -10,9 +12,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_muon.optim import orthogonalize
+from lightning_muon.optim.polar.exact import qdwh, zolo_pd
+from lightning_muon.optim.polar.newton_schulz import gram_newton_schulz, newton_schulz, polar_express
 from lightning_muon.optim.polar.orthogonalize import Orthogonalizer, OrthogonalizerName
 
 METHODS = get_args(OrthogonalizerName)
+METHOD_FUNCTIONS: dict[Orthogonalizer, Callable[..., Tensor]] = {
+    "newton_schulz": newton_schulz,
+    "gram_newton_schulz": gram_newton_schulz,
+    "polar_express": polar_express,
+    "qdwh": qdwh,
+    "zolo_pd": zolo_pd,
+}
 # How far the singular values of the factor may be from one, for a matrix whose own are not small.
 BANDS = {
     "newton_schulz": 0.35,
@@ -224,13 +235,97 @@ def test_entries_at_the_ends_of_the_range_lose_no_digits(norm: float) -> None:
     ("arguments", "message"),
     [
         ((torch.zeros(3), "newton_schulz"), r"shape \(\.\.\., m, n\), got \(3,\)"),
-        ((torch.zeros(3, 3, dtype=torch.int64), "newton_schulz"), "int64"),
+        ((torch.zeros(3, 3, dtype=torch.int64), "newton_schulz"), "matrix must be a tensor of float64, .*int64"),
+        ((torch.zeros(3, 3, dtype=torch.complex64), "newton_schulz"), "matrix must be a tensor of .*complex64"),
+        ((torch.zeros(3, 3, dtype=torch.float8_e4m3fn), "newton_schulz"), "matrix must be a tensor of .*float8_e4m3fn"),
+        ((torch.zeros(3, 3, dtype=torch.float8_e5m2), "svd"), "matrix must be a tensor of .*float8_e5m2"),
+        (([[1.0, 2.0], [3.0, 4.0]], "newton_schulz"), "matrix must be a tensor of .* got list"),
         ((torch.zeros(3, 3), "newton"), "unknown orthogonalizer 'newton'; choose one of newton_schulz, polar_express"),
     ],
 )
 def test_bad_input_is_refused(arguments: tuple[Tensor, Orthogonalizer], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         orthogonalize(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value", "message"),
+    [
+        (method, option, value, message)
+        for option, methods, cases in (
+            (
+                "steps",
+                ("newton_schulz", "gram_newton_schulz", "polar_express"),
+                [
+                    *(
+                        (value, f"steps must be a whole number, got {value!r}")
+                        for value in (2.5, 5.0, "5", True, None, [5])
+                    ),
+                    (0, "steps must be at least 1, got 0"),
+                    (-3, "steps must be at least 1, got -3"),
+                ],
+            ),
+            (
+                "restart_every",
+                ("gram_newton_schulz", "polar_express"),
+                [
+                    *(
+                        (value, f"restart_every must be a whole number, got {value!r}")
+                        for value in (1.5, "2", True, None)
+                    ),
+                    (0, "restart_every must be at least 1, got 0"),
+                ],
+            ),
+            (
+                "coefficients",
+                ("newton_schulz", "gram_newton_schulz"),
+                [
+                    (None, "coefficients must be a name, three numbers, or a list of triples, got None"),
+                    (1.5, "coefficients must be a name, three numbers, or a list of triples, got 1.5"),
+                    *(
+                        (value, "coefficients must be three numbers a, b, c, or a list of such triples, got")
+                        for value in (
+                            [float("nan"), 0.0, 0.0],
+                            (1.5, float("inf"), 0.0),
+                            [[1.5, -0.5, 0.0], [1.5, -0.5, float("nan")]],
+                            ["1.5", "-0.5", "0"],
+                            [["a", "b", "c"]],
+                            ["cubic"],
+                            [True, False, True],
+                            [1.5, -0.5],
+                            [],
+                            [[]],
+                            [None],
+                        )
+                    ),
+                ],
+            ),
+            (
+                "lower_bound",
+                ("polar_express", "qdwh", "zolo_pd"),
+                [
+                    (value, f"lower_bound must lie between 1e-30 and 1, got {value!r}")
+                    for value in (0.0, 1.0, -1e-3, 1e-40, float("nan"), float("inf"), "0.1", True, [0.1])
+                ],
+            ),
+            ("lower_bound", ("polar_express",), [(None, "lower_bound must lie between 1e-30 and 1, got None")]),
+        )
+        for method in methods
+        for value, message in cases
+    ],
+)
+def test_a_bad_value_is_refused_by_the_name_of_the_option(
+    method: Orthogonalizer, option: str, value: object, message: str
+) -> None:
+    matrix = torch.randn(3, 30)
+    before = matrix.clone()
+    for call in (
+        lambda: orthogonalize(matrix, method, out=matrix, **{option: value}),  # type: ignore[arg-type]
+        lambda: METHOD_FUNCTIONS[method](matrix[None], **{option: value}),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call()
+    assert torch.equal(matrix, before)
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
