@@ -53,6 +53,7 @@ def orthogonalize(
     check_finite: bool = True,
     compile: bool = False,
     out: Tensor | None = None,
+    mask: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
     """Compute the (approximate) polar factor U Vᵀ of each matrix U S Vᵀ.
@@ -78,6 +79,7 @@ def orthogonalize(
             operations between the products.
         out: Where the factor is written: a tensor like ``matrix``, or ``matrix`` itself, which saves a copy. With an
             error it is unchanged.
+        mask: Boolean, shape (…): where it is false, the factor is zero, or NaN if it is not finite. Default: all true.
         **options: Options of the method, such as ``steps`` and ``coefficients`` of
             :func:`~lightning_muon.optim.polar.newton_schulz.newton_schulz`; of a function of your own, those of its
             signature.
@@ -87,7 +89,7 @@ def orthogonalize(
 
     Raises:
         ValueError: If ``matrix`` has fewer than two dimensions, another dtype, or is not finite; if ``out`` differs
-            from it in shape, dtype or device; if the method, an option or the precision is unknown or out of range; or
+            from it in shape, dtype or device, or ``mask`` has another shape; if the method, an option or the precision is unknown or out of range; or
             if a function of your own returns something else than a tensor of the shape it got.
 
     Example::
@@ -104,6 +106,10 @@ def orthogonalize(
     check_method(method, {"dtype": dtype, **options})
     if out is not None and _description(out) != _description(matrix):
         raise ValueError(f"orthogonalize: out must be like the matrix, {_description(matrix)}; got {_description(out)}")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != matrix.shape[:-2]):
+        raise ValueError(
+            f"orthogonalize: mask must be boolean, of shape {tuple(matrix.shape[:-2])}; got {_description(mask)}"
+        )
     if matrix.numel() == 0:
         return matrix.clone() if out is None else out
 
@@ -125,6 +131,9 @@ def orthogonalize(
     if chosen.is_users:
         _check_returned(factor, batch, chosen.function)
     factor = (factor.mT if tall else factor).reshape(matrix.shape)
+    if mask is not None:
+        shown = mask.view(*mask.shape, 1, 1)
+        return torch.mul(factor, shown, out=torch.empty_like(matrix) if out is None else out)
     return factor.to(matrix.dtype) if out is None else out.copy_(factor)
 
 

@@ -166,8 +166,9 @@ class Transport(ABC):
             check_finite=False,
             compile=options["compile"],
             out=matrices if is_copy else None,
+            mask=moving,
             **options["orthogonalizer_options"],
-        ).mul_(moving.view(-1, 1, 1))
+        )
         for hook in self.hooks:
             hook(names, factors)
         if fans == reference:

@@ -338,3 +338,16 @@ def test_an_unknown_dtype_is_refused() -> None:
         ValueError, match="does not run in dtype 'bf16'; choose one of float64, float32, bfloat16, float16"
     ):
         orthogonalize(torch.zeros(3, 3), dtype="bf16")
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("method", ["newton_schulz", "svd"])
+def test_masked_matrices_give_zero_and_the_others_what_they_give_without(method: Any, in_place: bool) -> None:
+    matrices = torch.randn(2, 3, 5, 4)
+    expected = orthogonalize(matrices, method)
+    mask = torch.tensor([[True, False, True], [False, True, True]])
+    expected[~mask] = 0
+    assert torch.equal(orthogonalize(matrices, method, mask=mask, out=matrices if in_place else None), expected)
+    for wrong in (mask.float(), mask[0]):
+        with pytest.raises(ValueError, match="mask must be boolean"):
+            orthogonalize(matrices, method, mask=wrong)
