@@ -89,8 +89,9 @@ def orthogonalize(
 
     Raises:
         ValueError: If ``matrix`` has fewer than two dimensions, another dtype, or is not finite; if ``out`` differs
-            from it in shape, dtype or device, or ``mask`` has another shape; if the method, an option or the precision is unknown or out of range; or
-            if a function of your own returns something else than a tensor of the shape it got.
+            from it in shape, dtype or device, or ``mask`` has another shape; if the method, an option or the precision
+            is unknown or out of range; or if a function of your own returns something else than a tensor of the shape
+            it got.
 
     Example::
 

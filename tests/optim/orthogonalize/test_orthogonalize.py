@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
