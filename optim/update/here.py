@@ -42,17 +42,19 @@ class Here(Transport):
         return self.factors(matrices, moving)
 
     def factors(self, matrices: Steps, moving: Sequence[Tensor]) -> tuple[Steps, list[Tensor] | None]:
-        """Return the polar factors of joined matrices, and their nuclear norms if the scale needs them.
+        """Return the polar factors of joined matrices, and the numbers (b, 1, 1) of :meth:`polar`.
 
         ``moving`` says which matrices of each parameter move, shape (matrices,); the factors of others are zero.
         """
-        places = zip(self._shapes(), matrices, self._join_numbers(moving), strict=True)
+        joined = self._join_numbers(moving)
+        places = zip(self._shapes(), matrices, joined, strict=True)
         factors = [
             self.orthogonalize(self._names(batch, shape), of_shape, moves, fans, batch[0].fans)
             for (batch, shape, fans), of_shape, moves in places
         ]
-        norms = [nuclear_norm(m, f) for m, f in zip(matrices, factors, strict=True)] if self.needs_norms else None
-        return factors, norms
+        if self.needs_norms:
+            return factors, [nuclear_norm(m, f) for m, f in zip(matrices, factors, strict=True)]
+        return factors, [moves.view(-1, 1, 1).float() for moves in joined] if self.options["polar_first"] else None
 
     @override
     def normalize_neurons(self, steps: Steps) -> Steps:
@@ -78,8 +80,12 @@ class Here(Transport):
         ]
 
     @override
-    def scale(self, steps: Steps, norms: list[Tensor]) -> Steps:
-        return [step * norm for step, norm in zip(steps, norms, strict=True)]
+    def scale(self, steps: Steps, numbers: list[Tensor]) -> Steps:
+        return [step * number for step, number in zip(steps, numbers, strict=True)]
+
+    @override
+    def rest(self, steps: Steps, numbers: list[Tensor]) -> Steps:
+        return [step * (number != 0) for step, number in zip(steps, numbers, strict=True)]
 
     @override
     def keep_norms(self, steps: Steps) -> Steps:
