@@ -50,11 +50,15 @@ class Everywhere(Transport):
             self.orthogonalize([p.name] * len(of_shape), of_shape, moves, fans, p.fans)
             for of_shape, moves, fans in zip(matrices, moving, p.layout.fans(self.weight.shape), strict=True)
         ]
-        norms = None
+        numbers = None
         if self.needs_norms:
-            of_shapes = [nuclear_norm(m, f).expand_as(f) for m, f in zip(matrices, factors, strict=True)]
-            norms = shard_of(self.weight, p.layout, of_shapes)
-        return [shard_of(self.weight, p.layout, factors)], norms
+            numbers = [nuclear_norm(m, f) for m, f in zip(matrices, factors, strict=True)]
+        elif self.options["polar_first"]:
+            numbers = [moves.view(-1, 1, 1).float() for moves in moving]
+        if numbers is None:
+            return [shard_of(self.weight, p.layout, factors)], None
+        of_shapes = [n.expand_as(f) for n, f in zip(numbers, factors, strict=True)]
+        return [shard_of(self.weight, p.layout, factors)], shard_of(self.weight, p.layout, of_shapes)
 
     @override
     def normalize_neurons(self, steps: Steps) -> Steps:
@@ -65,8 +69,12 @@ class Everywhere(Transport):
         raise NotImplementedError("refused by MuonAdamW: fixed_norm needs rows that are whole on one rank")
 
     @override
-    def scale(self, steps: Steps, norms: Tensor) -> Steps:
-        return [steps[0] * norms]
+    def scale(self, steps: Steps, numbers: Tensor) -> Steps:
+        return [steps[0] * numbers]
+
+    @override
+    def rest(self, steps: Steps, numbers: Tensor) -> Steps:
+        return [steps[0] * (numbers != 0)]
 
     def _gathered(self, shard: Tensor) -> Tensor:
         """Return the whole tensor of which each rank has a shard. A collective of the mesh."""

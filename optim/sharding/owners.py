@@ -82,8 +82,12 @@ class Owners(Transport):
         return self._multiply(steps, factors)
 
     @override
-    def scale(self, steps: Steps, norms: UnitNumbers) -> Steps:
-        return self._multiply(steps, {p.key: repeated(norms[p.key], p.unit) for p in self.bucket.here if p.numel})
+    def scale(self, steps: Steps, numbers: UnitNumbers) -> Steps:
+        return self._multiply(steps, {p.key: repeated(numbers[p.key], p.unit) for p in self.bucket.here if p.numel})
+
+    @override
+    def rest(self, steps: Steps, numbers: UnitNumbers) -> Steps:
+        return self.scale(steps, {key: of_matrices != 0 for key, of_matrices in numbers.items()})
 
     @override
     def keep_norms(self, steps: Steps) -> Steps:

@@ -42,7 +42,7 @@ class Here(Transport):
         return self.factors(matrices, moving)
 
     def factors(self, matrices: Steps, moving: Steps) -> tuple[Steps, list[Tensor] | None]:
-        """Return the polar factors of joined matrices, and their nuclear norms if the scale needs them.
+        """Return the polar factors of joined matrices, and the numbers (b, 1, 1) of :meth:`polar`.
 
         ``moving`` says which matrices of each batch move, shape (b,); the factors of others are zero.
         """
@@ -50,8 +50,9 @@ class Here(Transport):
             self.orthogonalize(self._names(batch, shape), of_shape, moves, fans, batch[0].fans)
             for (batch, shape, fans), of_shape, moves in zip(self._shapes(), matrices, moving, strict=True)
         ]
-        norms = [nuclear_norm(m, f) for m, f in zip(matrices, factors, strict=True)] if self.needs_norms else None
-        return factors, norms
+        if self.needs_norms:
+            return factors, [nuclear_norm(m, f) for m, f in zip(matrices, factors, strict=True)]
+        return factors, [moves.view(-1, 1, 1).float() for moves in moving] if self.options["polar_first"] else None
 
     @override
     def normalize_neurons(self, steps: Steps) -> Steps:
@@ -77,8 +78,12 @@ class Here(Transport):
         ]
 
     @override
-    def scale(self, steps: Steps, norms: list[Tensor]) -> Steps:
-        return [step * norm for step, norm in zip(steps, norms, strict=True)]
+    def scale(self, steps: Steps, numbers: list[Tensor]) -> Steps:
+        return [step * number for step, number in zip(steps, numbers, strict=True)]
+
+    @override
+    def rest(self, steps: Steps, numbers: list[Tensor]) -> Steps:
+        return [step * (number != 0) for step, number in zip(steps, numbers, strict=True)]
 
     @override
     def keep_norms(self, steps: Steps) -> Steps:

@@ -76,9 +76,10 @@ class Transport(ABC):
 
     @abstractmethod
     def polar(self, sources: Sequence[Tensor], gradients: Sequence[Tensor]) -> Stages[tuple[Steps, Any]]:
-        """Return the polar factors of the matrices in ``sources``, and their nuclear norms if the scale needs them.
+        """Return the polar factors of the matrices in ``sources``, and a number of each if the step needs it.
 
-        The factor of a matrix whose gradient is all zero is zero: it rests, whatever its momentum.
+        The factor of a matrix whose gradient is all zero is zero: it rests, whatever its momentum. The number is the
+        nuclear norm if the scale needs it; else, with ``polar_first``, zero for a matrix that rests.
         """
 
     @abstractmethod
@@ -86,8 +87,12 @@ class Transport(ABC):
         """Update the moving average of each neuron's mean square, and apply :func:`neuron_factors` to the neurons."""
 
     @abstractmethod
-    def scale(self, steps: Steps, norms: Any) -> Steps:
-        """Multiply the step of each matrix by its nuclear norm."""
+    def scale(self, steps: Steps, numbers: Any) -> Steps:
+        """Multiply the step of each matrix by its number of :meth:`polar`."""
+
+    @abstractmethod
+    def rest(self, steps: Steps, numbers: Any) -> Steps:
+        """Return zero for the step of each matrix whose number of :meth:`polar` is zero, others as they are."""
 
     @abstractmethod
     def keep_norms(self, steps: Steps) -> Steps:
@@ -140,8 +145,8 @@ class Transport(ABC):
 
     @property
     def needs_norms(self) -> bool:
-        """Whether the update scale is the nuclear norm."""
-        return self.options["update_scale"] == "nuclear_norm"
+        """Whether the nuclear norm scales the step; with ``fixed_norm`` no scale has an effect."""
+        return self.options["update_scale"] == "nuclear_norm" and self.options["fixed_norm"] is None
 
     def orthogonalize(
         self, names: list[str], matrices: Tensor, moving: Tensor, fans: tuple[int, int], reference: tuple[int, int]
@@ -183,14 +188,15 @@ def muon_step(transport: Transport) -> Stages[None]:
     gradients = [torch.zeros_like(p.weight) if p.gradient is None else p.gradient for p in batch]
     # The sources are not kept in a variable here, so that the transport can free them.
     if options["polar_first"]:
-        factors, norms = yield from transport.polar(gradients, gradients)
-        steps = transport.join(transport.average(transport.split(factors)))
+        factors, numbers = yield from transport.polar(gradients, gradients)
+        # The average of factors goes on after the gradient has ended.
+        steps = transport.rest(transport.join(transport.average(transport.split(factors))), numbers)
     else:
-        steps, norms = yield from transport.polar(transport.average(gradients), gradients)
+        steps, numbers = yield from transport.polar(transport.average(gradients), gradients)
     if options["neuron_beta"] is not None:
         steps = transport.normalize_neurons(steps)
     if transport.needs_norms:
-        steps = transport.scale(steps, norms)
+        steps = transport.scale(steps, numbers)
     if options["fixed_norm"] is not None:
         steps = transport.keep_norms(steps)
     apply_steps((yield from transport.deliver(steps)))
