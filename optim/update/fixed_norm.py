@@ -13,8 +13,8 @@ def fixed_norm_step(norms: tuple[Tensor, Tensor, Tensor], options: MuonOptions, 
 
     The rule is W ← R·W'/‖W'‖ with W' = W − lr·R·D/‖D‖, where R = ‖W‖ is the Frobenius norm at the start, which no step
     changes: ``lr`` is the length of a step relative to the norm. A matrix that is smaller than the option
-    ``fixed_norm`` says, such as one that starts at zero, takes its steps as if it had that norm, and keeps the norm
-    that they give it until it has that norm.
+    ``fixed_norm`` says, such as one that starts at zero, takes its steps as if it had that norm, and grows by them
+    until it has that norm. It does not shrink, so that rounding to just below that norm does not set it free again.
 
     Source: Wen et al., "Hyperball Optimization" (2026), arXiv:2606.16899; the growth is an addition.
 
@@ -29,6 +29,6 @@ def fixed_norm_step(norms: tuple[Tensor, Tensor, Tensor], options: MuonOptions, 
     length = options["lr"] * norm.clamp_min(least_norm) / step_square.sqrt()
     length = torch.where(step_square > 0, length, 0)
     new = (square - 2 * length * product + length.square() * step_square).clamp_min(0).sqrt()
-    wanted = torch.where(norm < least_norm, new.clamp_max(least_norm), norm)
+    wanted = torch.maximum(norm, new.clamp_max(least_norm))
     kept = torch.where(new > 0, wanted / new, 1)
     return 1 - kept, kept * length

@@ -55,7 +55,7 @@ def muon(w: Tensor, g: Tensor, state: State, o: Options) -> Tensor:
     if o["fixed_norm"] is not None:
         least = o["fixed_norm"] * math.sqrt(w.numel())
         new = w - o["lr"] * max(w.norm(), least) * unit(d)
-        return unit(new) * (w.norm() if w.norm() >= least else min(new.norm(), least))
+        return unit(new) * max(w.norm(), min(new.norm(), least))
     nuclear = torch.linalg.svdvals(g if o["polar_first"] else a).sum() if o["update_scale"] == "nuclear_norm" else 1.0
     return decayed(w, d, o) - o["lr"] * SCALES[o["update_scale"]](fan_out, fan_in) * nuclear * d
 
