@@ -4,5 +4,6 @@
 - ``model_roles``, ``roles``: the role of each parameter in its model and in its module
 - ``output_head``: which layers are output heads
 - ``fused_weights``: matrices that one parameter contains: fused projections and stacks of experts
+- ``heads``: what attention modules say of their heads; ``by_head``: a matrix for each
 - ``wrapped_names``: names without the prefixes of wrappers
 """

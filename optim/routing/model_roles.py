@@ -1,5 +1,6 @@
 """The role of each parameter in a whole model."""
 
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ def model_roles(model: nn.Module, *, per_head: bool = False) -> list[tuple[list[
         by_parameter[id(use.parameter)].append(use)
 
     result = []
+    cut = False
     for same in by_parameter.values():
         role = next((use.role for use in same if use.role.algorithm == "adamw"), same[0].role)
         for use in same:
@@ -48,9 +50,17 @@ def model_roles(model: nn.Module, *, per_head: bool = False) -> list[tuple[list[
                 role = replace(use.role, name="head", algorithm="adamw", reason=heads[use.path])
         if per_head and role.algorithm == "muon":
             path = [*reversed(plain_name(same[0].path).split(".")), ""]  # the model has no name
-            role = by_head(role, same[0].name, same[0].parameter.shape, path, same[0].owners)
+            whole, role = role, by_head(role, same[0].name, same[0].parameter.shape, path, same[0].owners)
+            cut = cut or role.layout != whole.layout
         names = [plain_name(f"{use.path}.{use.name}" if use.path else use.name) for use in same]
         result.append((names, same[0].parameter, role))
+    if per_head and not cut:
+        warnings.warn(
+            "per_head has no effect: no attention module says a number of heads, such as num_heads, that makes the"
+            " shapes of its projections. The routing table has the reasons; a rule can cut a projection, such as"
+            " Rule('*.q.weight', 'muon', layout=MatrixLayout(blocks=heads)).",
+            stacklevel=4,
+        )
     return result
 
 

@@ -263,10 +263,13 @@ def test_latent_attention_by_head() -> None:
 def test_what_cannot_be_cut_by_head_says_why(said: dict[str, int], why: str) -> None:
     """And is left as it is without; a rule may cut it."""
     attention = Attention({"q_proj": linear(8), "k_proj": linear(8)}, **said)
-    assert reasons(attention, per_head=True)["q_proj.weight"].endswith(why)
-    assert layouts(attention, per_head=True) == layouts(attention)
+    with pytest.warns(UserWarning, match=r"per_head has no effect.*blocks=heads"):
+        routes = {route.name: route for route in find_routes(attention, per_head=True)}
+    assert routes["q_proj.weight"].reason.endswith(why)
+    assert routes["q_proj.weight"].layout == MatrixLayout()
     rule = Rule("q_proj.weight", "muon", layout=MatrixLayout(blocks=2))
-    routes = {route.name: route.layout for route in find_routes(attention, [rule], per_head=True)}
+    with pytest.warns(UserWarning, match="per_head has no effect"):
+        routes = {route.name: route.layout for route in find_routes(attention, [rule], per_head=True)}
     assert routes["q_proj.weight"] == MatrixLayout(blocks=2)
 
 
@@ -279,4 +282,5 @@ def test_grouped_queries_of_unknown_number_stay_whole() -> None:
 
 def test_only_attention_is_cut_by_head() -> None:
     model = Attention({"proj": linear(WIDTH), "dense": linear(WIDTH), "query": linear(WIDTH)}, num_heads=HEADS)
-    assert set(layouts(model, per_head=True).values()) == {MatrixLayout()}
+    with pytest.warns(UserWarning, match="per_head has no effect"):
+        assert set(layouts(model, per_head=True).values()) == {MatrixLayout()}
