@@ -36,14 +36,14 @@ def _callback(name: str, **arguments: object) -> list[str]:
 
 VARIANTS: dict[str, list[str]] = {
     "default": [],
-    "state in bfloat16": [f"{OPTIMIZER}.momentum_dtype=bfloat16"],
-    "`int8`": _preset("int8"),
-    "`per_head`": _preset("per_head"),
     "`roles`": _preset("roles"),
     "`fixed_norm`": _preset("fixed_norm"),
+    "`per_head`": _preset("per_head"),
     "`AutoWeightDecay(target_rms=0.06, per=matrix)`": _callback(
         "AutoWeightDecay", target_rms=0.06, per="matrix", horizon=20, ramp_steps=20, bounds="[0, 4]"
     ),
+    "state in bfloat16": [f"{OPTIMIZER}.momentum_dtype=bfloat16"],
+    "`int8`": _preset("int8"),
     "momentum 0.85 → 0.95 in the first third": _callback(
         "HyperparameterSchedule", hyperparameter="momentum", points="{0: 0.85, 33%: 0.95}"
     ),
