@@ -63,7 +63,7 @@ def _normalize_by_float64_norms(
     batch: Tensor, dtype: torch.dtype, in_place: bool, shape: tuple[int, ...] | None
 ) -> Tensor:
     """Divide by norms in float64, in which the squares of the other dtypes neither overflow nor underflow."""
-    norms = torch.linalg.vector_norm(batch, dim=(-2, -1), keepdim=True, dtype=torch.float64)
+    norms: Tensor = torch.linalg.vector_norm(batch, dim=(-2, -1), keepdim=True, dtype=torch.float64)
     norms = norms.masked_fill(norms.isinf(), torch.nan)
     _check_finite(norms, shape)
     factors = 1 / norms.clamp_min(torch.finfo(torch.float64).tiny)
@@ -89,10 +89,14 @@ def _norms(wide: Tensor) -> Tensor:
     In float32 it is the norm of the norms of rows, or of columns where these are contiguous: one long sum would lose
     three digits for a matrix of 4096², and two sums of 4096 lose none. A matrix has the same norm alone and in a batch.
     """
+    norms: Tensor
     if wide.dtype == torch.float64:
-        return torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
-    along, across = (-2, -1) if wide.stride(-2) == 1 else (-1, -2)
-    return torch.linalg.vector_norm(torch.linalg.vector_norm(wide, dim=along, keepdim=True), dim=across, keepdim=True)
+        norms = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
+    else:
+        along, across = (-2, -1) if wide.stride(-2) == 1 else (-1, -2)
+        sums = torch.linalg.vector_norm(wide, dim=along, keepdim=True)
+        norms = torch.linalg.vector_norm(sums, dim=across, keepdim=True)
+    return norms
 
 
 def _powers_of_two(wide: Tensor) -> Tensor:
@@ -101,7 +105,7 @@ def _powers_of_two(wide: Tensor) -> Tensor:
     It is at least the smallest normal number. Divisions by it are exact, except for entries so much smaller than the
     largest that they do not matter. The largest entry becomes one to two, or less where it is denormal.
     """
-    largest = torch.linalg.vector_norm(wide, ord=torch.inf, dim=(-2, -1), keepdim=True)
+    largest: Tensor = torch.linalg.vector_norm(wide, ord=torch.inf, dim=(-2, -1), keepdim=True)
     integer, exponent = _EXPONENT_BITS[wide.dtype]
     powers = (largest.view(integer) & exponent).view(wide.dtype).clamp_min(torch.finfo(wide.dtype).tiny)
     return powers.masked_fill(~largest.isfinite(), torch.nan)

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from lightning_muon.optim import MuonAdamW, orthogonalize
 from lightning_muon.optim.polar.orthogonalize import Orthogonalizer, check_method, working_precision
+from lightning_muon.optim.update.scale import UpdateScale
 from tests.optim.orthogonalize import own_factors
 
 HERE = own_factors.__name__
@@ -144,3 +146,14 @@ def test_a_step_takes_it_and_may_compile_it(monkeypatch: pytest.MonkeyPatch) -> 
     torch.compiler.reset()
     torch.testing.assert_close(weights[1], weights[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(weights[2], weights[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("key", "accepted"), [("orthogonalizer", Orthogonalizer), ("update_scale", UpdateScale)])
+@pytest.mark.parametrize("value", ["svd", "mup", f"{HERE}.by_svd", "torch.linalg.qr"])
+def test_the_command_line_keeps_names_and_import_paths_as_text(key: str, accepted: Any, value: str) -> None:
+    """So that the saved config and the checkpoint contain no function."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument(f"--{key}", type=accepted)
+    config = parser.parse_args([f"--{key}={value}"])
+    assert config[key] == value
+    assert parser.dump(config).strip() == f"{key}: {value}"
