@@ -285,7 +285,7 @@ class MuonAdamW(torch.optim.Optimizer):
         return self._full_state([parameter]).get(parameter) or dict(self.state.get(parameter, {}))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict, hyperparameters included.
+        """Load a state dict, hyperparameters included; only ``momentum_dtype`` stays that of this optimizer.
 
         Raises:
             ValueError: If its groups contain other parameters, or update them by another algorithm, than this

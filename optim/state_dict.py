@@ -27,6 +27,9 @@ from lightning_muon.optim.update.state import (
 
 Groups = Sequence[Mapping[str, Any]]
 
+# What a group says of this run, whatever the run said that saved the state.
+_OF_THIS_RUN = ("layouts", "momentum_dtype")
+
 
 @contextmanager
 def restored(optimizer: torch.optim.Optimizer, plans: Callable[[], Sequence[Plan]]) -> Iterator[None]:
@@ -34,22 +37,21 @@ def restored(optimizer: torch.optim.Optimizer, plans: Callable[[], Sequence[Plan
 
     State of DTensors is sharded like them, state that the ranks share out is cut to this rank's share, and what
     :func:`fill_state` has added is dropped. Then each state is stored as the options of its group say, see
-    :func:`stored_state`. Layouts and shardings stay those of the optimizer.
+    :func:`stored_state`. Layouts, shardings and ``momentum_dtype`` stay those of the optimizer.
 
     Raises:
         ValueError: If the groups of the state dict contain other parameters, or update them by another algorithm.
     """
     loaded: dict[str, Any] = {}
-    layouts = [group.get("layouts") for group in optimizer.param_groups]
+    kept = [{key: group[key] for key in _OF_THIS_RUN if key in group} for group in optimizer.param_groups]
 
     def before(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
         _check_same_parameters(optimizer.param_groups, state_dict["param_groups"])
         loaded.update(state_dict)
 
     def after(_: torch.optim.Optimizer) -> None:
-        for group, layout in zip(optimizer.param_groups, layouts, strict=True):
-            if layout is not None:
-                group["layouts"] = layout
+        for group, own in zip(optimizer.param_groups, kept, strict=True):
+            group.update(own)
             group.pop("shardings", None)  # an empty one, of another optimizer on groups of route_parameters
         for group, saved in zip(optimizer.param_groups, loaded["param_groups"], strict=True):
             for param, key in zip(group["params"], saved["params"], strict=True):
@@ -61,8 +63,8 @@ def restored(optimizer: torch.optim.Optimizer, plans: Callable[[], Sequence[Plan
             foreign = (ADAMW_STATE | MUON_STATE) - state_names(group)
             for param in group["params"]:
                 if state := optimizer.state.get(param):
-                    own = {name: value for name, value in state.items() if name not in foreign}
-                    optimizer.state[param] = {name: laid_out_as(value, param) for name, value in own.items()}
+                    known = {name: value for name, value in state.items() if name not in foreign}
+                    optimizer.state[param] = {name: laid_out_as(value, param) for name, value in known.items()}
         _store(optimizer, plans())
 
     # After the hooks that others registered before loading, and before their hooks after it.
