@@ -278,7 +278,7 @@ class MuonAdamW(torch.optim.Optimizer):
         return self._full_state([parameter]).get(parameter) or dict(self.state.get(parameter, {}))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict, hyperparameters included.
+        """Load a state dict, hyperparameters included; only ``momentum_dtype`` stays that of this optimizer.
 
         Parameters are matched by ``param_names``, so they may be in other groups than in this optimizer. Each group
         gets the hyperparameters that its parameters had. Where names are missing, they are matched by position.

@@ -20,6 +20,8 @@ from lightning_muon.optim.update.scale import check_update_scale
 # Keys that routing and torch's schedulers write into a group beside the hyperparameters.
 _BOOKKEEPING = {"params", "param_names", "name", "algorithm", "role", "layouts", "reasons", "shardings"}
 _SCHEDULER_KEYS = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
+# bfloat16 has 8 significant bits: half the distance of its numbers just above a power of two.
+_LEAST_DECAY_IN_BFLOAT16 = 2**-8
 
 
 class MuonGroup(dict[str, Any]):
@@ -104,7 +106,7 @@ def check_options(label: str, options: Mapping[str, Any], hyperparameters: Itera
         check_number(label, "neuron_beta", options["neuron_beta"], 0.0, 1.0)
     if options["fixed_norm"] is not None:
         check_number(label, "fixed_norm", options["fixed_norm"], 0.0)
-    if options["momentum_dtype"] not in {None, *get_args(MomentumDtype)}:
+    if options["momentum_dtype"] not in (None, *get_args(MomentumDtype)):
         raise ValueError(
             f"{label}: momentum_dtype is {options['momentum_dtype']!r},"
             f" choose one of {', '.join(get_args(MomentumDtype))}, or None"
@@ -121,11 +123,26 @@ def check_options(label: str, options: Mapping[str, Any], hyperparameters: Itera
         raise ValueError(f"{label}: betas must be two numbers, got {betas!r}")
     for i, beta in enumerate(betas):
         check_number(label, f"betas[{i}]", beta, 0.0, 1.0)
+    if options["momentum_dtype"] == "bfloat16":
+        _check_decay_in_bfloat16(label, options)
     try:
         check_method(options["orthogonalizer"], options["orthogonalizer_options"])
         check_update_scale(options["update_scale"])
     except ValueError as error:
         raise ValueError(f"{label}: {error}") from None
+
+
+def _check_decay_in_bfloat16(label: str, options: Mapping[str, Any]) -> None:
+    """Raise a ValueError if an average in bfloat16 would be rounded to what it was when it decays."""
+    muon = options["algorithm"] == "muon"
+    decays = {"momentum": options["momentum"]} if muon else {f"betas[{i}]": b for i, b in enumerate(options["betas"])}
+    for key, decay in decays.items():
+        if 1 - decay < _LEAST_DECAY_IN_BFLOAT16:
+            remedy = "float32" if muon else "float32 or int8"
+            raise ValueError(
+                f"{label}: {key} is {decay}, but an average in bfloat16 cannot decay by less than 2**-8 in a step: set"
+                f" momentum_dtype of this group to {remedy}, or {key} to at most {1 - _LEAST_DECAY_IN_BFLOAT16:.3f}"
+            )
 
 
 def check_one_momentum(label: str, options: Mapping[str, Any]) -> None:
