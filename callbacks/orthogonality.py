@@ -35,7 +35,8 @@ class OrthogonalityMonitor(StepMonitor):
       side of 32 both are exact to 5e-4.
 
     **Optimizers with** ``register_orthogonalize_hook``, such as ``MuonAdamW``, pass their factors to the monitor in the
-    steps that are measured; other steps cost nothing.
+    steps that are measured; other steps cost nothing. Factors of zero are left out: of matrices that rest, because
+    their gradient is zero.
 
     **For others**, a sample of the weights is copied before the step, and the factors are computed from how they moved,
     :math:`O = ((1 - \eta\lambda) W - W') / \eta s` with learning rate :math:`\eta`, decoupled weight decay
@@ -100,7 +101,9 @@ class OrthogonalityMonitor(StepMonitor):
         rows = []
         for owners, errors, tridiagonals in itertools.chain.from_iterable(batches for _, batches in measured):
             smallest, largest = extreme_singular_values(tridiagonals.cpu()).unbind(1)
-            rows.append((owners, torch.column_stack([errors.cpu(), -smallest, largest])))  # the largest are the worst
+            values = torch.column_stack([errors.cpu(), -smallest, largest])  # the largest are the worst
+            moving = largest != 0  # or NaN
+            rows.append(([owner for owner, moves in zip(owners, moving, strict=True) if moves], values[moving]))
         worst = worst_over_ranks(trainer, names, rows, columns=3)
         self.log_summary(
             trainer,

@@ -1,10 +1,12 @@
 """Tensor parallelism, with and without FSDP2 around it: shards that are no ranges of rows."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -69,6 +71,36 @@ def check_blocks_of_several_shapes() -> None:
     for sharded_too in (False, True):
         equals_one_device(sharded_too, rules)
         equals_one_device(sharded_too, rules, update_scale="nuclear_norm", polar_first=True)
+
+
+def check_matrices_without_gradient_rest() -> None:
+    """All of it, one block of two, and none where only one rank's part of the gradient is zero."""
+    rules = [Rule("2.weight", "muon", layout=MatrixLayout(blocks=2))]
+    for options in ({}, {"polar_first": True}, {"polar_first": True, "update_scale": "nuclear_norm"}):
+        models = network(), parallel_network(sharded_too=False)
+        optimizers = [
+            MuonAdamW(route_parameters(m, rules), lr=0.01, weight_decay=0.0, orthogonalizer_options=FLOAT32, **options)
+            for m in models
+        ]
+        seen: list[list[torch.Tensor]] = []
+        for zeros in ((), (slice(None),), (slice(6), slice(None)), (slice(None), slice(5)), ()):
+            inputs = torch.randn(24, 12, generator=torch.Generator().manual_seed(len(seen)))
+            for model, optimizer in zip(models, optimizers, strict=True):
+                optimizer.zero_grad()
+                model(inputs).square().mean().backward()
+                gradient = model[2].weight.grad
+                if zeros and model is models[0]:
+                    gradient[zeros] = 0
+                elif len(zeros) == 2 and zeros[1] == slice(5):  # what the first rank has
+                    gradient.to_local().mul_(float(dist.get_rank() != 0))
+                elif zeros:
+                    gradient.to_local()[zeros[0]] = 0
+                optimizer.step()
+            found = models[1][2].weight.full_tensor().detach().clone()
+            torch.testing.assert_close(found, models[0][2].weight.detach(), atol=1e-5, rtol=0)
+            seen.append([found[:6], found[6:]])
+        moved = [[not torch.equal(*pair) for pair in zip(*both, strict=True)] for both in pairwise(seen)]
+        assert moved == [[False, False], [False, True], [True, True], [True, True]]
 
 
 def check_normuon_is_refused_by_name() -> None:

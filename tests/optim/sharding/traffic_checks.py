@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from ways import make_optimizer, wrap
 
+from lightning_muon.optim import Rule
+
 WIDTH, LAYERS = 16, 8
 ELEMENTS = LAYERS * WIDTH * WIDTH
 BFLOAT16 = {"communication_dtype": "bfloat16"}
@@ -57,10 +59,11 @@ def square_layers() -> nn.Module:
     return nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)), nn.Linear(WIDTH, 2, bias=False))
 
 
-def step(way: str, model: nn.Module | None = None, **options: Any) -> Traffic:
-    """The traffic of the second step of the optimizer alone."""
+def step(way: str, model: nn.Module | None = None, groups: int | None = None, **options: Any) -> Traffic:
+    """The traffic of the second step of the optimizer alone, which has so many parameter groups."""
     model = wrap(way, model or square_layers(), nn.Linear)
     optimizer = make_optimizer(model, way, orthogonalizer_options={"dtype": "float32"}, **options)
+    assert groups in {None, len(optimizer.param_groups)}
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
@@ -128,6 +131,31 @@ def check_heads_travel_with_their_projections() -> None:
                 for per_head in (False, True)
             )
             assert by_head.calls == whole.calls, (way, options)
+
+
+def check_more_groups_take_no_more_collectives() -> None:
+    """With their own learning rate, weight decay, momentum or betas; nor do numbers of neurons or of matrices."""
+    one = [Rule("[01].weight", "adamw")]
+    many = [
+        Rule("0.weight", "adamw", {"lr": 0.1}),
+        Rule("1.weight", "adamw", {"betas": (0.8, 0.9), "weight_decay": 0.0}),
+        Rule("2.weight", "muon", {"lr": 0.1}),
+        Rule("3.weight", "muon", {"momentum": 0.5, "weight_decay": 0.3}),
+    ]
+    for options in ({}, {"neuron_beta": 0.9, "fixed_norm": 0.01}, {"polar_first": True}):
+        if "neuron_beta" in options:
+            many.append(Rule("4.weight", "muon", {"neuron_beta": 0.5, "fixed_norm": 0.1}))
+        for way in ("fsdp2", "fsdp1", "ddp", "ddp_sharded_state"):
+            calls = step(way, rules=one, groups=3, **options).calls
+            assert step(way, rules=many, groups=len(many) + 2, **options).calls == calls, (way, options)
+        many = many[:4]
+
+
+def check_resting_matrices_take_no_collective_of_their_own() -> None:
+    """What says that a gradient is zero travels along with the pieces."""
+    for options in ({}, {"polar_first": True}, {"update_scale": "nuclear_norm"}):
+        assert step("fsdp2", **options).calls == ["all_to_all"] * 2
+        assert step("ddp", **options).calls == ["all_to_all"]
 
 
 def check_the_next_bucket_is_on_its_way_before_this_one_is_orthogonalized() -> None:
