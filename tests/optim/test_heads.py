@@ -269,8 +269,8 @@ def test_what_cannot_be_cut_by_head_says_why(said: dict[str, int], why: str) -> 
     assert routes["q_proj.weight"].layout == MatrixLayout()
     rule = Rule("q_proj.weight", "muon", layout=MatrixLayout(blocks=2))
     with pytest.warns(UserWarning, match="per_head has no effect"):
-        routes = {route.name: route.layout for route in find_routes(attention, [rule], per_head=True)}
-    assert routes["q_proj.weight"] == MatrixLayout(blocks=2)
+        by_rule = {route.name: route.layout for route in find_routes(attention, [rule], per_head=True)}
+    assert by_rule["q_proj.weight"] == MatrixLayout(blocks=2)
 
 
 def test_grouped_queries_of_unknown_number_stay_whole() -> None:
