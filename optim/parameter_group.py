@@ -123,8 +123,7 @@ def check_options(label: str, options: Mapping[str, Any], hyperparameters: Itera
         raise ValueError(f"{label}: betas must be two numbers, got {betas!r}")
     for i, beta in enumerate(betas):
         check_number(label, f"betas[{i}]", beta, 0.0, 1.0)
-    if options["momentum_dtype"] == "bfloat16":
-        _check_decay_in_bfloat16(label, options)
+    _check_decay_in_bfloat16(label, options)
     try:
         check_method(options["orthogonalizer"], options["orthogonalizer_options"])
         check_update_scale(options["update_scale"])
@@ -137,7 +136,7 @@ def _check_decay_in_bfloat16(label: str, options: Mapping[str, Any]) -> None:
     muon = options["algorithm"] == "muon"
     decays = {"momentum": options["momentum"]} if muon else {f"betas[{i}]": b for i, b in enumerate(options["betas"])}
     for key, decay in decays.items():
-        if 1 - decay < _LEAST_DECAY_IN_BFLOAT16:
+        if options["momentum_dtype"] == "bfloat16" and 1 - decay < _LEAST_DECAY_IN_BFLOAT16:
             remedy = "float32" if muon else "float32 or int8"
             raise ValueError(
                 f"{label}: {key} is {decay}, but an average in bfloat16 cannot decay by less than 2**-8 in a step: set"

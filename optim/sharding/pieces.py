@@ -99,13 +99,18 @@ class NeuronPieces:
 
     def numbers(self, elements: Tensor) -> Tensor:
         """Return the mean of this rank's elements of each neuron, shape (neurons,); zero where it has none."""
-        # Sums of equal numbers of float32 are exact in float64, so what ``elements`` has made comes back as it was.
-        taken = elements.reshape(-1).double().split([piece.numel for piece in self.pieces])
+        wide = elements.reshape(-1).double()
+        means = self._means(wide)
+        # As in Neurons.numbers: equal numbers come back as they were.
+        return (means + self._means(wide - self.elements(means))).to(elements.dtype)
+
+    def _means(self, elements: Tensor) -> Tensor:
+        taken = elements.split([piece.numel for piece in self.pieces])
         found = []
         for part, piece in zip(taken, self.pieces, strict=True):
             numbers, _ = neuron_sizes(piece, part.device, part.dtype)
             found.append(neuron_sums(part, piece) / numbers.clamp_min(1))
-        return torch.cat(found).to(elements.dtype) if found else elements.new_zeros(0)
+        return torch.cat(found) if found else elements.new_zeros(0)
 
     def elements(self, numbers: Tensor) -> Tensor:
         """Return for each element of this rank the number of its neuron, shape (elements,)."""

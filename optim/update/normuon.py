@@ -54,10 +54,15 @@ class Neurons:
 
     def numbers(self, elements: Tensor) -> Tensor:
         """Return the mean over each neuron of a tensor with the elements of the parameter, shape (neurons,)."""
-        # Sums of equal numbers of float32 are exact in float64, so what ``elements`` has made comes back as it was.
-        matrices = self.layout.matrices(elements.reshape(tuple(self.shape)).double())
-        means = [of_shape.mean(inputs_of(self.layout)).flatten() for of_shape in matrices]
-        return torch.cat(means).to(elements.dtype)
+        wide = elements.reshape(tuple(self.shape)).double()
+        means = self._means(wide)
+        # Sums of equal numbers round, but what is left of them does not: what ``elements`` has made comes back as it
+        # was, in float64 too.
+        return (means + self._means(wide - self.elements(means))).to(elements.dtype)
+
+    def _means(self, elements: Tensor) -> Tensor:
+        means = [of_shape.mean(inputs_of(self.layout)).flatten() for of_shape in self.layout.matrices(elements)]
+        return torch.cat(means)
 
     def elements(self, numbers: Tensor) -> Tensor:
         """Return for each element of the parameter the number of its neuron."""
