@@ -20,6 +20,18 @@ from lightning_muon.optim.update.scale import check_update_scale
 # Keys that routing and torch's schedulers write into a group beside the hyperparameters.
 _BOOKKEEPING = {"params", "param_names", "name", "algorithm", "role", "layouts", "reasons", "shardings"}
 _SCHEDULER_KEYS = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
+# Hyperparameters that are numbers, with the lowest value and the one below which they are.
+_NUMBERS: tuple[tuple[str, float, float | None], ...] = (
+    ("lr", 0.0, None),
+    ("weight_decay", 0.0, None),
+    ("eps", 0.0, None),
+    ("momentum", 0.0, 1.0),
+    ("neuron_beta", 0.0, 1.0),
+    ("fixed_norm", 0.0, None),
+    ("batch_elements", 1, None),
+)
+_MAY_BE_NONE = {"neuron_beta", "fixed_norm", "batch_elements"}
+_CHOICES = {"momentum_dtype": get_args(MomentumDtype), "communication_dtype": get_args(CommunicationDtype)}
 # bfloat16 has 8 significant bits: half the distance of its numbers just above a power of two.
 _LEAST_DECAY_IN_BFLOAT16 = 2**-8
 
@@ -100,24 +112,12 @@ def check_options(label: str, options: Mapping[str, Any], hyperparameters: Itera
     for key in options:
         if key not in {*hyperparameters, *_BOOKKEEPING, *_SCHEDULER_KEYS}:
             raise ValueError(f"{label}: unknown option {key!r}; known are {', '.join(hyperparameters)}")
-    for key, low, high in (("lr", 0.0, None), ("weight_decay", 0.0, None), ("eps", 0.0, None), ("momentum", 0.0, 1.0)):
-        check_number(label, key, options[key], low, high)
-    if options["neuron_beta"] is not None:
-        check_number(label, "neuron_beta", options["neuron_beta"], 0.0, 1.0)
-    if options["fixed_norm"] is not None:
-        check_number(label, "fixed_norm", options["fixed_norm"], 0.0)
-    if options["momentum_dtype"] not in (None, *get_args(MomentumDtype)):
-        raise ValueError(
-            f"{label}: momentum_dtype is {options['momentum_dtype']!r},"
-            f" choose one of {', '.join(get_args(MomentumDtype))}, or None"
-        )
-    if options["batch_elements"] is not None:
-        check_number(label, "batch_elements", options["batch_elements"], 1, None)
-    if options["communication_dtype"] not in {None, *get_args(CommunicationDtype)}:
-        raise ValueError(
-            f"{label}: communication_dtype is {options['communication_dtype']!r},"
-            f" choose one of {', '.join(get_args(CommunicationDtype))}, or None"
-        )
+    for key, low, high in _NUMBERS:
+        if options[key] is not None or key not in _MAY_BE_NONE:
+            check_number(label, key, options[key], low, high)
+    for key, choices in _CHOICES.items():
+        if options[key] not in (None, *choices):
+            raise ValueError(f"{label}: {key} is {options[key]!r}, choose one of {', '.join(choices)}, or None")
     betas = options["betas"]
     if len(betas) != 2:
         raise ValueError(f"{label}: betas must be two numbers, got {betas!r}")
