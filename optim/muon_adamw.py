@@ -71,9 +71,10 @@ class MuonAdamW(torch.optim.Optimizer):
         weight_decay: Decoupled weight decay, per unit of ``lr`` (not of the scaled lr, and the same for all scales).
         momentum: Decay μ of the moving average of the gradients, in the muon groups.
         nesterov: Look one step ahead along the momentum.
-        orthogonalizer: Method for the polar factor, see :func:`~lightning_muon.optim.orthogonalize`.
+        orthogonalizer: Method for the polar factor, or a function of your own, see
+            :func:`~lightning_muon.optim.orthogonalize`.
         orthogonalizer_options: Options of the orthogonalizer, such as ``{"steps": 5}``.
-        update_scale: Scale of the update, see :func:`~lightning_muon.optim.scale_factor`. With ``"moonlight"`` it has
+        update_scale: Scale of the update, or a function, see :func:`~lightning_muon.optim.scale_factor`. With ``"moonlight"`` it has
             the RMS of an AdamW update, so both algorithms share ``lr``; the other scales need their own, of about 0.02.
         adamw_lr: Learning rate of the adamw groups that do not have their own. Default: ``lr``.
         lr_by_role: Learning rates of the groups of a role, in place of ``adamw_lr`` and ``lr``, such as
