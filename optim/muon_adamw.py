@@ -74,8 +74,9 @@ class MuonAdamW(torch.optim.Optimizer):
         orthogonalizer: Method for the polar factor, or a function of your own, see
             :func:`~lightning_muon.optim.orthogonalize`.
         orthogonalizer_options: Options of the orthogonalizer, such as ``{"steps": 5}``.
-        update_scale: Scale of the update, or a function, see :func:`~lightning_muon.optim.scale_factor`. With ``"moonlight"`` it has
-            the RMS of an AdamW update, so both algorithms share ``lr``; the other scales need their own, of about 0.02.
+        update_scale: Scale of the update, or a function, see :func:`~lightning_muon.optim.scale_factor`. With
+            ``"moonlight"`` it has the RMS of an AdamW update, so both algorithms share ``lr``; the other scales need
+            their own, of about 0.02.
         adamw_lr: Learning rate of the adamw groups that do not have their own. Default: ``lr``.
         lr_by_role: Learning rates of the groups of a role, in place of ``adamw_lr`` and ``lr``, such as
             ``{"embedding": 0.3, "head": 0.008}``. Roles are ``matrix``, ``router``, ``embedding``, ``head``, ``vector``
