@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from lightning_muon.optim.sharding.dtensor import local_gradient, local_tensor
@@ -83,9 +84,10 @@ def average_state(
     elements = plan.shares[index].numel() if index in plan.shares else None
     stored_as = stored_dtype(name, param, kept)
     if name not in state and not stored_as.is_floating_point and not stored_as.is_complex:
-        shape = (local_tensor(param) if elements is None else param.new_empty(elements, device="meta")).shape
-        state[name] = param.new_zeros(shape, dtype=stored_as)
-        state[name + SCALES] = param.new_zeros(block_count(shape), dtype=dtype)
+        # Codes are this rank's own: plain tensors, also of a DTensor.
+        shape = local_tensor(param).shape if elements is None else torch.Size([elements])
+        state[name] = torch.zeros(shape, dtype=stored_as, device=param.device)
+        state[name + SCALES] = torch.zeros(block_count(shape), dtype=dtype, device=param.device)
     stored = state_tensor(state, name, param, stored_as, elements)
     return Average(name, local_tensor(stored) if plan.has_dtensors else stored, state.get(name + SCALES), dtype)
 
