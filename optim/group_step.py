@@ -1,7 +1,7 @@
 """A step of the parameter groups: each parameter in the way that its plan says."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from lightning_muon.optim.update.muon import Hooks, MuonParameter, muon_step, ru
 from lightning_muon.optim.update.options import AdamWOptions, MomentumDtype, MuonOptions
 from lightning_muon.optim.update.quantization import block_count
 from lightning_muon.optim.update.state import SCALES, Average, States, state_dtype, state_tensor, stored_dtype
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Groups = Sequence[Mapping[str, Any]]
 
@@ -46,7 +49,7 @@ def muon_step_of(plan: Plan, groups: Groups, states: States, hooks: Hooks) -> No
     for batch in same_shape_batches(moving, batch_elements):
         run(muon_step(Here([batch], shared_options, hooks)))
     if plan.everywhere:
-        gathered = [(_member(groups, plan, i)[2], parameter(i)) for i in plan.everywhere]
+        gathered = [(cast("DTensor", _member(groups, plan, i)[2]), parameter(i)) for i in plan.everywhere]
         for (param, p), live in zip(gathered, moving_matrices(gathered), strict=True):
             run(muon_step(Everywhere(param, p, live, shared_options, hooks)))
     for transport, buckets in ((Owners, plan.buckets), (OwnedState, plan.zero1_buckets)):
@@ -84,10 +87,10 @@ def average_state(
     elements = plan.shares[index].numel() if index in plan.shares else None
     stored_as = stored_dtype(name, param, kept)
     if name not in state and not stored_as.is_floating_point and not stored_as.is_complex:
-        here = local_tensor(param)  # codes of a shard are plain tensors: their scales have no layout of a DTensor
-        shape = here.shape if elements is None else torch.Size([elements])
-        state[name] = here.new_zeros(shape, dtype=stored_as)
-        state[name + SCALES] = here.new_zeros(block_count(shape), dtype=dtype)
+        # Codes are this rank's own: plain tensors, also of a DTensor, whose layout their scales could not have.
+        shape = local_tensor(param).shape if elements is None else torch.Size([elements])
+        state[name] = torch.zeros(shape, dtype=stored_as, device=param.device)
+        state[name + SCALES] = torch.zeros(block_count(shape), dtype=dtype, device=param.device)
     stored = state_tensor(state, name, param, stored_as, elements)
     return Average(name, local_tensor(stored) if plan.has_dtensors else stored, state.get(name + SCALES), dtype)
 

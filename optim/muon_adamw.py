@@ -329,7 +329,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 param = group["params"][place]
                 if wanted is None or id(param) in wanted:
                     state = self.state.get(param, {})
-                    if is_stored_smaller(state):
+                    if is_stored_smaller(state, group):
                         full[param] = dict(full_state(param, state, group, plan, index))
         return full
 

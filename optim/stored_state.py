@@ -69,6 +69,9 @@ def full_state(param: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]
         elif name + SCALES in state:
             dtype = state_dtype(name, param, group["momentum_dtype"])
             elements = Average(name, value, state[name + SCALES], dtype).read()
+        elif _is_rounded(name, value, group):
+            full[name] = value.to(state_dtype(name, param, "float32"))
+            continue
         elif not name.endswith(SCALES):
             full[name] = value
             continue
@@ -78,6 +81,17 @@ def full_state(param: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]
     return full
 
 
-def is_stored_smaller(state: Mapping[str, Any]) -> bool:
+def is_stored_smaller(state: Mapping[str, Any], group: Mapping[str, Any]) -> bool:
     """Return whether a state differs from :func:`full_state`."""
-    return "neuron_mean_square" in state or any(name.endswith(SCALES) for name in state)
+    return any(
+        name == "neuron_mean_square" or name.endswith(SCALES) or _is_rounded(name, value, group)
+        for name, value in state.items()
+    )
+
+
+def _is_rounded(name: str, value: Tensor, group: Mapping[str, Any]) -> bool:
+    """Return whether an average is stored in bfloat16 because ``momentum_dtype`` says so.
+
+    In checkpoints it has the dtype of the others, since FSDP1 gathers those of one flat parameter together.
+    """
+    return name in AVERAGES and group["momentum_dtype"] == "bfloat16" and value.dtype == torch.bfloat16

@@ -1,6 +1,7 @@
 """Weights of fixed norm: steps that turn a matrix without changing its norm."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from lightning_muon.optim.update.options import MuonOptions
 
 
-def fixed_norm_step(norms: tuple[Tensor, Tensor, Tensor], options: MuonOptions, elements: int) -> tuple[Tensor, Tensor]:
+def fixed_norm_step(norms: Sequence[Tensor], options: MuonOptions, elements: int) -> tuple[Tensor, Tensor]:
     """Return the numbers c and a, shape (b,), for which W − cW − aD is each matrix W after a step of fixed norm.
 
     The rule is W ← R·W'/‖W'‖ with W' = W − lr·R·D/‖D‖, where R = ‖W‖ is the Frobenius norm at the start, which no step

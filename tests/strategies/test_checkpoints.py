@@ -138,3 +138,30 @@ def test_consolidating_overwrites_nothing_and_says_what_is_missing(tmp_path: Pat
     (tmp_path / "file").write_text("precious")
     with pytest.raises(FileExistsError, match="exists already"):
         consolidate_checkpoint(tmp_path, tmp_path / "file")
+
+
+def test_state_in_fewer_bytes_resumes_on_any_number_of_processes(
+    train: Train, tmp_path: Path, assert_equal: AssertEqual
+) -> None:
+    """With the same ``momentum_dtype`` and with another one, as one device does."""
+
+    def job(kept: str, steps: int, strategy: Any = "fsdp2", **options: Any) -> dict[str, Any]:
+        return {"strategy": strategy, "options": {"momentum_dtype": kept}, "steps": steps, **options}
+
+    kinds = ("int8", "float32")
+    saved = {kept: tmp_path / f"{kept}.ckpt" for kept in kinds}
+    train(2, *(job(kept, 3, save=str(path)) for kept, path in saved.items()))
+    files = {kept: tmp_path / f"{kept}.file" for kept in kinds}
+    for kept, path in saved.items():
+        consolidate_checkpoint(path, files[kept])
+    pairs = [(before, after) for before in kinds for after in kinds]
+    of_one = train(1, *(job(after, 6, "auto", resume=str(files[before])) for before, after in pairs))
+    of_three = train(3, *(job(after, 6, resume=str(saved[before])) for before, after in pairs))
+    straight = dict(zip(kinds, train(1, *(job(kept, 6, "auto") for kept in kinds)), strict=True))
+    for (before, after), one, three in zip(pairs, of_one, of_three, strict=True):
+        assert_equal(three, one)
+        if before == after:
+            assert_equal(one, straight[after])
+        else:  # off by the rounding of the codes
+            weights = [torch.cat([w.flatten() for w in r["weights"].values()]) for r in (one, straight[after])]
+            assert 0 < (weights[0] - weights[1]).norm() < 0.02 * weights[1].norm()

@@ -22,6 +22,8 @@ from torch.distributed.fsdp import (
 from ways import make_optimizer, train, whole, wrap
 
 from lightning_muon.optim import MuonAdamW, Rule, route_parameters
+from lightning_muon.optim.update import state
+from lightning_muon.optim.update.state import AVERAGES
 from tests.earlier_groups import earlier_groups
 
 OPTIONS: dict[str, Any] = {
@@ -38,10 +40,10 @@ def ranks() -> tuple[int, int]:
 
 
 def trained(
-    way: str, steps: int, dtype: torch.dtype = torch.float32, rules: Iterable[Rule] = ()
+    way: str, steps: int, dtype: torch.dtype = torch.float32, rules: Iterable[Rule] = (), **options: Any
 ) -> tuple[Any, MuonAdamW]:
     model = make_model(dtype) if way == "one" else wrap(way, make_model(dtype), Block)
-    optimizer = make_optimizer(model, way, rules, **OPTIONS)
+    optimizer = make_optimizer(model, way, rules, **{**OPTIONS, **options})
     train(model, optimizer, steps, *((0, 1) if way == "one" else ranks()))
     return model, optimizer
 
@@ -61,12 +63,16 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 
 def check_sharded_state_resumes_exactly() -> None:
-    for dtype, rules in ((torch.float32, BLOCKS), (torch.bfloat16, ())):
-        model, optimizer = trained("ddp_sharded_state", HALF, dtype, rules)
+    for dtype, rules, kept in (
+        (torch.float32, BLOCKS, None),
+        (torch.bfloat16, (), None),
+        (torch.float32, (), "int8"),
+    ):
+        model, optimizer = trained("ddp_sharded_state", HALF, dtype, rules, momentum_dtype=kept)
         optimizer.consolidate_state_dict()
         saved = broadcast((model.module.state_dict(), optimizer.state_dict()) if dist.get_rank() == 0 else None)
         again = wrap("ddp_sharded_state", make_model(dtype), Block)
-        second = make_optimizer(again, "ddp_sharded_state", rules, lr=0.5)
+        second = make_optimizer(again, "ddp_sharded_state", rules, lr=0.5, momentum_dtype=kept)
         again.module.load_state_dict(saved[0])
         second.load_state_dict(saved[1])
         assert second.param_groups[0]["neuron_beta"] == 0.9
@@ -173,7 +179,8 @@ def check_other_groups_load_by_name() -> None:
 
 
 def check_fsdp1_resumes_from_sharded_checkpoints() -> None:
-    resume_fsdp1("fsdp1", trained("fsdp1", HALF))
+    for kept in (None, "int8", "bfloat16"):
+        resume_fsdp1(f"fsdp1-{kept}", trained("fsdp1", HALF, momentum_dtype=kept), kept)
 
 
 def check_fsdp1_resumes_from_other_groups() -> None:
@@ -183,7 +190,7 @@ def check_fsdp1_resumes_from_other_groups() -> None:
     resume_fsdp1("fsdp1_other_groups", (model, optimizer))
 
 
-def resume_fsdp1(folder: str, trained: tuple[Any, MuonAdamW]) -> None:
+def resume_fsdp1(folder: str, trained: tuple[Any, MuonAdamW], kept: Any = None) -> None:
     """Save to a sharded checkpoint, load it into a new optimizer in the groups of roles, and go on with both."""
 
     def sharded(model: FullyShardedDataParallel) -> Any:
@@ -204,7 +211,7 @@ def resume_fsdp1(folder: str, trained: tuple[Any, MuonAdamW]) -> None:
         }
         dcp.save(state, checkpoint_id=folder)
     again = wrap("fsdp1", make_model(), Block)
-    second = make_optimizer(again, "fsdp1")
+    second = make_optimizer(again, "fsdp1", momentum_dtype=kept)
     with sharded(again):
         weights = {"model": again.state_dict()}
         dcp.load(weights, checkpoint_id=folder)
@@ -227,14 +234,19 @@ def resume_fsdp1(folder: str, trained: tuple[Any, MuonAdamW]) -> None:
 
 
 def check_fsdp2_resumes_through_distributed_checkpointing() -> None:
-    for full, rules in ((False, BLOCKS), (True, ())):
-        model, optimizer = trained("fsdp2", HALF, rules=rules)
+    for full, rules, kept in (
+        (False, BLOCKS, None),
+        (True, (), None),
+        (False, (), "int8"),
+        (True, (), "bfloat16"),
+    ):
+        model, optimizer = trained("fsdp2", HALF, rules=rules, momentum_dtype=kept)
         # Not strict, as torch refuses a parameter that never had a gradient and so has no state.
         choice = StateDictOptions(full_state_dict=full, strict=False)
         saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=choice))
         weights = whole(model)
         again = wrap("fsdp2", make_model(), Block)
-        second = make_optimizer(again, "fsdp2", rules, **OPTIONS)
+        second = make_optimizer(again, "fsdp2", rules, momentum_dtype=kept, **OPTIONS)
         with torch.no_grad():
             for q, p in zip(again.parameters(), model.parameters(), strict=True):
                 q.to_local().copy_(p.to_local())
@@ -254,6 +266,38 @@ def check_fsdp2_takes_the_state_of_one_device() -> None:
     train(model, optimizer, HALF, *ranks(), start=HALF)
     for name, value in whole(model).items():
         torch.testing.assert_close(value, whole(one)[name], atol=1e-5, rtol=0)
+
+
+def check_state_in_fewer_bytes_is_that_of_one_device() -> None:
+    """Where rows are whole, so are blocks: nothing is rounded otherwise than on one device."""
+    smallest, state.SMALLEST_IN_CODES = state.SMALLEST_IN_CODES, 40  # of the matrices here, and no bias
+    try:
+        for kept, dtypes, ways in (
+            ("int8", {torch.int8, torch.uint8}, ("ddp", "fsdp2", "ddp_sharded_state", "fsdp1")),
+            ("bfloat16", {torch.bfloat16}, ("fsdp1",)),
+        ):
+            one, _ = trained("one", HALF, momentum_dtype=kept)
+            for way in ways:
+                model, optimizer = trained(way, HALF, momentum_dtype=kept)
+                # ZeRO-1 and FSDP1 have parts of rows, with blocks of their own. Their rounding is that of a whole
+                # matrix in one block, which these have rows of 12 elements instead.
+                flat = way in {"ddp_sharded_state", "fsdp1"} and kept == "int8" and dist.get_world_size() > 1
+                found = whole(model)
+                for name, start in make_model().named_parameters():
+                    if name.startswith(("unused", "frozen")):
+                        continue
+                    moved, error = (
+                        (a - b).norm() for a, b in ((whole(one)[name], start), (found[name], whole(one)[name]))
+                    )
+                    assert error <= (0.5 if flat else 0.005) * moved, f"{way}, {kept}, {name}: {error} of {moved}"
+                mine = torch.cat([value.flatten() for value in found.values()])
+                first = mine.clone()
+                dist.broadcast(first, 0)
+                assert torch.equal(mine, first), way
+                averages = [v for s in optimizer.state.values() for k, v in s.items() if k in AVERAGES and v.ndim > 1]
+                assert {v.dtype for v in averages} <= dtypes, way
+    finally:
+        state.SMALLEST_IN_CODES = smallest
 
 
 def check_other_optimizers_take_the_groups_too() -> None:
