@@ -56,6 +56,7 @@ _OF_A_BATCH = {
         "polar_first",
         "compile",
         "communication_dtype",
+        "momentum_dtype",
     ),
 }
 

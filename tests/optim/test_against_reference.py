@@ -110,6 +110,10 @@ def magnified(x: Tensor, m: Tensor, a: Tensor, o: Options) -> float:
     return float((x.norm() + m.norm()) / least) * 3 if least > 0 else 0.0
 
 
+# Where the elements are of a parameter without matrices.
+ALL: list[Any] = [slice(None)]
+
+
 # Random cases.
 
 
@@ -155,7 +159,7 @@ class Member:
     def values(self, key: str) -> Tensor:
         """The state of all elements."""
         found = torch.zeros_like(self.weights)
-        for at, state in zip(self.places or [slice(None)], self.states, strict=True):
+        for at, state in zip(self.places or ALL, self.states, strict=True):
             found[at] = state[key] * self.unit(key, state)
         return found
 
@@ -169,7 +173,7 @@ class Member:
         """Take over the weights and the state of the optimizer, which has rounded them."""
         self.weights = real(self.param.detach()).double().flatten().clone()
         for key, value in found_state(optimizer, self).items():
-            for at, state in zip(self.places or [slice(None)], self.states, strict=True):
+            for at, state in zip(self.places or ALL, self.states, strict=True):
                 found = value[at] / self.unit(key, state)
                 state[key] = found[:, :1].clone() if key == "v" and self.layout else found.clone()
 
@@ -241,6 +245,8 @@ def draw_groups(rng: random.Random, dtype: torch.dtype, shared: Options) -> Iter
         yield options, members
     options = {**shared, "algorithm": "adamw", "lr": 0.01, "weight_decay": rng.choice([0.0, 0.5])}
     options |= {"betas": rng.choice([(0.9, 0.95), (0.0, 0.5), (0.8, 0.999)]), "eps": rng.choice([1e-8, 1e-3])}
+    if options["momentum_dtype"] == "bfloat16":  # in which an average must decay faster
+        options["betas"] = options["betas"][0], min(options["betas"][1], 0.99)
     # A parameter of at least 4096 elements is stored in codes.
     shapes = [(3, 4), (7,), *([(2, 2100)] if rng.random() < 0.2 else [])]
     params = [torch.randn(shape, dtype=dtype) for shape in shapes]
@@ -328,7 +334,10 @@ def assert_equal(optimizer: MuonAdamW, member: Member, before: Tensor, message: 
         and (options["polar_first"] or options["momentum_dtype"] in {None, "bfloat16"})
     ):  # the average or the factor is in bfloat16 too
         for at, state in zip(member.places, member.states, strict=True):
-            blurred[at] = ROUNDING * magnified(*state["averaged"], options) if "averaged" in state else 0.0
+            averaged: Any = state.get("averaged")
+            if averaged is not None:
+                new, average, source = averaged
+                blurred[at] = ROUNDING * magnified(new, average, source, options)
             allowed[at] += blurred[at] * moves[at].max()
     if options["cautious_weight_decay"]:  # the sign of a step that rounding hides
         decay = options["lr"] * options["weight_decay"] * before.abs()
