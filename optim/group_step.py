@@ -17,7 +17,7 @@ from lightning_muon.optim.update.here import Here, same_shape_batches
 from lightning_muon.optim.update.muon import Hooks, MuonParameter, muon_step, run
 from lightning_muon.optim.update.options import AdamWOptions, MomentumDtype, MuonOptions
 from lightning_muon.optim.update.quantization import block_count
-from lightning_muon.optim.update.state import SCALES, Average, States, state_dtype, state_tensor, stored_dtype
+from lightning_muon.optim.update.state import SCALES, Average, State, States, state_dtype, state_tensor, stored_dtype
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -84,15 +84,24 @@ def average_state(
 ) -> Average:
     """Return this rank's elements of a moving average; a missing one is added to ``states``, zero."""
     state, dtype = states[param], state_dtype(name, param, kept)
+    if name not in state:
+        _add_average(name, param, state, plan, index, kept)
+    stored = local_tensor(state[name]) if plan.has_dtensors else state[name]
+    return Average(name, stored, state.get(name + SCALES), dtype)
+
+
+def _add_average(name: str, param: Tensor, state: State, plan: Plan, index: int, kept: MomentumDtype | None) -> None:
+    """Add this rank's elements of a moving average to the state of a parameter, zero."""
     elements = plan.shares[index].numel() if index in plan.shares else None
     stored_as = stored_dtype(name, param, kept)
-    if name not in state and not stored_as.is_floating_point and not stored_as.is_complex:
-        # Codes are this rank's own: plain tensors, also of a DTensor, whose layout their scales could not have.
-        shape = local_tensor(param).shape if elements is None else torch.Size([elements])
-        state[name] = torch.zeros(shape, dtype=stored_as, device=param.device)
-        state[name + SCALES] = torch.zeros(block_count(shape), dtype=dtype, device=param.device)
-    stored = state_tensor(state, name, param, stored_as, elements)
-    return Average(name, local_tensor(stored) if plan.has_dtensors else stored, state.get(name + SCALES), dtype)
+    if stored_as.is_floating_point or stored_as.is_complex:
+        state_tensor(state, name, param, stored_as, elements)
+        return
+    # Codes are this rank's own: plain tensors, also of a DTensor, whose layout their scales could not have.
+    shape = local_tensor(param).shape if elements is None else torch.Size([elements])
+    scales_dtype = state_dtype(name, param, kept)
+    state[name] = torch.zeros(shape, dtype=stored_as, device=param.device)
+    state[name + SCALES] = torch.zeros(block_count(shape), dtype=scales_dtype, device=param.device)
 
 
 def _member(groups: Groups, plan: Plan, index: int) -> tuple[Mapping[str, Any], str, Tensor]:

@@ -77,6 +77,8 @@ class MatrixLayout:
         The batches have the order in which their shapes first occur, as in :meth:`fans` and :meth:`counts`. They are
         views where the memory allows it.
         """
+        if self._is_single and tensor.ndim == 2:
+            return [tensor.unsqueeze(0)]
         stack, rows, columns = self._sizes(tensor.shape)
         if self._is_plain:
             return [tensor.reshape(stack * self.blocks, rows // self.blocks, columns)]
@@ -95,6 +97,8 @@ class MatrixLayout:
 
     def restore(self, batches: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
         """Undo :meth:`matrices`: arrange batches (b, rows, columns) in the shape of the parameter."""
+        if self._is_single and len(shape) == 2:
+            return batches[0].squeeze(0)
         if self._is_plain:
             return batches[0].reshape(tuple(shape))
         runs = self._runs(shape)
@@ -127,7 +131,7 @@ class MatrixLayout:
 
     def count(self, shape: Sequence[int]) -> int:
         """Return the number of matrices in a parameter of this shape."""
-        return sum(self.counts(shape))
+        return 1 if self._is_single else sum(self.counts(shape))
 
     def parts(self, shape: Sequence[int]) -> list[tuple[int, tuple[int, ...], "MatrixLayout"]]:
         """Cut a parameter of this shape into the smallest parts that are whole matrices and contiguous in memory.
@@ -153,6 +157,11 @@ class MatrixLayout:
     @cached_property
     def _is_cut(self) -> bool:
         return self.blocks > 1 or len(self.split_sizes) > 1
+
+    @cached_property
+    def _is_single(self) -> bool:
+        """Whether the parameter is one matrix: most are, and a step asks often."""
+        return not self.stacked and not self._is_cut
 
     @cached_property
     def _cuts_columns(self) -> bool:

@@ -111,7 +111,7 @@ class Transport(ABC):
                 alike[p.options["momentum"]].append((i, momentum))
         for mu, members in alike.items():
             places, of_places = map(list, zip(*members, strict=True))
-            arrived = [new[i].to(m.dtype) for i, m in members]
+            arrived = [x if x.dtype == m.dtype else x.to(m.dtype) for x, m in ((new[i], m) for i, m in members)]
             torch._foreach_lerp_(of_places, arrived, 1 - mu)
             found = torch._foreach_lerp(arrived, of_places, mu) if self.options["nesterov"] else of_places
             for i, tensor in zip(places, found, strict=True):
@@ -214,14 +214,12 @@ def apply_steps(moving: Iterable[Applied]) -> None:
     With ``fixed_norm`` the step is applied as it is, W ← W − D.
     """
     alike: defaultdict[tuple[float, float, bool], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    sizes: dict[Any, tuple[float, float, bool]] = {}
     for p, step in moving:
-        options = p.options
-        if options["fixed_norm"] is not None:
-            alike[1.0, 0.0, False].append((p.weight, step))
-            continue
-        size = options["lr"] * scale_factor(options["update_scale"], *p.fans)
-        decay = options["lr"] * options["weight_decay"]
-        alike[size, decay, options["cautious_weight_decay"]].append((p.weight, step))
+        key = id(p.options), p.fans
+        if key not in sizes:
+            sizes[key] = _sizes(p.options, p.fans)
+        alike[sizes[key]].append((p.weight, step))
     for (size, decay, cautious), members in alike.items():
         weights, steps = map(list, zip(*members, strict=True))
         wide = [weight.float() if weight.dtype in HALF else weight for weight in weights]
@@ -234,3 +232,12 @@ def apply_steps(moving: Iterable[Applied]) -> None:
         for weight, new in zip(weights, wide, strict=True):
             if new is not weight:
                 weight.copy_(new)
+
+
+def _sizes(options: MuonOptions, fans: tuple[int, int]) -> tuple[float, float, bool]:
+    """Return what multiplies a step, what decays the weights, and whether the decay is cautious."""
+    if options["fixed_norm"] is not None:
+        return 1.0, 0.0, False
+    lr = options["lr"]
+    size = lr * scale_factor(options["update_scale"], *fans)
+    return size, lr * options["weight_decay"], options["cautious_weight_decay"]

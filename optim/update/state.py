@@ -76,7 +76,7 @@ def stored_dtype(name: str, param: Tensor, kept: MomentumDtype | None) -> torch.
     return state_dtype(name, param, kept)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Average:
     """A moving average of elements of a parameter, stored as it is, rounded, or as codes of one byte.
 
@@ -95,7 +95,7 @@ class Average:
     def read(self) -> Tensor:
         """Return the values, to be updated in place and given to :meth:`save`."""
         if self.scales is None:
-            return self.stored.to(self.dtype)
+            return self.stored if self.stored.dtype == self.dtype else self.stored.to(self.dtype)
         if self.name == "momentum_buffer":
             return linear_values(self.stored, self.scales)
         return dynamic_values(self.stored, self.scales, signed=self.name == "exp_avg")
