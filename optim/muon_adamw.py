@@ -264,7 +264,7 @@ class MuonAdamW(torch.optim.Optimizer):
         """
         if not self._shares():
             saved = super().state_dict()
-            numbers = {}
+            numbers: dict[Tensor, int] = {}
             for group, saved_group in zip(self.param_groups, saved["param_groups"], strict=True):
                 numbers.update(zip(group["params"], saved_group["params"], strict=True))
             saved["state"].update({numbers[param]: state for param, state in self._full_state().items()})

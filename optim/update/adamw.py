@@ -83,8 +83,8 @@ def _update(parameters: Sequence[AdamWParameter]) -> None:
     """Update parameters with the same options, whose averages are all stored smaller, or none."""
     options = parameters[0].options
     moving = [(p.weight, p.gradient, *p.state) for p in parameters if p.gradient is not None and p.state is not None]
-    complex_or_real, gradients, averages, square_averages, step_counts = zip(*moving, strict=True)
-    originals, gradients = list(map(_real, complex_or_real)), list(map(_real, gradients))
+    complex_or_real, arrived, averages, square_averages, step_counts = zip(*moving, strict=True)
+    originals, gradients = list(map(_real, complex_or_real)), list(map(_real, arrived))
     first, second = ([_real(average.read()) for average in of_kind] for of_kind in (averages, square_averages))
     weights = [p if p.dtype not in HALF else p.float() for p in originals]
     cautious = options["cautious_weight_decay"]

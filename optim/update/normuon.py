@@ -99,7 +99,8 @@ class NeuronsOfParts:
 
     def split(self, numbers: Tensor) -> tuple[Tensor, ...]:
         """Split numbers (neurons,) into those of the parts."""
-        return numbers.split([part.count for part in self.parts])
+        split: tuple[Tensor, ...] = numbers.split([part.count for part in self.parts])
+        return split
 
     def numbers(self, elements: Tensor) -> Tensor:
         """Return the mean over each neuron of the elements of the parts, shape (neurons,)."""
