@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import monitors, optimizer_step, orthogonalization, traffic, turns, unhealthy_run, variants
+from benchmarks import (
+    monitors,
+    optimizer_state,
+    optimizer_step,
+    orthogonalization,
+    traffic,
+    turns,
+    unhealthy_run,
+    variants,
+)
 from benchmarks.matrix_problems import __main__ as matrix_problems
 from benchmarks.matrix_problems.methods import METHODS
 from benchmarks.matrix_problems.problems import PROBLEMS, Problem
@@ -58,6 +67,18 @@ def test_optimizer_step(tmp_path: Path) -> None:
     ours, adamw = rows["ours"]["state MB"], rows["torch AdamW alone"]["state MB"]
     assert ours == pytest.approx(rows[optimizer_step.REFERENCE]["state MB"])
     assert ours < 0.7 * adamw
+
+
+def test_optimizer_state(tmp_path: Path) -> None:
+    optimizer_state.main(["--quick", "--device", "cpu", "--results", str(tmp_path)])
+    rows = {row["optimizer"]: row for row in record(tmp_path / "optimizer_state-cpu.json")["rows"]}
+    assert set(rows) == {optimizer_state.ADAMW, *optimizer_state.OPTIONS}
+    shares = {name: row["× AdamW's state"] for name, row in rows.items()}
+    assert rows[optimizer_state.ADAMW]["bytes per parameter"] == pytest.approx(8, rel=0.01)
+    # The momentum of a matrix takes half of AdamW's state, its codes an eighth, and their scales a little.
+    assert shares["int8"] <= 0.30
+    assert shares["bfloat16"] == pytest.approx(shares["MuonAdamW"] / 2, rel=0.01)
+    assert shares["NorMuon"] <= shares["MuonAdamW"] + 0.02
 
 
 def test_traffic(tmp_path: Path) -> None:
