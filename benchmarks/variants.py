@@ -39,9 +39,11 @@ VARIANTS: dict[str, list[str]] = {
     "`roles`": _preset("roles"),
     "`fixed_norm`": _preset("fixed_norm"),
     "`per_head`": _preset("per_head"),
-    "`AutoWeightDecay(target_rms=0.06, per=matrix)`": _callback(
-        "AutoWeightDecay", target_rms=0.06, per="matrix", horizon=20, ramp_steps=20, bounds="[0, 4]"
-    ),
+    # In place of the default's AutoWeightDecay, of which a trainer takes one.
+    "`AutoWeightDecay(target_rms=0.06, per=matrix)`": [
+        "--trainer.callbacks=[]",
+        *_callback("AutoWeightDecay", target_rms=0.06, per="matrix", horizon=20, ramp_steps=20, bounds="[0, 4]"),
+    ],
     "state in bfloat16": [f"{OPTIMIZER}.momentum_dtype=bfloat16"],
     "`int8`": _preset("int8"),
     "momentum 0.85 → 0.95 in the first third": _callback(
