@@ -22,7 +22,7 @@ from lightning_muon.optim.sharding.pieces import (
     spread_over_neurons,
 )
 from lightning_muon.optim.update.fixed_norm import fixed_norm_step
-from lightning_muon.optim.update.here import Here, magnitudes, same_shape_batches
+from lightning_muon.optim.update.here import Here, magnitude_of_each, magnitudes, same_shape_batches
 from lightning_muon.optim.update.muon import Hooks, MuonParameter, Stages, Steps, Transport
 from lightning_muon.optim.update.normuon import neuron_factors
 from lightning_muon.optim.update.options import MuonOptions
@@ -116,10 +116,8 @@ class Owners(Transport):
         pieces = [piece for piece in self.bucket.here if piece.numel]
         taken = {piece.key: self.bucket.take(piece, gradients) for piece in pieces}
         single = [piece.key for piece in pieces if piece.unit.count == 1]
-        found = {}
-        if single:
-            norms = torch.stack(torch._foreach_norm([taken[key] for key in single], 1)) != 0
-            found = dict(zip(single, norms.split(1), strict=True))
+        norms = magnitude_of_each([taken[key] for key in single])
+        found = {key: norm != 0 for key, norm in zip(single, norms, strict=True)}
         for piece in pieces:
             if piece.key not in found:
                 matrices = piece.unit.layout.matrices(in_zeros(taken[piece.key], piece))
