@@ -149,9 +149,12 @@ def magnitude_of_each(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     if not tensors:
         return ()
     if all(tensor.is_cpu for tensor in tensors):  # where the extremes take a quarter of the time
-        low, high = (torch.stack(found) for found in zip(*map(torch.aminmax, tensors), strict=True))
-        return torch.maximum(high, -low).split(1)
-    return torch.stack(torch._foreach_norm(list(tensors), 1)).split(1)
+        low, high = (torch.stack(ends) for ends in zip(*map(torch.aminmax, tensors), strict=True))
+        found = torch.maximum(high, -low)
+    else:
+        found = torch.stack(torch._foreach_norm(list(tensors), 1))
+    numbers: tuple[Tensor, ...] = found.split(1)
+    return numbers
 
 
 def magnitudes(matrices: Sequence[Tensor]) -> list[Tensor]:
