@@ -50,7 +50,7 @@ def measure(build: Callable[[], nn.Module], device: str, rounds: int) -> list[di
     """Measure each optimizer; the ratio of times is the median over pairs of steps with the default one."""
     reference = contestant(DEFAULT, build, device)
     elements = sum(parameter.numel() for parameter in reference.gradients)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in (ADAMW, *OPTIONS):
         own = reference if name == DEFAULT else contestant(name, build, device)
         peak = peak_memory(own.step, device)
