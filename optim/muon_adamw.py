@@ -26,7 +26,7 @@ from lightning_muon.optim.sharding.plan import Plan, make_plans
 from lightning_muon.optim.sharding.sharding import Sharding
 from lightning_muon.optim.sharding.zero1 import StateShares, consolidate
 from lightning_muon.optim.state_dict import FUNCTIONS, fill_state, restored
-from lightning_muon.optim.stored_state import full_state, is_stored_smaller
+from lightning_muon.optim.stored_state import full_state
 from lightning_muon.optim.update.muon import OrthogonalizeHook
 from lightning_muon.optim.update.options import CommunicationDtype, MomentumDtype, alike
 from lightning_muon.optim.update.scale import UpdateScale
@@ -250,7 +250,7 @@ class MuonAdamW(torch.optim.Optimizer):
         shares = self._shares()
         if not shares:
             return
-        whole = consolidate(shares, {**self.state, **self._full_state()}, to)
+        whole = consolidate(shares, self._full_state(), to)
         if whole is not None:
             full = {param: state for (param, _), state in zip(shares, whole, strict=True) if state}
             self._consolidated = self._saved(full)
@@ -277,7 +277,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
         Every tensor has the layout of the parameter; under ``shard_state`` it is this rank's share, shape (elements,).
         """
-        return self._full_state([parameter]).get(parameter) or dict(self.state.get(parameter, {}))
+        return self._full_state([parameter]).get(parameter, {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict, hyperparameters included; only ``momentum_dtype`` stays that of this optimizer.
@@ -320,17 +320,15 @@ class MuonAdamW(torch.optim.Optimizer):
         return self._plans[1]
 
     def _full_state(self, only: Iterable[Tensor] | None = None) -> dict[Tensor, dict[str, Any]]:
-        """Return the state, in the form of checkpoints, of parameters whose state is stored in fewer bytes."""
+        """Return the state of parameters, by default of all, in the form of checkpoints."""
         full = {}
         wanted = None if only is None else {id(param) for param in only}
         for plan in self._planned():
             for index, (number, place) in enumerate(plan.members):
                 group = self.param_groups[number]
                 param = group["params"][place]
-                if wanted is None or id(param) in wanted:
-                    state = self.state.get(param, {})
-                    if is_stored_smaller(state, group):
-                        full[param] = dict(full_state(param, state, group, plan, index))
+                if param in self.state and (wanted is None or id(param) in wanted):
+                    full[param] = dict(full_state(param, self.state[param], group, plan, index))
         return full
 
     def _saved(self, full: dict[Tensor, dict[str, Any]]) -> dict[str, Any]:

@@ -58,40 +58,24 @@ def stored_state(param: Tensor, full: Mapping[str, Any], group: Mapping[str, Any
 
 
 def full_state(param: Tensor, state: Mapping[str, Any], group: Mapping[str, Any], plan: Plan, index: int) -> State:
-    """Undo :func:`stored_state`.
+    """Undo :func:`stored_state`; what is stored as it is stays the same tensor.
 
     Of state that the ranks share out (ZeRO-1) the result has this rank's share, shape (elements,).
     """
+    kept = group["momentum_dtype"]
     full: State = {}
     for name, value in state.items():
-        if name == "neuron_mean_square":
-            elements = plan.neurons[index].elements(value)
-        elif name + SCALES in state:
-            dtype = state_dtype(name, param, group["momentum_dtype"])
-            elements = Average(name, value, state[name + SCALES], dtype).read()
-        elif _is_rounded(name, value, group):
+        if name.endswith(SCALES):
+            continue
+        if name == "neuron_mean_square" or name + SCALES in state:
+            if name == "neuron_mean_square":
+                elements = plan.neurons[index].elements(value)
+            else:
+                elements = Average(name, value, state[name + SCALES], state_dtype(name, param, kept)).read()
+            full[name] = elements if index in plan.shares else with_shard(elements, param)
+        elif name in AVERAGES and kept == "bfloat16":
+            # The dtype of the other state, since FSDP1 gathers that of one flat parameter together.
             full[name] = value.to(state_dtype(name, param, "float32"))
-            continue
-        elif not name.endswith(SCALES):
-            full[name] = value
-            continue
         else:
-            continue
-        full[name] = elements if index in plan.shares else with_shard(elements, param)
+            full[name] = value
     return full
-
-
-def is_stored_smaller(state: Mapping[str, Any], group: Mapping[str, Any]) -> bool:
-    """Return whether a state differs from :func:`full_state`."""
-    return any(
-        name == "neuron_mean_square" or name.endswith(SCALES) or _is_rounded(name, value, group)
-        for name, value in state.items()
-    )
-
-
-def _is_rounded(name: str, value: Tensor, group: Mapping[str, Any]) -> bool:
-    """Return whether an average is stored in bfloat16 because ``momentum_dtype`` says so.
-
-    In checkpoints it has the dtype of the others, since FSDP1 gathers those of one flat parameter together.
-    """
-    return name in AVERAGES and group["momentum_dtype"] == "bfloat16" and value.dtype == torch.bfloat16

@@ -103,8 +103,7 @@ def moving_matrices(parameters: Sequence[tuple["DTensor", MuonParameter]]) -> li
     for weight, p in parameters:
         gradient = torch.zeros_like(p.weight) if p.gradient is None else p.gradient
         count, fans = p.layout.count(weight.shape), p.layout.fans(weight.shape)
-        sums = torch.zeros(count, dtype=torch.float64 if gradient.dtype == torch.float64 else torch.float32)
-        sums = sums.to(gradient.device)
+        sums = gradient.new_zeros(count, dtype=torch.promote_types(gradient.dtype, torch.float32))
         if count == 1:
             sums += torch.linalg.vector_norm(gradient, ord=1)
         elif gradient.numel():

@@ -91,20 +91,21 @@ def gather(
 
 
 def scatter(
-    bucket: Bucket, factors: Sequence[Tensor], norms: UnitNumbers | None, dtype: torch.dtype, device: torch.device
+    bucket: Bucket, factors: Sequence[Tensor], numbers: UnitNumbers | None, dtype: torch.dtype, device: torch.device
 ) -> Stages[tuple[list[Tensor], UnitNumbers | None]]:
     """Send polar factors from the owners to the shards of their matrices; pause while they are on their way.
 
     Args:
         bucket: What travels together.
         factors: The elements (numel,) of the factor of each unit that this rank owns.
-        norms: The nuclear norms of the units that this rank owns; they travel along, in float32 for every ``dtype``.
+        numbers: Those of the matrices in the units that this rank owns, such as nuclear norms; they travel along, in
+            float32 for every ``dtype``.
         dtype: The dtype on the wire. Owners round their factors to it too, so that replicas stay equal.
         device: The device of the result.
 
     Returns:
-        The elements of the factors in this rank's shard of each parameter in the bucket, and the norms of all units in
-        these shards.
+        The elements of the factors in this rank's shard of each parameter in the bucket, and the numbers of all units
+        in these shards.
     """
     made = {
         (member, unit.start): factor if unit.only_rank is not None else factor.to(dtype)
@@ -112,8 +113,8 @@ def scatter(
     }
     words = max(1, 4 // dtype.itemsize)  # elements on the wire for a number in float32
 
-    def norm_words(piece: Piece) -> int:
-        return words * piece.unit.count if norms is not None else 0
+    def number_words(piece: Piece) -> int:
+        return words * piece.unit.count if numbers is not None else 0
 
     arriving = None
     if bucket.scatters:
@@ -122,26 +123,26 @@ def scatter(
             outgoing.append([])
             for p in pieces:
                 outgoing[-1].append(made[p.key][p.in_unit])
-                if norms is not None:
-                    outgoing[-1].append(_as_words(norms[p.key], dtype))
-        incoming = [sum(p.numel + norm_words(p) for p in pieces) for pieces in bucket.from_owners]
+                if numbers is not None:
+                    outgoing[-1].append(_as_words(numbers[p.key], dtype))
+        incoming = [sum(p.numel + number_words(p) for p in pieces) for pieces in bucket.from_owners]
         arriving = _all_to_all(bucket.group, outgoing, incoming, dtype, device)
     yield
 
     found = {p.key: made[p.key][p.in_unit] for p in bucket.here if p.unit.owner == bucket.rank}
     if arriving is not None:
         for pieces, received in zip(bucket.from_owners, arriving(), strict=True):
-            parts = iter(received.split([size for p in pieces for size in (p.numel, norm_words(p))]))
+            parts = iter(received.split([size for p in pieces for size in (p.numel, number_words(p))]))
             for p in pieces:
                 found[p.key], sent = next(parts), next(parts)
-                if norms is not None:
-                    norms[p.key] = _from_words(sent)
+                if numbers is not None:
+                    numbers[p.key] = _from_words(sent)
     empty = torch.empty(0, dtype=dtype, device=device)
     shards: list[list[Tensor]] = [[] for _ in bucket.members]
     for p in bucket.here:
         if p.numel:
             shards[p.member].append(found[p.key])
-    return [torch.cat(pieces) if len(pieces) > 1 else (pieces or [empty])[0] for pieces in shards], norms
+    return [torch.cat(pieces) if len(pieces) > 1 else (pieces or [empty])[0] for pieces in shards], numbers
 
 
 def _all_to_all(

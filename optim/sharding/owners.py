@@ -49,13 +49,13 @@ class Owners(Transport):
     def polar(self, sources: Sequence[Tensor], gradients: Sequence[Tensor]) -> Stages[tuple[Steps, UnitNumbers | None]]:
         dtype = wire_dtype(sources[0], self.options)
         units, moving = yield from gather(self.bucket, sources, self._moving(gradients), dtype)
-        factors, norms = self._orthogonalize_owned(units, moving)
-        shards, norms = yield from scatter(self.bucket, factors, norms, dtype, sources[0].device)
+        factors, numbers = self._orthogonalize_owned(units, moving)
+        shards, numbers = yield from scatter(self.bucket, factors, numbers, dtype, sources[0].device)
         # A factor has the dtype of the momentum, as on one device.
         return [
             shard.view(p.weight.shape).to(state_dtype("momentum_buffer", p.weight, p.options["momentum_dtype"]))
             for p, shard in zip(self.batch, shards, strict=True)
-        ], norms
+        ], numbers
 
     @override
     def normalize_neurons(self, steps: Steps) -> Steps:
@@ -112,7 +112,7 @@ class Owners(Transport):
         return [w + d for w, d in zip(shrunk, pushed, strict=True)]
 
     def _moving(self, gradients: Sequence[Tensor]) -> UnitNumbers:
-        """Return for each matrix of each piece of this rank whether its gradient is not all zero there, as numbers."""
+        """Return for each piece of this rank which matrices have a gradient there that is not all zero, (matrices,)."""
         pieces = [piece for piece in self.bucket.here if piece.numel]
         taken = {piece.key: self.bucket.take(piece, gradients) for piece in pieces}
         single = [piece.key for piece in pieces if piece.unit.count == 1]
@@ -139,16 +139,16 @@ class Owners(Transport):
             p for p, (_, u) in zip(as_parameters, owned, strict=True) if p.gradient is not None or not u.replicated
         ]
         here = Here(list(same_shape_batches(with_gradient, sys.maxsize)), self.options, self.hooks)
-        polar, norms = here.factors(
+        polar, numbers = here.factors(
             here.join([p.weight for p in here.batch]), here.join_numbers([moves[id(p)] for p in here.batch])
         )
         found = {id(p): factor.reshape(-1) for p, factor in zip(here.batch, here.split(polar), strict=True)}
         factors = [
             found[id(p)] if id(p) in found else torch.zeros_like(e) for p, e in zip(as_parameters, units, strict=True)
         ]
-        if norms is None:
+        if numbers is None:
             return factors, None
-        of_units = {id(p): torch.cat([n.flatten() for n in by_shape]) for p, by_shape in here.by_parameter(norms)}
+        of_units = {id(p): torch.cat([n.flatten() for n in by_shape]) for p, by_shape in here.by_parameter(numbers)}
         return factors, {
             (m, u.start): of_units.get(id(p), e.new_zeros(u.count))
             for (m, u), p, e in zip(owned, as_parameters, units, strict=True)
