@@ -51,6 +51,8 @@ def _table(match: re.Match[str], results: Path) -> str:
     for column in columns:
         if not any(column in row for row in rows):
             raise ValueError(f"{path}: no row{f' with {wanted}' if wanted else ''} has a column {column!r}")
+    # Such as what was skipped, and warm-ups.
+    rows = [row for row in rows if any(row.get(column) is not None for column in columns[1:])]
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1)]
     lines += [[shown(row.get(column)) for column in columns] for row in rows]
     table = _markdown(lines)

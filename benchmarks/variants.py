@@ -36,6 +36,8 @@ def _callback(name: str, **arguments: object) -> list[str]:
 
 VARIANTS: dict[str, list[str]] = {
     "default": [],
+    "default, half its learning rate": [f"{OPTIMIZER}.lr=0.01"],
+    "default, twice its learning rate": [f"{OPTIMIZER}.lr=0.04"],
     "`roles`": _preset("roles"),
     "`fixed_norm`": _preset("fixed_norm"),
     "`per_head`": _preset("per_head"),

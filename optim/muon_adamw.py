@@ -96,7 +96,7 @@ class MuonAdamW(torch.optim.Optimizer):
             saving needs memory for them. Default: the momentum has the dtype of its parameter, but float32 for
             float16, whose range ends at 6e-8; AdamW's moments have at least float32.
         batch_elements: Bound of the memory for batches of matrices, in elements; a single parameter may be larger.
-            Default: 2²⁴, and 2²⁰ on a CPU, where a batch is fastest in its cache.
+            Default: 2²⁵, and 2²⁰ on a CPU, where a batch is fastest in its cache.
         compile: Run the orthogonalizer through ``torch.compile``, once for each shape of a batch. This takes up to a
             minute at the first step, and is meant for GPUs. It changes nothing in checkpoints.
         communication_dtype: Dtype of matrices and polar factors between ranks, ``"bfloat16"`` or ``"float32"``.

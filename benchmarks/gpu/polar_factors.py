@@ -118,9 +118,14 @@ def _cholesky(shape: tuple[int, ...], *_: Any, **__: Any) -> int:
     return batch * m**3 // 3
 
 
-def _cholesky_solve(right: tuple[int, ...], triangle: tuple[int, ...], *_: Any, **__: Any) -> int:
-    """Two triangular systems for each column of the right-hand side."""
-    return 2 * math.prod(right) * triangle[-1]
+def _cholesky_inverse(shape: tuple[int, ...], *_: Any, **__: Any) -> int:
+    """The inverse of the triangle, n³/3, and the product with its transpose."""
+    batch, _m, n = _batch(shape)
+    return 2 * batch * n**3 // 3
+
+
+def _solve_triangular(triangle: tuple[int, ...], right: tuple[int, ...], *_: Any, **__: Any) -> int:
+    return math.prod(right) * triangle[-1]
 
 
 def _svd(shape: tuple[int, ...], *_: Any, **__: Any) -> int:
@@ -132,8 +137,8 @@ def _svd(shape: tuple[int, ...], *_: Any, **__: Any) -> int:
 FACTORIZATIONS: dict[Any, Any] = {
     torch.ops.aten.linalg_qr: _qr,
     torch.ops.aten.linalg_cholesky_ex: _cholesky,
-    torch.ops.aten._cholesky_solve_helper: _cholesky_solve,
-    torch.ops.aten.cholesky_solve: _cholesky_solve,
+    torch.ops.aten.cholesky_inverse: _cholesky_inverse,
+    torch.ops.aten.linalg_solve_triangular: _solve_triangular,
     torch.ops.aten._linalg_svd: _svd,
     torch.ops.aten.linalg_svd: _svd,
 }

@@ -15,20 +15,26 @@ from lightning_muon.optim.polar.options import check_lower_bound
 
 # Weights c above this make I + cXᵀX too ill-conditioned for a Cholesky factorization: the bound of the QDWH paper.
 LARGEST_CHOLESKY_WEIGHT = 100.0
+# In float64 the rounding of XXᵀ, of trace one, is some 10⁻¹⁶. With a shift from this on, XXᵀ + shift·I stays positive.
+SMALLEST_FLOAT64_SHIFT = 1e-13
+# Triangular matrices up to this size are inverted by the library, larger ones by products of their blocks.
+SMALL_TRIANGLE = 64
 
 
 def qdwh(matrix: Tensor, lower_bound: float | None = None) -> Tensor:
     """Compute the polar factor of each matrix by the QR-based dynamically weighted Halley iteration.
 
     A step replaces X by X(aI + bXᵀX)(I + cXᵀX)⁻¹, with the a, b, c that raise the smallest possible singular value
-    the most. A step uses a QR factorization of (√c·X; I) while c > 100, and Cholesky factorizations when the weights
-    have come down towards Halley's own (3, 1, 3).
+    the most. The weights come down towards Halley's own (3, 1, 3). They follow from ``lower_bound`` alone, so every
+    matrix takes the same few steps and none waits for the device: four in float32, six in float64.
 
-    The weights follow from ``lower_bound`` alone, so every matrix takes the same few steps and none waits for the
-    device: four in float32 (two by QR), six in float64 (two or three by QR).
+    While c > 100 the matrix I + cXᵀX is too ill-conditioned for the working precision. The two such steps of float32
+    are made in float64, which also keeps the digits of small singular values; those of float64 by a QR factorization of
+    (√c·X; I). The other steps use Cholesky factorizations. QR factorizations are slow on GPUs, which the float32 of an
+    optimizer thus avoids.
 
-    - Cost: for an m×n matrix, m ≤ n: about 9m³ FLOPs a QR step, 4m³ a Cholesky step, and 6m²n at the start and the end
-      where m < n.
+    - Cost: for an m×n matrix, m ≤ n, about 4m²n + 3m³ FLOPs a step; in float64 about 9m³ a QR step, 5m³ another, and
+      6m²n at the start and the end where m < n.
     - Error: orthogonal, and with a small backward error, to working precision, for singular values above
       ``lower_bound``. Smaller ones, which are only rounding, come out between zero and one. Zero gives zero, and a
       rank-deficient matrix gives what rounding has made of it.
@@ -53,11 +59,11 @@ def zolo_pd(matrix: Tensor, lower_bound: float | None = None) -> Tensor:
     precision. The r fractions of a step are independent: one batch of r QR factorizations in the first step, of r
     Cholesky factorizations in the second. QDWH is the same iteration with r = 1.
 
-    - Cost: for an m×n matrix, m ≤ n: about 11m³·r FLOPs, and 6m²n at the start and the end where m < n; r times the
-      memory.
+    - Cost: for an m×n matrix, m ≤ n: about 12m³·r FLOPs, and 6m²n at the start and the end where m < n; r times the
+      memory. QR factorizations are slow on GPUs, and the smallest shift is too small to avoid them as ``qdwh`` does.
     - Error: as ``qdwh``: orthogonal, and with a small backward error, to working precision above ``lower_bound``;
       smaller singular values come out between zero and one.
-    - When: many small matrices on a device that is faster with r times the work in half the steps. Elsewhere ``qdwh``.
+    - When: to reproduce it, or on a device that is faster with r times the work in half the steps. Elsewhere ``qdwh``.
     - Source: Nakatsukasa & Freund, "Computing fundamental matrix decompositions accurately via the matrix sign
       function in two iterations: the power of Zolotarev's functions", SIAM Review 58 (2016),
       https://doi.org/10.1137/140990334.
@@ -101,8 +107,8 @@ class RationalStep(NamedTuple):
     scale: float
     shifts: tuple[float, ...]
     residues: tuple[float, ...]
-    # QR factorizations keep the digits of small singular values where a shift is small; Cholesky ones are cheaper.
-    by_qr: bool
+    # Whether x² + shift loses the digits of small singular values in the working precision.
+    ill_conditioned: bool
 
 
 @lru_cache(maxsize=128)
@@ -112,7 +118,7 @@ def halley_steps(lower: float, epsilon: float) -> tuple[RationalStep, ...]:
     while 1 - lower > epsilon:
         a, b, c = halley_weights(lower)
         # (a + bx²) / (1 + cx²) = b/c · (1 + residue / (x² + 1/c))
-        steps.append(RationalStep(b / c, (1 / c,), (a / b - 1 / c,), by_qr=c > LARGEST_CHOLESKY_WEIGHT))
+        steps.append(RationalStep(b / c, (1 / c,), (a / b - 1 / c,), ill_conditioned=c > LARGEST_CHOLESKY_WEIGHT))
         lower = min(1.0, lower * (a + b * lower**2) / (1 + c * lower**2))
     return tuple(steps)
 
@@ -132,12 +138,12 @@ def zolotarev_steps(lower: float, epsilon: float) -> tuple[RationalStep, ...]:
     reached = 0.0
     while 1 - reached > 10 * epsilon:  # reached itself is exact to a few roundings
         terms += 1
-        first, image = zolotarev_step(lower, terms, by_qr=True)
-        second, reached = zolotarev_step(image, terms, by_qr=False)
+        first, image = zolotarev_step(lower, terms, ill_conditioned=True)
+        second, reached = zolotarev_step(image, terms, ill_conditioned=False)
     return first, second
 
 
-def zolotarev_step(lower: float, terms: int, *, by_qr: bool) -> tuple[RationalStep, float]:
+def zolotarev_step(lower: float, terms: int, *, ill_conditioned: bool) -> tuple[RationalStep, float]:
     """Compute Zolotarev's function of type (2·terms + 1, 2·terms) for [lower, 1], and its value at ``lower``.
 
     With k' = lower and K' the quarter period, cᵢ = k'² sc²(iK' / (2·terms + 1)), where sc = sn/cn at the modulus
@@ -157,7 +163,7 @@ def zolotarev_step(lower: float, terms: int, *, by_qr: bool) -> tuple[RationalSt
         -prod(pole - zero for zero in zeros) / prod(pole - other for other in poles if other != pole) for pole in poles
     )
     image = min(scale * unscaled(lower), 1 - 2**-53)  # rounding must not bring it to one
-    return RationalStep(scale, tuple(poles), residues, by_qr), image
+    return RationalStep(scale, tuple(poles), residues, ill_conditioned), image
 
 
 def _sc(u: float, complement: float) -> float:
@@ -196,9 +202,14 @@ def _smallest_singular_value(lower_bound: float | None, matrix: Tensor) -> float
 def _iterate(matrix: Tensor, steps: Sequence[RationalStep]) -> Tensor:
     """Apply rational steps to the singular values of each matrix (batch, m, n), m ≤ n.
 
-    A wide matrix A = (QR)ᵀ is first reduced to its triangular factor, since the polar factor of A is that of R times
-    Q. All steps then work on m×m matrices.
+    Ill-conditioned steps of float32 are made in float64 if that suffices. Else they are made by QR factorizations, for
+    which a wide matrix A = (QR)ᵀ is first reduced to its triangular factor, since the polar factor of A is that of R
+    times Q. All steps then work on m×m matrices.
     """
+    if matrix.dtype == torch.float32 and not matrix.is_mps and _float64_suffices(steps):
+        for step in steps:
+            matrix = _step_by_cholesky(matrix.to(torch.float64 if step.ill_conditioned else torch.float32), step)
+        return matrix.float()
     m, n = matrix.shape[-2:]
     if n == m:
         return _apply(steps, matrix.mT).mT
@@ -207,9 +218,13 @@ def _iterate(matrix: Tensor, steps: Sequence[RationalStep]) -> Tensor:
     return factor.mT
 
 
+def _float64_suffices(steps: Sequence[RationalStep]) -> bool:
+    return all(shift >= SMALLEST_FLOAT64_SHIFT for step in steps for shift in step.shifts)
+
+
 def _apply(steps: Sequence[RationalStep], square: Tensor) -> Tensor:
     for step in steps:
-        square = _step_by_qr(square, step) if step.by_qr else _step_by_cholesky(square, step)
+        square = _step_by_qr(square, step) if step.ill_conditioned else _step_by_cholesky(square, step)
     return square
 
 
@@ -230,14 +245,40 @@ def _step_by_qr(square: Tensor, step: RationalStep) -> Tensor:
     return result
 
 
-def _step_by_cholesky(square: Tensor, step: RationalStep) -> Tensor:
-    """Apply one step with the Cholesky factors of XᵀX + sI, in one batch for all shifts s."""
-    shifted = (square.mT @ square).unsqueeze(1).repeat(1, len(step.shifts), 1, 1)
+def _step_by_cholesky(matrix: Tensor, step: RationalStep) -> Tensor:
+    """Apply one step with (XXᵀ + sI)⁻¹X by the Cholesky factors of XXᵀ + sI, in one batch for all shifts s."""
+    shifted = (matrix @ matrix.mT).unsqueeze(1).repeat(1, len(step.shifts), 1, 1)
     for j, shift in enumerate(step.shifts):
         shifted[:, j].diagonal(dim1=-2, dim2=-1).add_(shift)
     triangles = torch.linalg.cholesky_ex(shifted).L  # cholesky() would wait for the device, to raise an error
-    solutions = torch.cholesky_solve(square.mT.unsqueeze(1).expand_as(shifted), triangles).mT
-    result = step.scale * square
-    for j, residue in enumerate(step.residues):
-        result.add_(solutions[:, j], alpha=step.scale * residue)
-    return result
+    if triangles.is_cpu:
+        inverses = torch.cholesky_inverse(triangles)
+    else:  # where its substitutions would take longer than products do
+        halves = _inverse_of_triangle(triangles)
+        inverses = halves.mT @ halves
+    combined = inverses[:, 0] * (step.scale * step.residues[0])
+    for j, residue in enumerate(step.residues[1:], 1):
+        combined.add_(inverses[:, j], alpha=step.scale * residue)
+    return torch.baddbmm(matrix, combined, matrix, beta=step.scale)
+
+
+def _inverse_of_triangle(triangle: Tensor) -> Tensor:
+    """Invert lower triangular matrices (…, m, m) by products of blocks, those on the diagonal in one batch.
+
+    The inverse of ((A, 0); (B, C)) is ((A⁻¹, 0); (−C⁻¹BA⁻¹, C⁻¹)).
+    """
+    m = triangle.shape[-1]
+    if m <= SMALL_TRIANGLE:
+        identity = torch.eye(m, dtype=triangle.dtype, device=triangle.device)
+        small: Tensor = torch.linalg.solve_triangular(triangle, identity.expand_as(triangle), upper=False)
+        return small
+    half = -(-m // 2)
+    padded = torch.nn.functional.pad(triangle, (0, 2 * half - m, 0, 2 * half - m))
+    padded[..., m:, m:] = 1  # one row at most: the blocks have one size
+    blocks = torch.stack([padded[..., :half, :half], padded[..., half:, half:]])
+    first, last = _inverse_of_triangle(blocks)
+    inverse = torch.zeros_like(padded)
+    inverse[..., :half, :half] = first
+    inverse[..., half:, half:] = last
+    inverse[..., half:, :half] = -(last @ padded[..., half:, :half] @ first)
+    return inverse[..., :m, :m]

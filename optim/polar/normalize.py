@@ -11,7 +11,12 @@ _EXPONENT_BITS = {torch.float32: (torch.int32, 0xFF << 23), torch.float64: (torc
 
 
 def normalize(
-    batch: Tensor, dtype: torch.dtype, *, in_place: bool = False, shape: tuple[int, ...] | None = None
+    batch: Tensor,
+    dtype: torch.dtype,
+    *,
+    in_place: bool = False,
+    shape: tuple[int, ...] | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Scale each matrix to Frobenius norm one, so that no singular value exceeds one.
 
@@ -29,18 +34,21 @@ def normalize(
         in_place: Whether ``batch`` may be overwritten.
         shape: Raise an error for matrices that are not finite, named as those of a batch of this shape (…, m, n). The
             check waits for the device. ``batch`` is then unchanged.
+        mask: Boolean, shape (b,). Where it is false, the result is zero, or NaN where the matrix is not finite.
 
     Raises:
         ValueError: If ``shape`` is given and a matrix has NaN or infinite entries.
     """
     if batch.is_cpu and not torch.compiler.is_compiling():
-        return _normalize_by_checked_norms(batch, in_place, shape).to(dtype)
+        return _normalize_by_checked_norms(batch, in_place, shape, mask).to(dtype)
     if batch.dtype == torch.float64 or batch.is_mps:  # MPS has no float64
-        return _normalize_by_powers_of_two(batch, in_place, shape).to(dtype)
-    return _normalize_by_float64_norms(batch, dtype, in_place, shape)
+        return _normalize_by_powers_of_two(batch, in_place, shape, mask).to(dtype)
+    return _normalize_by_float64_norms(batch, dtype, in_place, shape, mask)
 
 
-def _normalize_by_checked_norms(batch: Tensor, in_place: bool, shape: tuple[int, ...] | None) -> Tensor:
+def _normalize_by_checked_norms(
+    batch: Tensor, in_place: bool, shape: tuple[int, ...] | None, mask: Tensor | None = None
+) -> Tensor:
     """Divide by the norms; only matrices with a norm outside of the safe range are first divided by a power of two."""
     wide = batch.to(torch.promote_types(batch.dtype, torch.float32))
     in_place = in_place or wide is not batch
@@ -56,31 +64,44 @@ def _normalize_by_checked_norms(batch: Tensor, in_place: bool, shape: tuple[int,
         wide[outside] = scaled.div_(powers)
         norms[outside] = _or_one(_norms(scaled))
         in_place = True
-    return wide.div_(norms) if in_place else wide / norms
+    divisors = _masked(norms, mask)
+    return wide.div_(divisors) if in_place else wide / divisors
 
 
 def _normalize_by_float64_norms(
-    batch: Tensor, dtype: torch.dtype, in_place: bool, shape: tuple[int, ...] | None
+    batch: Tensor, dtype: torch.dtype, in_place: bool, shape: tuple[int, ...] | None, mask: Tensor | None = None
 ) -> Tensor:
     """Divide by norms in float64, in which the squares of the other dtypes neither overflow nor underflow."""
-    norms: Tensor = torch.linalg.vector_norm(batch, dim=(-2, -1), keepdim=True, dtype=torch.float64)
+    is_traced = torch.compiler.is_compiling() or (batch.requires_grad and torch.is_grad_enabled())
+    norms: Tensor
+    if is_traced:
+        norms = torch.linalg.vector_norm(batch, dim=(-2, -1), keepdim=True, dtype=torch.float64)
+    else:  # the function above would first copy the batch to float64; this one casts in registers
+        norms = torch.stack(torch._foreach_norm(batch.unbind(), 2, torch.float64)).view(-1, 1, 1)
     norms = norms.masked_fill(norms.isinf(), torch.nan)
     _check_finite(norms, shape)
-    factors = 1 / norms.clamp_min(torch.finfo(torch.float64).tiny)
-    if torch.compiler.is_compiling() or (batch.requires_grad and torch.is_grad_enabled()):
+    factors = 1 / _masked(norms.clamp_min(torch.finfo(torch.float64).tiny), mask)
+    if is_traced:
         return (batch * factors).to(dtype)
     # The kernel casts in registers: it reads the input and writes the result, and nothing of float64 goes to memory.
     result = batch if in_place and batch.dtype == dtype else torch.empty_like(batch, dtype=dtype)
     return torch.mul(batch, factors, out=result)
 
 
-def _normalize_by_powers_of_two(batch: Tensor, in_place: bool, shape: tuple[int, ...] | None) -> Tensor:
+def _normalize_by_powers_of_two(
+    batch: Tensor, in_place: bool, shape: tuple[int, ...] | None, mask: Tensor | None = None
+) -> Tensor:
     """Divide first by the power of two below the largest entry, then by the norm."""
     wide = batch.to(torch.promote_types(batch.dtype, torch.float32))
     powers = _powers_of_two(wide)
     _check_finite(powers, shape)
     scaled = wide.div_(powers) if in_place or wide is not batch else wide / powers
-    return scaled / _or_one(_norms(scaled))
+    return scaled / _masked(_or_one(_norms(scaled)), mask)
+
+
+def _masked(norms: Tensor, mask: Tensor | None) -> Tensor:
+    """Return positive norms (b, 1, 1), with infinity where ``mask`` is false, so that dividing by them gives zero."""
+    return norms if mask is None else norms / mask.view(-1, 1, 1)
 
 
 def _norms(wide: Tensor) -> Tensor:

@@ -119,6 +119,7 @@ def orthogonalize(
     tall = batch.shape[-2] > batch.shape[-1]
     if tall:  # products with the smaller side are the cheapest
         batch = batch.mT
+    shown = None if mask is None else mask.reshape(-1)
     # In Lightning's manual optimization a step runs inside autocast, which would override the precision chosen here.
     with torch.autocast(matrix.device.type, enabled=False):
         normalized = normalize(
@@ -126,15 +127,15 @@ def orthogonalize(
             working_precision(matrix, method, dtype),
             in_place=out is matrix and not chosen.is_users,
             shape=tuple(matrix.shape) if check_finite else None,
+            mask=None if chosen.is_users else shown,
         )
         run = _compiled(chosen.function) if compile else chosen.function
         factor = run(normalized, **options)
     if chosen.is_users:
         _check_returned(factor, batch, chosen.function)
+        if shown is not None:  # it may make something of zero
+            factor = factor * shown.view(-1, 1, 1)
     factor = (factor.mT if tall else factor).reshape(matrix.shape)
-    if mask is not None:
-        shown = mask.view(*mask.shape, 1, 1)
-        return torch.mul(factor, shown, out=torch.empty_like(matrix) if out is None else out)
     return factor.to(matrix.dtype) if out is None else out.copy_(factor)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from lightning_muon.optim.update.batches import batch_bound, bounded
+from lightning_muon.optim.update.cautious import decaying
 from lightning_muon.optim.update.options import AdamWOptions
 from lightning_muon.optim.update.state import HALF, Average
 
@@ -39,8 +40,8 @@ class AdamWParameter:
 def adamw_update(parameters: Sequence[AdamWParameter]) -> None:
     """Update parameters in place by one step of AdamW, exactly as ``torch.optim.AdamW`` does in float32.
 
-    On a CPU it takes the fused kernel, as with ``fused=True``, which reads memory once and takes a seventh of the time
-    (``benchmarks/optimizer_step.py``); elsewhere torch's default.
+    On a CPU and with CUDA it takes the fused kernel, as with ``fused=True``, which reads memory once; elsewhere torch's
+    default.
 
     Half-precision parameters are updated in float32 and rounded once: float16 rounds eps to zero, and bfloat16 rounds a
     β₂ close to one to one. Real and imaginary parts of complex parameters are updated as numbers of their own. Cautious
@@ -88,16 +89,18 @@ def _update(parameters: Sequence[AdamWParameter]) -> None:
     first, second = ([_real(average.read()) for average in of_kind] for of_kind in (averages, square_averages))
     weights = [p if p.dtype not in HALF else p.float() for p in originals]
     cautious = options["cautious_weight_decay"]
-    before = [weight.clone() for weight in weights] if cautious else []
+    before = list(torch._foreach_mul(weights, 1.0)) if cautious else []  # copies, in one launch
     beta1, beta2 = options["betas"]
+    is_fused = all(weight.is_cpu or weight.is_cuda for weight in weights)
+    counts = _beside(weights, step_counts) if is_fused else list(step_counts)
     adamw(
         weights,
         [g if g.dtype not in HALF else g.float() for g in gradients],
         first,
         second,
         [],
-        list(step_counts),
-        fused=True if all(weight.is_cpu for weight in weights) else None,
+        counts,
+        fused=is_fused or None,
         amsgrad=False,
         beta1=beta1,
         beta2=beta2,
@@ -106,17 +109,29 @@ def _update(parameters: Sequence[AdamWParameter]) -> None:
         eps=options["eps"],
         maximize=False,
     )
+    if counts[0] is not step_counts[0]:
+        torch._foreach_add_(list(step_counts), torch.ones(()))  # a number would become a tensor for each of them
     if parameters[0].is_stored_smaller:
         for average, square_average, values, squares, gradient in zip(
             averages, square_averages, first, second, gradients, strict=True
         ):
             average.save(values, gradient)
             square_average.save(squares)
-    for weight, old in zip(weights, before, strict=False):
-        weight.sub_(old * ((old - weight) * old >= 0), alpha=options["lr"] * options["weight_decay"])
+    if cautious:
+        decay = options["lr"] * options["weight_decay"]
+        torch._foreach_sub_(weights, decaying(before, list(torch._foreach_sub(before, weights))), alpha=decay)
     for original, weight in zip(originals, weights, strict=True):
         if weight is not original:
             original.copy_(weight)
+
+
+def _beside(weights: Sequence[Tensor], step_counts: Sequence[Tensor]) -> list[Tensor]:
+    """Return the counts of steps, which are on the CPU, on the devices of the weights, without waiting for these."""
+    if all(weight.is_cpu for weight in weights):
+        return list(step_counts)
+    counts = torch.stack(list(step_counts))
+    copies = {device: counts.to(device, non_blocking=True).unbind() for device in {weight.device for weight in weights}}
+    return [copies[weight.device][index] for index, weight in enumerate(weights)]
 
 
 def _real(tensor: Tensor) -> Tensor:

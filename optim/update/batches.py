@@ -8,7 +8,7 @@ import torch
 # Elements in a batch of matrices unless an option sets them: enough to keep a GPU busy with small matrices; on a CPU so
 # few that what is computed from them stays in its cache (measured by benchmarks/optimizer_step.py).
 BATCH_ELEMENTS = {"cpu": 1 << 20}
-BATCH_ELEMENTS_ELSEWHERE = 1 << 24
+BATCH_ELEMENTS_ELSEWHERE = 1 << 25
 
 Item = TypeVar("Item")
 

@@ -61,15 +61,16 @@ class Here(Transport):
             step.square().sum(inputs_of(batch[0].layout))
             for (batch, *_), step in zip(self._shapes(), wide, strict=True)
         ]
+        means = [square / fan_in for (*_, (_, fan_in)), square in zip(self._shapes(), squares, strict=True)]
         averages = []
-        for p, of_parameter in self.by_parameter(squares):
+        alike: defaultdict[float, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for p, of_parameter in self.by_parameter(means):
             if p.mean_squares is not None:
-                beta = p.options["neuron_beta"] or 0.0
-                neurons = Neurons(p.layout, p.weight.shape)
-                fans = p.layout.fans(p.weight.shape)
-                for old, new, (_, fan_in) in zip(neurons.by_shape(p.mean_squares), of_parameter, fans, strict=True):
-                    old.lerp_(new / fan_in, 1 - beta)
-                averages.append(neurons.by_shape(p.mean_squares))
+                averages.append(Neurons(p.layout, p.weight.shape).by_shape(p.mean_squares))
+                alike[p.options["neuron_beta"] or 0.0] += zip(averages[-1], of_parameter, strict=True)
+        for beta, members in alike.items():
+            old, new = map(list, zip(*members, strict=True))
+            torch._foreach_lerp_(old, new, 1 - beta)
         joined = self._join_shapes(averages)
         factors = [neuron_factors(average, square) for average, square in zip(joined, squares, strict=True)]
         return [

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from lightning_muon.optim.polar.orthogonalize import orthogonalize
+from lightning_muon.optim.update.cautious import decaying
 from lightning_muon.optim.update.matrix_layout import MatrixLayout
 from lightning_muon.optim.update.options import MuonOptions
 from lightning_muon.optim.update.scale import scale_factor
-from lightning_muon.optim.update.state import HALF, Average
+from lightning_muon.optim.update.state import HALF, Average, read_together, save_together
 
 Result = TypeVar("Result")
 # A stage of a distributed step pauses (yields None) while something is on its way.
@@ -121,13 +122,11 @@ class Transport(ABC):
 
     def read_momenta(self) -> list[Tensor | None]:
         """Return the momentum of each parameter, ``None`` where it has none, to be updated in place."""
-        return [None if p.momentum is None else p.momentum.read() for p in self.batch]
+        return read_together([p.momentum for p in self.batch])
 
     def save_momenta(self, momenta: Sequence[Tensor | None]) -> None:
         """Store the momenta that :meth:`read_momenta` returned."""
-        for p, momentum in zip(self.batch, momenta, strict=True):
-            if p.momentum is not None and momentum is not None:
-                p.momentum.save(momentum, p.gradient)
+        save_together([p.momentum for p in self.batch], momenta, [p.gradient for p in self.batch])
 
     def join(self, tensors: Sequence[Tensor]) -> Steps:
         """Bring one tensor for each parameter, shaped as its weight, into the form in which steps are computed."""
@@ -224,8 +223,7 @@ def apply_steps(moving: Iterable[Applied]) -> None:
         weights, steps = map(list, zip(*members, strict=True))
         wide = [weight.float() if weight.dtype in HALF else weight for weight in weights]
         if cautious:
-            inwards = [weight * (step * weight >= 0) for weight, step in zip(wide, steps, strict=True)]
-            torch._foreach_sub_(wide, inwards, alpha=decay)
+            torch._foreach_sub_(wide, decaying(wide, steps), alpha=decay)
         elif decay:
             torch._foreach_mul_(wide, 1 - decay)
         torch._foreach_add_(wide, steps, alpha=-size)

@@ -1,7 +1,8 @@
 """The optimizer state of a parameter: its names, its dtypes, and averages that are stored in fewer bytes."""
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,11 +41,16 @@ def state_dtype(name: str, param: Tensor, kept: MomentumDtype | None = None) -> 
     wherever ``momentum_dtype`` asks for another than that of the parameter. States that change little in a step, such
     as AdamW's averages, have at least float32.
     """
+    return _state_dtype(name, param.dtype, kept)
+
+
+@cache
+def _state_dtype(name: str, of_param: torch.dtype, kept: MomentumDtype | None) -> torch.dtype:
     if name == "step":
         return torch.float32
-    if name == "momentum_buffer" and param.dtype == torch.bfloat16 and kept in {None, "bfloat16"}:
+    if name == "momentum_buffer" and of_param == torch.bfloat16 and kept in {None, "bfloat16"}:
         return torch.bfloat16
-    return torch.promote_types(param.dtype, torch.float32)
+    return torch.promote_types(of_param, torch.float32)
 
 
 def state_tensor(state: State, name: str, param: Tensor, dtype: torch.dtype, elements: int | None = None) -> Tensor:
@@ -133,3 +139,64 @@ def encoded(name: str, values: Tensor, gradient: Tensor | None = None) -> State:
     else:
         codes, scales = dynamic_codes(values, signed=False)
     return {name: codes, name + SCALES: scales}
+
+
+def read_together(averages: Sequence[Average | None]) -> list[Tensor | None]:
+    """Return the values of averages, to be updated in place and given to :func:`save_together`; ``None`` for none."""
+    values: list[Tensor | None] = [None] * len(averages)
+    for places, members in _of_one_launch(averages):
+        if len(members) == 1:
+            values[places[0]] = members[0].read()
+            continue
+        first = members[0]
+        scales = [member.scales for member in members if member.scales is not None]
+        stored = _join_rows([member.stored for member in members])
+        joined = Average(first.name, stored, torch.cat(scales) if scales else None, first.dtype)
+        for place, value in zip(places, _split_rows(joined.read(), first.stored), strict=True):
+            values[place] = value
+    return values
+
+
+def save_together(
+    averages: Sequence[Average | None], values: Sequence[Tensor | None], gradients: Sequence[Tensor | None]
+) -> None:
+    """Store values that :func:`read_together` returned, and that were updated, in place; see :meth:`Average.save`."""
+    for places, members in _of_one_launch(averages):
+        new = [value for place in places if (value := values[place]) is not None]
+        of_gradients = [gradient for place in places if (gradient := gradients[place]) is not None]
+        if len(members) == 1:
+            members[0].save(new[0], of_gradients[0] if of_gradients else None)
+            continue
+        stored = [member.stored for member in members]
+        scales = [member.scales for member in members if member.scales is not None]
+        if not scales:
+            torch._foreach_copy_(stored, new)
+            continue
+        name = members[0].name
+        codes = encoded(name, _join_rows(new), _join_rows(of_gradients))
+        torch._foreach_copy_(stored, _split_rows(codes[name], stored[0]))
+        torch._foreach_copy_(scales, list(codes[name + SCALES].split(len(scales[0]))))
+
+
+def _of_one_launch(averages: Sequence[Average | None]) -> Iterator[tuple[list[int], list[Average]]]:
+    """Group averages, with their places. Stored ones of one shape are a group where launches take time, as on a GPU."""
+    alike: dict[Any, tuple[list[int], list[Average]]] = {}
+    for place, average in enumerate(averages):
+        if average is not None:
+            stored = average.stored
+            is_joined = stored.dtype != average.dtype and not stored.is_cpu and stored.numel() > 0
+            key = (average.name, stored.shape, stored.dtype, stored.device, average.dtype) if is_joined else place
+            places, members = alike.setdefault(key, ([], []))
+            places.append(place)
+            members.append(average)
+    yield from alike.values()
+
+
+def _join_rows(tensors: Sequence[Tensor]) -> Tensor:
+    """Join tensors of one shape so that the rows of each stay rows; one of one dimension is a row."""
+    return torch.stack(list(tensors)) if tensors[0].ndim < 2 else torch.cat(list(tensors))
+
+
+def _split_rows(joined: Tensor, like: Tensor) -> list[Tensor]:
+    """Undo :func:`_join_rows` for tensors of the shape of ``like``."""
+    return list(joined.unbind() if like.ndim < 2 else joined.split(len(like)))

@@ -135,14 +135,21 @@ def check_polar_factors(record: dict[str, Any]) -> None:
 
 
 def test_flops_of_factorizations() -> None:
-    """QDWH on a square matrix: each QR step 4·(2m)m² − 4m³/3 and the product of its parts, 2m³."""
+    """QDWH on a square matrix: products, and the factorizations of each step."""
     m = 24
-    flops = polar_factors.count_flops(
-        lambda: polar_factors.run(torch.randn(m, m), "float32", METHODS["qdwh"], False), polar_factors.FACTORIZATIONS
-    )
+
+    def flops(precision: str, dtype: torch.dtype) -> float:
+        matrix = torch.randn(m, m, dtype=dtype)
+        return polar_factors.count_flops(
+            lambda: polar_factors.run(matrix, precision, METHODS["qdwh"], False), polar_factors.FACTORIZATIONS
+        )
+
+    # The square, its factorization, the inverse, and the product with the matrix.
+    by_cholesky = 2 * m**3 + m**3 // 3 + 2 * m**3 // 3 + 2 * m**3
+    # 4·(2m)m² − 4m³/3, and the product of the parts of Q.
     by_qr = 4 * 2 * m * m**2 - 4 * m**3 // 3 + 2 * m**3
-    by_cholesky = 2 * m**3 + m**3 // 3 + 2 * m**3
-    assert flops == 2 * by_qr + 2 * by_cholesky
+    assert flops("float32", torch.float32) == 4 * by_cholesky
+    assert flops("float64", torch.float64) == 2 * by_qr + 4 * by_cholesky
 
 
 def test_goals() -> None:

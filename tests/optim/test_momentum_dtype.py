@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from lightning_muon.optim import MatrixLayout, MuonAdamW, Rule, route_parameters
 from lightning_muon.optim.update.quantization import LARGEST_CODE
-from lightning_muon.optim.update.state import AVERAGES, SCALES, SMALLEST_IN_CODES, Average, encoded
+from lightning_muon.optim.update.state import (
+    AVERAGES,
+    SCALES,
+    SMALLEST_IN_CODES,
+    Average,
+    encoded,
+    read_together,
+    save_together,
+)
 
 OLD_CHECKPOINT = Path(__file__).parents[1] / "data" / "checkpoints_0_1_0" / "one_device.pt"
 TOKENS, WIDTH = 600, 8
@@ -302,3 +310,44 @@ def test_averages_that_bfloat16_could_not_decay_are_refused() -> None:
     assert (averages.float() * 0.996).bfloat16().lt(averages).all()
     assert (averages.float() * 0.997).bfloat16().eq(averages).any()
     MuonAdamW(group("adamw"), betas=(0.9, 0.996), momentum_dtype="bfloat16")
+
+
+class ElsewhereTensor(Tensor):
+    """A tensor that says it is on another device, where averages of one shape are read and saved together."""
+
+    is_cpu = False
+
+
+@pytest.mark.parametrize("shape", [(5, 3000), (7, 3, 5), (4000,), (1, 2048)], ids=str)
+@pytest.mark.parametrize("name", ["momentum_buffer", "exp_avg", "rounded"])
+def test_averages_read_and_saved_together_are_those_of_each(name: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    together: list[Average | None] = []
+    alone: list[Average | None] = []
+    gradients: list[Tensor | None] = []
+    for of_shape in (shape, shape, None, shape, (2, 2)):
+        if of_shape is None:
+            for averages in (together, alone):
+                averages.append(None)
+            gradients.append(None)
+            continue
+        values = torch.randn(of_shape)
+        gradients.append(values * (torch.rand(of_shape) > 0.5))
+        state = {name: values.bfloat16()} if name == "rounded" else encoded(name, values)
+        for averages, kind in ((together, ElsewhereTensor), (alone, Tensor)):
+            stored = state[name].clone().as_subclass(kind)
+            scales = state[name + SCALES].clone() if name != "rounded" else None
+            averages.append(Average(name, stored, scales, torch.float32))
+    found = read_together(together)
+    for number, (average, value) in enumerate(zip(alone, found, strict=True)):
+        assert (average is None) == (value is None)
+        if average is not None and value is not None:
+            expected = average.read()
+            assert torch.equal(value.as_subclass(Tensor), expected)
+            value.mul_(0.7)
+            average.save(expected * 0.7, gradients[number])
+    save_together(together, found, gradients)
+    for own, average in zip(together, alone, strict=True):
+        if own is not None and average is not None:
+            assert torch.equal(own.stored.as_subclass(Tensor), average.stored)
+            assert own.scales is None or average.scales is None or torch.equal(own.scales, average.scales)

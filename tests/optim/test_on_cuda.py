@@ -23,7 +23,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qdwh, nuclear_norm": {"orthogonalizer": "qdwh", "update_scale": "nuclear_norm", "nesterov": False},
     "polar_first": {"polar_first": True},
     "cautious": {"cautious_weight_decay": True},
+    "fixed_norm": {"fixed_norm": 0.1},
+    "int8": {"momentum_dtype": "int8"},
 }
+# Where rounding differs, a value may get the next code, which changes the factor of a small matrix by some 10⁻³.
+CODED = 1e-3
 
 
 class Layers(nn.Module):
@@ -32,7 +36,7 @@ class Layers(nn.Module):
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.embedding = nn.Embedding(11, 24)
+        self.embedding = nn.Embedding(200, 24)  # large enough for codes of its moments
         self.layers = nn.ModuleList([nn.Linear(24, 24), nn.Linear(24, 24), nn.Linear(24, 48), nn.Linear(48, 24)])
         self.experts = nn.Parameter(torch.randn(3, 16, 24))
         self.convolution = nn.Conv2d(4, 8, 3)
@@ -108,7 +112,7 @@ def test_steps_are_those_of_the_cpu(variant: str, dtype: torch.dtype, tolerance:
         for group in optimizer.param_groups:
             group.update(scale)
     on_device, on_cpu = (steps(*one) for one in made)
-    assert_equal(on_device, on_cpu, tolerance)
+    assert_equal(on_device, on_cpu, CODED if variant == "int8" else tolerance)
     assert all(parameter.device.type == DEVICE for parameter in on_device.parameters())
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_muon.optim import MuonAdamW, route_parameters
+from lightning_muon.optim.update.cautious import decaying
 
 SHAPES = [(6, 10), (10, 6), (8, 8)]
 LR, DECAY, MOMENTUM, BETA = 0.1, 0.05, 0.9, 0.8
@@ -128,6 +129,22 @@ def test_cautious_decay_spares_what_the_step_pushes_outwards(shape: tuple[int, i
 
     ours, theirs = follow(shape, {"update_scale": "none", "cautious_weight_decay": True}, rule)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_elsewhere_than_on_a_cpu_the_same_weights_decay() -> None:
+    """There few operations on all tensors take the place of three on each."""
+
+    class ElsewhereTensor(torch.Tensor):
+        is_cpu = False
+
+    torch.manual_seed(0)
+    weights, steps = ([torch.randn(5, 4), torch.randn(3)] for _ in range(2))
+    steps[0][0] = 0
+    weights[0][:, 0] = 0
+    expected = decaying(weights, steps)
+    found = decaying([weight.as_subclass(ElsewhereTensor) for weight in weights], steps)
+    for own, other in zip(found, expected, strict=True):
+        assert torch.equal(own.as_subclass(torch.Tensor), other)
 
 
 def test_cautious_decay_in_adamw_groups() -> None:

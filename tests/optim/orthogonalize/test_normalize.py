@@ -17,20 +17,20 @@ from lightning_muon.optim.polar.normalize import normalize
 Normalize = Callable[[Tensor, torch.dtype], Tensor]
 
 
-def on_cpu(batch: Tensor, dtype: torch.dtype, in_place: bool = False) -> Tensor:
-    return normalize(batch, dtype, in_place=in_place)
+def on_cpu(batch: Tensor, dtype: torch.dtype, in_place: bool = False, mask: Tensor | None = None) -> Tensor:
+    return normalize(batch, dtype, in_place=in_place, mask=mask)
 
 
-def without_check(batch: Tensor, dtype: torch.dtype, in_place: bool = False) -> Tensor:
+def without_check(batch: Tensor, dtype: torch.dtype, in_place: bool = False, mask: Tensor | None = None) -> Tensor:
     """Compute as CUDA does, which cannot look at a norm."""
     if batch.dtype == torch.float64:
-        return module._normalize_by_powers_of_two(batch, in_place, None).to(dtype)
-    return module._normalize_by_float64_norms(batch, dtype, in_place, None)
+        return module._normalize_by_powers_of_two(batch, in_place, None, mask).to(dtype)
+    return module._normalize_by_float64_norms(batch, dtype, in_place, None, mask)
 
 
-def without_float64(batch: Tensor, dtype: torch.dtype, in_place: bool = False) -> Tensor:
+def without_float64(batch: Tensor, dtype: torch.dtype, in_place: bool = False, mask: Tensor | None = None) -> Tensor:
     """Compute as MPS does."""
-    return module._normalize_by_powers_of_two(batch, in_place, None).to(dtype)
+    return module._normalize_by_powers_of_two(batch, in_place, None, mask).to(dtype)
 
 
 WAYS = [on_cpu, without_check, without_float64]
@@ -208,3 +208,20 @@ def test_so_does_a_bad_option(method: Any, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         orthogonalize(matrix, method, out=matrix, **options)
     assert torch.equal(matrix, before)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_masked_matrices_become_zero_but_broken_ones_nan(way: Any, dtype: torch.dtype, in_place: bool) -> None:
+    batch = torch.randn(6, 5, 7, dtype=torch.float64).to(dtype)
+    batch[1] *= 1e-30  # whose norm a CPU computes in another way
+    batch[2] *= 1e30
+    batch[3] = 0
+    batch[4, 0, 0] = torch.nan
+    expected = way(batch, dtype)
+    expected[[0, 1, 2]] = 0
+    mask = torch.tensor([False, False, False, False, False, True])
+    found = way(batch.clone(), dtype, in_place, mask)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    assert found[4].isnan().all()
