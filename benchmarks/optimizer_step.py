@@ -23,7 +23,7 @@ from benchmarks.peak_memory import peak_memory
 from benchmarks.peers import PEERS, installed_peers, split
 from benchmarks.record import REPOSITORY, RESULTS, report
 from benchmarks.stopwatch import seconds
-from lightning_muon.optim import MuonAdamW, route_parameters
+from lightning_muon.optim import MatrixLayout, MuonAdamW, Rule, route_parameters
 
 
 class Model(nn.Module):
@@ -90,6 +90,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ours, gram": {"orthogonalizer": "gram_newton_schulz"},
     "ours, NorMuon": {"neuron_beta": 0.95},
     "ours, cautious": {"cautious_weight_decay": True},
+    "ours, fixed norm": {"fixed_norm": 0.02},
+    "ours, state in bfloat16": {"momentum_dtype": "bfloat16"},
+    "ours, state in int8": {"momentum_dtype": "int8"},
+    "ours, rates by role": {"lr_by_role": {"head": 0.01}},
     "ours, PolarGrad (QDWH)": {"orthogonalizer": "qdwh", "update_scale": "nuclear_norm", "nesterov": False},
     "ours, PolarGrad (QDWH), polar first": {
         "orthogonalizer": "qdwh",
@@ -99,6 +103,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 REFERENCE = "torch Muon + AdamW"
+HEAD = 64  # width of an attention head
 # Optimizers whose FLOPs are products of bfloat16 where the device supports them. Only these have a floor.
 MULTIPLIES_IN_BFLOAT16 = {
     REFERENCE,
@@ -174,12 +179,29 @@ def contestants(
     yield "torch AdamW alone, fused", partial(make, lambda model: [torch.optim.AdamW(model.parameters(), fused=True)])
     for name, options in PRESETS.items():
         yield name, partial(make, partial(_ours, options))
+    with torch.device("meta"):
+        has_attention = any(isinstance(module, nn.Linear) for module in build().get_submodule("layers").children())
+    if has_attention:
+        yield "ours, per head", partial(make, _per_head)
     for name in peers:
         yield f"{name}, Muon", partial(make, PEERS[name])
 
 
 def _ours(options: dict[str, Any], model: nn.Module) -> list[torch.optim.Optimizer]:
     return [MuonAdamW(route_parameters(model), **options)]
+
+
+def _per_head(model: nn.Module) -> list[torch.optim.Optimizer]:
+    """Orthogonalize each head of the attention by itself: blocks of rows of q, k, v, and of columns of the output."""
+    width = model.get_submodule("embedding").get_parameter("weight").shape[1]
+    heads = max(1, width // HEAD)
+    layouts = {
+        (3 * width, width): MatrixLayout(blocks=3 * heads),
+        (width, width): MatrixLayout(blocks=heads, along_inputs=True),
+    }
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if name.endswith("weight")}
+    rules = [Rule(name, "muon", layout=layouts[shape]) for name, shape in shapes.items() if shape in layouts]
+    return [MuonAdamW(route_parameters(model, rules))]
 
 
 def measure(build: Callable[[], nn.Module], device: str, rounds: int, peers: Iterable[str]) -> list[dict[str, Any]]:

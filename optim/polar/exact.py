@@ -33,8 +33,8 @@ def qdwh(matrix: Tensor, lower_bound: float | None = None) -> Tensor:
     (√c·X; I). The other steps use Cholesky factorizations. QR factorizations are slow on GPUs, which the float32 of an
     optimizer thus avoids.
 
-    - Cost: for an m×n matrix, m ≤ n, about 4m²n + 3m³ FLOPs a step; in float64 about 9m³ a QR step, 5m³ another, and
-      6m²n at the start and the end where m < n.
+    - Cost: for an m×m matrix about 9m³ FLOPs a QR step and 5m³ another one. For an m×n matrix, m < n, 6m²n more for a
+      QR factorization before and after; float32 on a GPU instead 4m²n more in each step.
     - Error: orthogonal, and with a small backward error, to working precision, for singular values above
       ``lower_bound``. Smaller ones, which are only rounding, come out between zero and one. Zero gives zero, and a
       rank-deficient matrix gives what rounding has made of it.
@@ -202,19 +202,15 @@ def _smallest_singular_value(lower_bound: float | None, matrix: Tensor) -> float
 def _iterate(matrix: Tensor, steps: Sequence[RationalStep]) -> Tensor:
     """Apply rational steps to the singular values of each matrix (batch, m, n), m ≤ n.
 
-    Ill-conditioned steps of float32 are made in float64 if that suffices. Else they are made by QR factorizations, for
-    which a wide matrix A = (QR)ᵀ is first reduced to its triangular factor, since the polar factor of A is that of R
-    times Q. All steps then work on m×m matrices.
+    A wide matrix A = (QR)ᵀ is first reduced to its triangular factor, since the polar factor of A is that of R times Q.
+    All steps then work on m×m matrices. Where QR factorizations are slow, and the steps do without, so does this.
     """
-    if matrix.dtype == torch.float32 and not matrix.is_mps and _float64_suffices(steps):
-        for step in steps:
-            matrix = _step_by_cholesky(matrix.to(torch.float64 if step.ill_conditioned else torch.float32), step)
-        return matrix.float()
     m, n = matrix.shape[-2:]
-    if n == m:
-        return _apply(steps, matrix.mT).mT
+    in_float64 = matrix.dtype == torch.float32 and not matrix.is_mps and _float64_suffices(steps)
+    if n == m or (in_float64 and not matrix.is_cpu):
+        return _apply(steps, matrix, in_float64)
     basis, triangle = torch.linalg.qr(matrix.mT)
-    factor: Tensor = basis @ _apply(steps, triangle)
+    factor: Tensor = basis @ _apply(steps, triangle, in_float64)
     return factor.mT
 
 
@@ -222,10 +218,15 @@ def _float64_suffices(steps: Sequence[RationalStep]) -> bool:
     return all(shift >= SMALLEST_FLOAT64_SHIFT for step in steps for shift in step.shifts)
 
 
-def _apply(steps: Sequence[RationalStep], square: Tensor) -> Tensor:
+def _apply(steps: Sequence[RationalStep], matrix: Tensor, in_float64: bool) -> Tensor:
+    """Apply steps, the ill-conditioned ones in float64, or by QR factorizations of square matrices."""
+    dtype = matrix.dtype
     for step in steps:
-        square = _step_by_qr(square, step) if step.ill_conditioned else _step_by_cholesky(square, step)
-    return square
+        if step.ill_conditioned and not in_float64:
+            matrix = _step_by_qr(matrix, step)
+        else:
+            matrix = _step_by_cholesky(matrix.to(torch.float64 if step.ill_conditioned else dtype), step)
+    return matrix.to(dtype)
 
 
 def _step_by_qr(square: Tensor, step: RationalStep) -> Tensor:

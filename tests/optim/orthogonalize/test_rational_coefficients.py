@@ -10,10 +10,11 @@ from torch import Tensor
 from lightning_muon.optim import orthogonalize
 from lightning_muon.optim.polar.exact import (
     RationalStep,
+    _apply,
     _inverse_of_triangle,
+    _iterate,
     halley_steps,
     halley_weights,
-    qdwh,
     zolotarev_step,
     zolotarev_steps,
 )
@@ -75,18 +76,30 @@ def test_the_numbers_of_steps_and_terms_are_the_published_ones() -> None:
     assert len(zolotarev[0].shifts) == 8
 
 
-@pytest.mark.parametrize("sides", [(96, 96), (48, 160)], ids=str)
+@pytest.mark.parametrize("in_float64", [True, False])
 @pytest.mark.parametrize("condition", [1e1, 1e4, 1e7])
-def test_in_float32_the_factor_itself_is_right_for_ill_conditioned_matrices(
-    condition: float, sides: tuple[int, int], with_spectrum: Any, polar_error: Any
+def test_ill_conditioned_steps_of_float32_keep_the_factor_itself(
+    condition: float, in_float64: bool, with_spectrum: Any, polar_error: Any
 ) -> None:
-    """Steps in float32 would be off by their rounding times the condition."""
+    """By QR factorizations in float32 the backward error is small, but the factor is off by the condition."""
     torch.manual_seed(0)
-    values = torch.logspace(0, -math.log10(condition), min(sides), dtype=torch.float64)
+    size = 96
+    values = torch.logspace(0, -math.log10(condition), size, dtype=torch.float64)
     values /= values.square().sum().sqrt()  # as it gets them: the division would round
-    matrix = with_spectrum(values, *sorted(sides)).float()
-    error = polar_error(matrix, qdwh(matrix.unsqueeze(0)).squeeze(0))
-    assert max(error) < 1e-5, error
+    matrix = with_spectrum(values, size, size).float()
+    steps = halley_steps(1e-8, torch.finfo(torch.float32).eps)
+    error = polar_error(matrix, _apply(steps, matrix.unsqueeze(0), in_float64).squeeze(0))
+    assert max(error.orthogonality, error.backward) < 1e-5
+    assert error.forward < (1e-5 if in_float64 else 1e-6 * condition)
+
+
+@pytest.mark.parametrize("sides", [(64, 64), (48, 160)], ids=str)
+def test_wide_matrices_need_no_reduction(sides: tuple[int, int]) -> None:
+    """As on a GPU."""
+    torch.manual_seed(0)
+    matrix = torch.randn(1, *sides) / 100
+    steps = halley_steps(1e-8, torch.finfo(torch.float32).eps)
+    torch.testing.assert_close(_apply(steps, matrix, True), _iterate(matrix, steps), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 63, 64, 65, 130, 300])
