@@ -22,7 +22,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning_muon.strategies.atomic import SaveError, clear_leftovers
 from lightning_muon.strategies.blocks import BlockPolicy, find_blocks
 from lightning_muon.strategies.checkpoint_folder import consolidate_checkpoint, find_whole
-from lightning_muon.strategies.checkpoint_io import AsyncAtomicCheckpointIO, AtomicCheckpointIO
+from lightning_muon.strategies.checkpoint_io import AsyncAtomicCheckpointIO, AtomicCheckpointIO, use_atomic_checkpoints
 from lightning_muon.strategies.fsdp1 import BlockWrapPolicy, check_resumable, clip_by_norm, protect_checkpoints
 from lightning_muon.strategies.fsdp2 import FSDP2Strategy
 from lightning_muon.strategies.integrity import DamagedCheckpointError, check_whole, is_checkpoint_folder, is_whole
@@ -49,6 +49,7 @@ __all__ = [
     "is_checkpoint_folder",
     "is_whole",
     "protect_checkpoints",
+    "use_atomic_checkpoints",
 ]
 
 StrategyRegistry.register(

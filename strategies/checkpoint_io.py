@@ -13,6 +13,7 @@ import torch
 from fsspec.utils import get_protocol
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 from typing_extensions import override
 
@@ -153,6 +154,15 @@ class AsyncAtomicCheckpointIO(AsyncCheckpointIO):
             self.join()
         finally:
             super().teardown()
+
+
+def use_atomic_checkpoints(strategy: Strategy) -> None:
+    """Let a strategy save and load by the classes above, where it would by Lightning's."""
+    plugin = strategy.checkpoint_io
+    if type(plugin) is TorchCheckpointIO:
+        strategy.checkpoint_io = AtomicCheckpointIO()
+    elif type(plugin) is AsyncCheckpointIO and type(plugin.checkpoint_io) in {TorchCheckpointIO, AtomicCheckpointIO}:
+        strategy.checkpoint_io = AsyncAtomicCheckpointIO()
 
 
 def snapshot(checkpoint: dict[str, Any]) -> dict[str, Any]:

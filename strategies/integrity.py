@@ -72,20 +72,20 @@ def damage_of(path: Path, share: int = 0, shares: int = 1) -> str | None:
 
     Args:
         path: A file or a folder.
-        share: Of a folder only each ``shares``-th file is read, from this one on: each rank of a group reads a part.
-        shares: Number of parts.
+        share: Of the files of a folder, each ``shares``-th is read from this one on: each rank of a group reads a part.
+            The names, lengths and the metadata of all are compared anyway.
+        shares: Number of parts; 0 reads none.
     """
     if path.is_dir():
         return _damage_of_folder(path, share, shares)
     if not path.is_file():
         return "it does not exist"
-    stat = path.stat()
-    signature = (path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
-    if signature not in _known:
-        if damage := _damage_of_file(path):
-            return damage
+    if (signature := _signature(path)) in _known:
+        return None
+    damage = _damage_of_file(path)
+    if damage is None:
         _known.add(signature)
-    return None
+    return damage
 
 
 def newest_whole_beside(path: Path) -> Path | None:
@@ -106,6 +106,11 @@ def checksums_text(sums: Mapping[str, tuple[int, int]], facts: Mapping[str, Any]
     """
     files = {name: {"size": size, "crc32": f"{crc32:08x}"} for name, (size, crc32) in sorted(sums.items())}
     return json.dumps({**facts, "files": files}, indent=1) + "\n"
+
+
+def _signature(path: Path) -> tuple[Any, ...]:
+    stat = path.stat()
+    return str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def _damage_of_file(path: Path) -> str | None:
@@ -147,9 +152,11 @@ def _damage_of_folder(folder: Path, share: int, shares: int) -> str | None:
             return f"{name} is missing"
         if (found := (folder / name).stat().st_size) != size:
             return f"{name} has {found} bytes and not {size}: it is torn, or of another save"
-    for name in sorted(sums)[share::shares]:
-        if _crc32(folder / name) != sums[name][1]:
-            return f"{name} has other bytes than when it was saved, or is of another save"
+    for name in sorted(sums)[share::shares] if shares else ():
+        if (signature := _signature(folder / name)) not in _known:
+            if _crc32(folder / name) != sums[name][1]:
+                return f"{name} has other bytes than when it was saved, or is of another save"
+            _known.add(signature)
     return _damage_of_metadata(folder, identity, set(sums))
 
 
