@@ -51,6 +51,11 @@ def write_checkpoint_folder(
         folder: An earlier checkpoint of this name is replaced when this one is complete.
         group: All ranks; by default the default group.
     """
+    write_folder(folder, *split_checkpoint(checkpoint), group)
+
+
+def split_checkpoint(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split a checkpoint, with states by names, into the tensors that ranks share out, and the rest."""
     tensors: dict[str, Any] = {}
     rest = dict(checkpoint)
     tensors["state_dict"], rest["state_dict"] = _split(checkpoint["state_dict"])
@@ -58,7 +63,7 @@ def write_checkpoint_folder(
         states = [_split(state) for state in checkpoint["optimizer_states"]]
         tensors |= {f"optimizer_{number}": sharded for number, (sharded, _) in enumerate(states) if sharded}
         rest["optimizer_states"] = [others for _, others in states]
-    write_folder(folder, tensors, rest, group)
+    return tensors, rest
 
 
 def read_checkpoint_folder(
