@@ -92,19 +92,16 @@ class SyncedWriter(io.BufferedWriter):
             super().close()
 
 
-def write_synced(raw: io.RawIOBase, write: Callable[[Any], None]) -> None:
-    """Write to an open file, sync it to the disk, and close it.
-
-    Args:
-        raw: The file.
-        write: Called with a stream that has ``write`` and ``flush``.
+@contextlib.contextmanager
+def synced(raw: io.RawIOBase) -> Iterator[SyncedWriter]:
+    """Open a raw file for writing, sync it to the disk at the end, and close it.
 
     Raises:
-        OSError: As the file raised it, also where ``write`` turned it into another error.
+        OSError: As the file raised it, also where ``torch.save`` turned it into another error.
     """
     with SyncedWriter(raw) as stream:
         try:
-            write(stream)
+            yield stream
         except Exception:
             if stream.error is not None:
                 raise stream.error from None
@@ -126,7 +123,8 @@ def write_file(path: Path, write: Callable[[Any], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         raw = io.FileIO(temporary, "wb")
         _lock(raw.fileno())
-        write_synced(raw, write)
+        with synced(raw) as stream:
+            write(stream)
         put_in_place(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -152,8 +150,10 @@ def put_in_place(new: Path, path: Path) -> None:
         if os.path.lexists(replaced) and not os.path.lexists(path):
             replaced.rename(path)
         raise
-    sync_folder(path.parent)
-    remove_all(replaced)
+    try:
+        sync_folder(path.parent)
+    finally:
+        remove_all(replaced)
 
 
 def put_aside(path: Path) -> Path:
@@ -167,7 +167,7 @@ def put_aside(path: Path) -> Path:
 
 def save_error(path: Path, error: OSError) -> SaveError:
     """Return the error of a checkpoint that could not be saved, in one line that says what is left."""
-    left = "the checkpoint of this name is the one before it" if path.exists() else "nothing is left of it"
+    left = "the checkpoint under this name is whole" if path.exists() else "nothing is left of it"
     return SaveError(f"'{path}' could not be saved: {error.strerror or error}; {left}")
 
 

@@ -20,7 +20,6 @@ from typing_extensions import override
 from lightning_muon.strategies.atomic import (
     SaveError,
     SummedFile,
-    SyncedWriter,
     clear_leftovers,
     is_written_by_another,
     locked,
@@ -30,7 +29,7 @@ from lightning_muon.strategies.atomic import (
     save_error,
     saving_path,
     sync_folder,
-    write_synced,
+    synced,
 )
 from lightning_muon.strategies.integrity import CHECKSUMS, META, checksums_text
 from lightning_muon.strategies.metadata import METADATA
@@ -113,8 +112,8 @@ class _SummingFileSystem(FileSystem):
                 yield stream
             return
         raw = SummedFile(path)
-        with SyncedWriter(raw) as stream:
-            yield cast("io.IOBase", stream)
+        with synced(raw) as stream:
+            yield stream
         self.sums[Path(path).name] = (raw.size, raw.crc32)
 
     @override
@@ -139,7 +138,7 @@ class _Writer(FileSystemWriter):
 def _write_shards(
     saving: Path, tensors: Mapping[str, Any], identity: str, group: dist.ProcessGroup | None
 ) -> dict[str, tuple[int, int]]:
-    """Write the tensors, and return on rank 0 the checksums of all files."""
+    """Write the tensors, and return the checksums of all files."""
     writer = _Writer(saving, identity)
     # A tensor that is not sharded, such as the statistics of a batch norm, is saved from rank 0, as under DDP.
     planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
@@ -147,19 +146,27 @@ def _write_shards(
         save(dict(tensors), storage_writer=writer, planner=planner, process_group=group)
     except CheckpointException as error:
         raise first_failure(error) from None
-    sync_folder(saving)
-    gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(writer.files.sums, gathered, dst=0, group=group)
-    return {name: entry for sums in gathered or () for name, entry in sums.items()}
+    failure = None
+    try:
+        sync_folder(saving)
+    except OSError as error:
+        failure = error
+    outcomes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(outcomes, (writer.files.sums, failure), group=group)
+    for _, found in outcomes:
+        if found is not None:
+            raise found
+    return {name: entry for sums, _ in outcomes for name, entry in sums.items()}
 
 
 def _finish(path: Path, rest: Mapping[str, Any], facts: Mapping[str, Any], sums: dict[str, tuple[int, int]]) -> None:
     saving = saving_path(path)
     raw = SummedFile(saving / META)
-    write_synced(raw, partial(torch.save, dict(rest)))
+    with synced(raw) as stream:
+        torch.save(dict(rest), stream)
     sums[META] = (raw.size, raw.crc32)
-    text = checksums_text(sums, facts)
-    write_synced(SummedFile(saving / CHECKSUMS), lambda stream: stream.write(text.encode()))
+    with synced(SummedFile(saving / CHECKSUMS)) as stream:
+        stream.write(checksums_text(sums, facts).encode())
     sync_folder(saving)
     put_in_place(saving, path)
 

@@ -72,7 +72,7 @@ def protect_checkpoints(strategy: FSDPStrategy) -> None:
     call they are written to a sibling folder that takes the final name when it is complete. Folders and files are
     checked before they are loaded.
     """
-    save, load = strategy.save_checkpoint, strategy.load_checkpoint
+    save, load, teardown = strategy.save_checkpoint, strategy.load_checkpoint, strategy.teardown
 
     def save_checkpoint(checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None) -> None:
         if strategy._state_dict_type != "sharded" or storage_options is not None:
@@ -90,6 +90,13 @@ def protect_checkpoints(strategy: FSDPStrategy) -> None:
             check_plain(path)  # Lightning would run code that it contains
         return load(path, weights_only)
 
+    def end() -> None:
+        try:
+            strategy.checkpoint_io.teardown()  # a file may be on its way in the background
+        finally:
+            teardown()
+
+    strategy.teardown = end  # type: ignore[method-assign]
     strategy.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
     strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]
 

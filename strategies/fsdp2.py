@@ -300,6 +300,14 @@ class FSDP2Strategy(ModelParallelStrategy):
         plugin.start(partial(write_checkpoint_folder, snapshot(checkpoint), path, self._background_group))
 
     @override
+    def teardown(self) -> None:
+        """Wait for a save in the background, which Lightning's strategy does not, and release the devices."""
+        try:
+            self.checkpoint_io.teardown()
+        finally:
+            super().teardown()
+
+    @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(self.broadcast(str(checkpoint_path)))
         if isinstance(self.checkpoint_io, AsyncAtomicCheckpointIO):

@@ -14,6 +14,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import torch
+
 from lightning_muon.strategies.metadata import METADATA, UnsafeCheckpointError, read_metadata, save_id
 
 META = "meta.pt"
@@ -126,6 +128,8 @@ def _damage_of_file(path: Path) -> str | None:
                 with archive.open(record) as stream:
                     while stream.read(_BLOCK):
                         pass
+        if start == _ZIP:
+            torch._C.PyTorchFileReader(str(path))  # which reads fields that Python does not
     except _BROKEN_ZIP as error:
         if start != _ZIP and not zipfile.is_zipfile(path):
             return None  # not in the format of torch 1.6 and later

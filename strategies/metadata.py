@@ -108,7 +108,7 @@ def not_plain(path: Path, error: UnpicklingError) -> ValueError:
     """Return the error, in one line, of a checkpoint that ``torch.load`` refuses to load weights-only."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     if found is None:
-        return ValueError(f"'{path}' is not a checkpoint: {' '.join(str(error).split())[:200]}")
+        return ValueError(f"'{path}' is not a checkpoint of torch, or a damaged one")
     return UnsafeCheckpointError(
         f"'{path}' is not loaded: it contains {found[1]}, which is no plain value, and loading it could run code; if"
         " you trust who made it, load it with weights_only=False (--weights_only false)"
