@@ -156,17 +156,14 @@ def run_and_kill(subject: Subject, steps: int, moments: random.Random, folder: P
     """Start a training and kill it at a random moment; return whether it was complete before."""
     progress = folder / PROGRESS
     progress.write_text("")
-    started = time.monotonic()
     processes = _start(subject, steps, folder)
     if moments.random() < AT_THE_START:
         time.sleep(moments.uniform(0.0, 0.5))
     else:
-        saves = moments.randint(1, 8)
-        while progress.read_text().count("\n") < saves and any(p.exitcode is None for p in processes):
-            if time.monotonic() - started > TIMEOUT:
-                break
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0.0, 0.03))
+        times = _announcements(progress, moments.randint(2, 8), processes)
+        # At any moment of a step, a save included.
+        step_time = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.02
+        time.sleep(moments.uniform(0.0, 1.5 * step_time))
     complete = [process.exitcode for process in processes] == [0] * len(processes)
     for process in moments.sample(processes, len(processes)):
         if process.exitcode is None:
@@ -176,6 +173,16 @@ def run_and_kill(subject: Subject, steps: int, moments: random.Random, folder: P
         process.join()
         process.close()
     return complete
+
+
+def _announcements(progress: Path, count: int, processes: list[Any]) -> list[float]:
+    """Wait until steps have been announced, or the processes have ended, and return when each was, in seconds."""
+    times: list[float] = []
+    limit = time.monotonic() + TIMEOUT
+    while len(times) < count and any(p.exitcode is None for p in processes) and time.monotonic() < limit:
+        times += [time.monotonic()] * (progress.read_text().count("\n") - len(times))
+        time.sleep(0.001)
+    return times
 
 
 def examine(folder: Path, reference: dict[int, str], counts: Counts) -> bool:

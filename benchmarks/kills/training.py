@@ -19,7 +19,13 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_muon.optim import MuonAdamW, route_parameters
-from lightning_muon.strategies import AsyncAtomicCheckpointIO, AtomicCheckpointIO, FSDP2Strategy, find_whole
+from lightning_muon.strategies import (
+    AsyncAtomicCheckpointIO,
+    AtomicCheckpointIO,
+    FSDP2Strategy,
+    clear_leftovers,
+    find_whole,
+)
 from lightning_muon.strategies.checkpoint_folder import read_checkpoint_folder, split_checkpoint
 
 LAST = "last.ckpt"
@@ -117,8 +123,9 @@ def train(
         "Lightning": TorchCheckpointIO(),
     }
     last = folder / LAST
-    if kind != "Lightning":
+    if kind != "Lightning":  # as `fit --ckpt_path` does
         find_whole(last, quick=True)
+        clear_leftovers(folder)
     trainer = Trainer(
         accelerator="cpu",
         devices=ranks,
