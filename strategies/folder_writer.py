@@ -76,7 +76,8 @@ def check_replaceable(path: Path) -> None:
     Raises:
         IsADirectoryError: If it is none and not empty.
     """
-    if path.is_dir() and not any((path / name).exists() for name in (META, METADATA)) and any(path.iterdir()):
+    files = [file.name for file in path.iterdir()] if path.is_dir() else []
+    if files and not any(name in {META, METADATA} or name.endswith(".distcp") for name in files):
         raise IsADirectoryError(f"'{path}' is a folder, but no checkpoint: it is not overwritten")
 
 

@@ -15,6 +15,7 @@ from benchmarks import (
     optimizer_state,
     optimizer_step,
     orthogonalization,
+    saving_time,
     traffic,
     turns,
     unhealthy_run,
@@ -89,6 +90,13 @@ def test_traffic(tmp_path: Path) -> None:
         if row["strategy"] == "fsdp2":  # matrices whose rows divide, shared out evenly
             # And a number with each piece, which says whether its gradient is zero.
             assert row["MB sent by a rank"] == pytest.approx(row["there and back, W ranks, MB"], rel=1e-4)
+
+
+def test_saving_time(tmp_path: Path) -> None:
+    saving_time.main(["--quick", "--results", str(tmp_path)])
+    rows = record(tmp_path / "saving_time-cpu.json")["rows"]
+    assert len(rows) == 7
+    assert all(0 < row["training stops, s"] <= row["complete after, s"] for row in rows)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
