@@ -46,10 +46,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     parameters, rounds = (100_000, 1) if options.quick else (PARAMETERS, options.rounds)
     with tempfile.TemporaryDirectory() as scratch:
-        rows = of_one_file(parameters, rounds, Path(scratch))
+        # Forked first: this process has no threads yet.
         record = Path(scratch, "rows")
-        torch.multiprocessing.spawn(of_a_folder, (parameters, rounds, Path(scratch), record), nprocs=2)
-        rows += torch.load(record)
+        ranks = (parameters, rounds, Path(scratch), record)
+        torch.multiprocessing.start_processes(of_a_folder, ranks, nprocs=2, start_method="fork")
+        rows = [*of_one_file(parameters, rounds, Path(scratch)), *torch.load(record)]
     settings = {"parameters": parameters, "rounds": rounds, "quick": options.quick}
     report("Saving weights and AdamW's moments", rows, COLUMNS, settings, "saving_time-cpu", options.results)
 
