@@ -137,19 +137,18 @@ def write_file(path: Path, write: Callable[[Any], None]) -> None:
 def put_in_place(new: Path, path: Path) -> None:
     """Rename a complete, synced file or folder to its final name, and remove what had this name before."""
     replaced = replaced_path(path)
+    number = new.stat().st_ino
     if path.is_dir() or (new.is_dir() and os.path.lexists(path)):
         remove_all(replaced)
         path.rename(replaced)
     try:
         new.replace(path)
-    except FileNotFoundError:
-        # Between the two renames another process may have restored the new one.
-        if not path.exists():
-            raise
     except OSError:
-        if os.path.lexists(replaced) and not os.path.lexists(path):
-            replaced.rename(path)
-        raise
+        # Between the two renames another process may have restored the new one.
+        if not path.exists() or path.stat().st_ino != number:
+            if os.path.lexists(replaced) and not os.path.lexists(path):
+                replaced.rename(path)
+            raise
     try:
         sync_folder(path.parent)
     finally:
