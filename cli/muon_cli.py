@@ -63,6 +63,8 @@ class MuonCLI(LightningCLI):
       ``--model.optimizer AdamW`` and ``--model.optimizer.lr 0.01`` do what they say.
     - With ``--ckpt_path``, what was asked for, on the command line or in a ``--config``, wins over the checkpoint;
       the rest of the module's arguments comes from the checkpoint; each difference is printed.
+    - Checkpoints are saved whole or not at all, checked when they are loaded, and run no code
+      (:class:`~lightning_muon.strategies.AtomicCheckpointIO`), unless ``trainer.plugins`` has a way of its own.
     - An error of the user is one line on stderr and exit code 2. ``LIGHTNING_MUON_DEBUG=1`` shows the traceback.
 
     Args:
@@ -224,10 +226,13 @@ class MuonCLI(LightningCLI):
             config["callbacks"] = [entry for entry in callbacks_given if not isinstance(entry, LearningRateMonitor)]
         check_strategy(config["strategy"], self.given)
         trainer = super()._instantiate_trainer(config, callbacks)
-        if isinstance(trainer.strategy, FSDPStrategy):
-            from lightning_muon.strategies import clip_by_norm  # noqa: PLC0415
+        # Late, because it takes 0.1 s, which --help does not need.
+        from lightning_muon.strategies import clip_by_norm, protect_checkpoints, use_atomic_checkpoints  # noqa: PLC0415
 
+        use_atomic_checkpoints(trainer.strategy)
+        if isinstance(trainer.strategy, FSDPStrategy):
             clip_by_norm(trainer.strategy)
+            protect_checkpoints(trainer.strategy)
         check_checkpoint(self.resume, trainer, fitting=self.subcommand == "fit")
         return trainer
 

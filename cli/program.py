@@ -99,7 +99,7 @@ def consolidate(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     try:
         consolidate_checkpoint(given.folder, given.file)
-    except (FileNotFoundError, FileExistsError, ValueError) as error:
+    except (OSError, ValueError) as error:
         if debugging():
             raise
         exit_with(str(error))

@@ -1,43 +1,61 @@
 """Sharded checkpoints: a folder to which each rank writes its shards, and one file for everything that is no tensor.
 
 The tensors are in torch's distributed checkpoint format (``.metadata`` and ``*.distcp``). The rest is in ``meta.pt``,
-as in the sharded checkpoints of Lightning's own strategies.
+as in the sharded checkpoints of Lightning's own strategies. ``checksums.json`` says which bytes belong together.
 """
 
+import io
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
+from lightning_muon.strategies.atomic import restore, write_file
+from lightning_muon.strategies.folder_writer import first_failure, write_folder
+from lightning_muon.strategies.integrity import (
+    META,
+    check_whole,
+    damage_of,
+    is_checkpoint_folder,
+    raise_damage,
+)
+from lightning_muon.strategies.metadata import (
+    PlainLoadPlanner,
+    PlainReader,
+    UnsafeCheckpointError,
+    not_plain,
+    read_metadata,
+)
 from lightning_muon.strategies.optimizer_state import numbered
-
-META = "meta.pt"
 
 # The part that holds the weights: here and under Lightning's ModelParallelStrategy; under its FSDPStrategy.
 _WEIGHTS = ("state_dict", "model")
 
 
-def is_checkpoint_folder(path: Path) -> bool:
-    """Return whether a path is a sharded checkpoint."""
-    return (path / META).is_file() and (path / ".metadata").is_file()
-
-
-def write_checkpoint_folder(checkpoint: Mapping[str, Any], folder: Path) -> None:
-    """Write a checkpoint of sharded tensors. A collective.
+def write_checkpoint_folder(
+    checkpoint: Mapping[str, Any], folder: Path, group: dist.ProcessGroup | None = None
+) -> None:
+    """Write a checkpoint of sharded tensors; see :func:`~lightning_muon.strategies.folder_writer.write_folder`.
 
     Args:
         checkpoint: A checkpoint of Lightning's, with optimizer states by the names of their parameters.
-        folder: Created if missing; an earlier checkpoint in it is replaced.
+        folder: An earlier checkpoint of this name is replaced when this one is complete.
+        group: All ranks; by default the default group.
     """
+    write_folder(folder, *split_checkpoint(checkpoint), group)
+
+
+def split_checkpoint(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split a checkpoint, with states by names, into the tensors that ranks share out, and the rest."""
     tensors: dict[str, Any] = {}
     rest = dict(checkpoint)
     tensors["state_dict"], rest["state_dict"] = _split(checkpoint["state_dict"])
@@ -45,11 +63,7 @@ def write_checkpoint_folder(checkpoint: Mapping[str, Any], folder: Path) -> None
         states = [_split(state) for state in checkpoint["optimizer_states"]]
         tensors |= {f"optimizer_{number}": sharded for number, (sharded, _) in enumerate(states) if sharded}
         rest["optimizer_states"] = [others for _, others in states]
-    # A tensor that is not sharded, such as the statistics of a batch norm, is saved from rank 0, as under DDP.
-    save(tensors, checkpoint_id=folder, planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True))
-    if dist.get_rank() == 0:
-        torch.save(rest, folder / META)
-    dist.barrier()
+    return tensors, rest
 
 
 def read_checkpoint_folder(
@@ -59,19 +73,23 @@ def read_checkpoint_folder(
     optimizers: bool = True,
     weights_only: bool | None = None,
 ) -> dict[str, Any]:
-    """Read a checkpoint that any number of ranks wrote.
+    """Read a checkpoint that any number of ranks wrote; it must have been checked.
 
     Args:
         folder: Written by :func:`write_checkpoint_folder` or by one of Lightning's own sharding strategies.
         weights: The state dict of the model. Each weight, and each part of the optimizer state, is then read with the
             sharding that the model has under this name; a collective. Without it, this process reads full tensors.
         optimizers: Whether to read the states of the optimizers.
-        weights_only: Passed to ``torch.load``.
+        weights_only: Whether to refuse what is more than plain values. ``None`` refuses it. ``.metadata`` may never
+            hold more than torch's own metadata.
 
     Returns:
         The checkpoint, with optimizer states by the names of their parameters.
+
+    Raises:
+        UnsafeCheckpointError: If there is more than plain values.
     """
-    metadata = FileSystemReader(folder).read_metadata()
+    metadata = read_metadata(folder)
     parts: dict[str, Any] = {}
     # The path of a tensor is (state_dict, name), or (optimizer_0, state, name, key).
     for name, path in metadata.planner_data.items():
@@ -81,12 +99,19 @@ def read_checkpoint_folder(
             for key in path[:-1]:
                 inner = inner.setdefault(str(key), {})
             inner[str(path[-1])] = _allocated(metadata.state_dict_metadata[name], like)
-    with warnings.catch_warnings():
-        # In a single process torch warns that nothing is distributed.
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        load(parts, checkpoint_id=folder, no_dist=weights is None)
-
-    checkpoint: dict[str, Any] = torch.load(folder / META, map_location="cpu", weights_only=weights_only)
+    reader, planner = PlainReader(folder), PlainLoadPlanner(weights_only)
+    try:
+        with warnings.catch_warnings():
+            # In a single process torch warns that nothing is distributed.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            load(parts, storage_reader=reader, planner=planner, no_dist=weights is None)
+        checkpoint: dict[str, Any] = torch.load(folder / META, map_location="cpu", weights_only=weights_only)
+    except CheckpointException as error:
+        failure = first_failure(error)
+        raise (not_plain(folder, failure) if isinstance(failure, UnpicklingError) else failure) from None
+    except UnpicklingError as error:
+        raise not_plain(folder / META, error) from None
+    checkpoint.pop("save_id", None)
     _merge(checkpoint.setdefault("state_dict", {}), next((parts[name] for name in _WEIGHTS if name in parts), {}))
     count = sum(name.startswith("optimizer_") for name in parts)
     if count:
@@ -95,6 +120,61 @@ def read_checkpoint_folder(
             _merge(state, parts.get(f"optimizer_{number}", {}))
             state["param_groups"] = _with_lists(state["param_groups"])
     return checkpoint
+
+
+def check_plain(path: Path) -> None:
+    """Refuse a checkpoint, file or folder, that contains more than plain values, before Lightning loads it with code.
+
+    Raises:
+        UnsafeCheckpointError: If it does.
+    """
+    try:
+        torch.load(path / META if path.is_dir() else path, map_location="cpu", mmap=True, weights_only=True)
+        metadata = read_metadata(path) if path.is_dir() else Metadata({})
+        for index, info in (metadata.storage_data or {}).items():
+            if isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata):
+                with (path / info.relative_path).open("rb") as file:
+                    file.seek(info.offset)
+                    torch.load(io.BytesIO(file.read(info.length)), weights_only=True)
+    except UnpicklingError as error:
+        raise not_plain(path, error) from None
+
+
+def find_whole(path: Path, *, quick: bool = False) -> None:
+    """Restore a checkpoint that a killed save has left under another name, and check its bytes. Not a collective.
+
+    Args:
+        path: A file or a folder.
+        quick: Whether to compare only names, lengths and metadata of a folder: the ranks check the rest when they load.
+
+    Raises:
+        DamagedCheckpointError: If bytes have changed or are missing.
+        UnsafeCheckpointError: If the ``.metadata`` of a folder could run code.
+    """
+    restore(path)
+    if path.exists():
+        raise_damage(path, damage_of(path, shares=0 if quick else 1))
+
+
+def find_whole_together(path: Path) -> None:
+    """Do what :func:`find_whole` does on all ranks; of a folder each of them reads a part. A collective."""
+    rank, count = dist.get_rank(), dist.get_world_size()
+    if rank == 0:
+        restore(path)
+    dist.barrier()
+    damage, error = None, None
+    try:
+        # A file is read by one rank.
+        if path.is_dir() or (rank == 0 and path.exists()):
+            damage = damage_of(path, rank, count)
+    except (OSError, UnsafeCheckpointError) as found:
+        error = found
+    outcomes: list[Any] = [None] * count
+    dist.all_gather_object(outcomes, (damage, error))
+    for found_damage, found_error in outcomes:
+        if found_error is not None:
+            raise found_error
+        raise_damage(path, found_damage)
 
 
 def consolidate_checkpoint(folder: str | Path, file: str | Path) -> None:
@@ -110,17 +190,21 @@ def consolidate_checkpoint(folder: str | Path, file: str | Path) -> None:
     Raises:
         FileNotFoundError: If the folder is not a sharded checkpoint.
         FileExistsError: If ``file`` exists.
+        DamagedCheckpointError: If bytes of the folder have changed or are missing.
+        UnsafeCheckpointError: If it contains more than plain values.
+        SaveError: If the file cannot be written; nothing is left of it.
     """
     folder, file = Path(folder), Path(file)
+    restore(folder)
     if not is_checkpoint_folder(folder):
         raise FileNotFoundError(f"'{folder}' is no sharded checkpoint: it has no meta.pt or no .metadata")
     if file.exists():
         raise FileExistsError(f"'{file}' exists already: give another name")
+    check_whole(folder)
     checkpoint = read_checkpoint_folder(folder)
     if "optimizer_states" in checkpoint:
         checkpoint["optimizer_states"] = [numbered(state) for state in checkpoint["optimizer_states"]]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(checkpoint, file)
+    write_file(file, partial(torch.save, checkpoint))
 
 
 def _split(tree: Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:

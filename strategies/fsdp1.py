@@ -8,14 +8,16 @@ import torch
 from lightning.pytorch.plugins.precision import FSDPPrecision
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_muon.strategies.blocks import find_blocks
-from lightning_muon.strategies.checkpoint_folder import is_checkpoint_folder
+from lightning_muon.strategies.checkpoint_folder import check_plain, find_whole_together
+from lightning_muon.strategies.folder_writer import write_folder
+from lightning_muon.strategies.integrity import is_checkpoint_folder
+from lightning_muon.strategies.metadata import read_metadata
 
 
 class BlockWrapPolicy(ModuleWrapPolicy):
@@ -63,6 +65,42 @@ def clip_by_norm(strategy: FSDPStrategy) -> None:
         strategy.precision_plugin = ClippingFSDPPrecision(strategy.precision_plugin.precision, strategy)
 
 
+def protect_checkpoints(strategy: FSDPStrategy) -> None:
+    """Make the sharded checkpoints of this strategy as safe as those of ``FSDP2Strategy``.
+
+    Lightning writes them in place, where a kill leaves a mix of two saves, and runs code that they contain. After this
+    call they are written to a sibling folder that takes the final name when it is complete. Folders and files are
+    checked before they are loaded.
+    """
+    save, load, teardown = strategy.save_checkpoint, strategy.load_checkpoint, strategy.teardown
+
+    def save_checkpoint(checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None) -> None:
+        if strategy._state_dict_type != "sharded" or storage_options is not None:
+            save(checkpoint, filepath, storage_options)
+            return
+        states = checkpoint.get("optimizer_states", [])
+        tensors = {"model": checkpoint["state_dict"], **{f"optimizer_{i}": state for i, state in enumerate(states)}}
+        rest = {key: value for key, value in checkpoint.items() if key not in {"state_dict", "optimizer_states"}}
+        write_folder(Path(strategy.broadcast(str(filepath))), tensors, rest)
+
+    def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(strategy.broadcast(str(checkpoint_path)))
+        find_whole_together(path)
+        if path.exists() and weights_only is not False:
+            check_plain(path)  # Lightning would run code that it contains
+        return load(path, weights_only)
+
+    def end() -> None:
+        try:
+            strategy.checkpoint_io.teardown()  # a file may be on its way in the background
+        finally:
+            teardown()
+
+    strategy.teardown = end  # type: ignore[method-assign]
+    strategy.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
+    strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]
+
+
 def check_resumable(path: Path) -> None:
     """Check that ``FSDPStrategy`` can resume training from a checkpoint without mixing up the optimizer's state.
 
@@ -74,7 +112,7 @@ def check_resumable(path: Path) -> None:
         ValueError: If the checkpoint is such a file, or a folder that FSDP2 wrote.
     """
     if is_checkpoint_folder(path):
-        if all(keys[0] != "model" for keys in FileSystemReader(path).read_metadata().planner_data.values()):
+        if all(keys[0] != "model" for keys in read_metadata(path).planner_data.values()):
             raise ValueError(f"'{path}' is from another strategy than fsdp: resume it under --trainer.strategy fsdp2")
         return
     try:

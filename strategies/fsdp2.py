@@ -1,15 +1,17 @@
 """``FSDP2Strategy``: shard any model with torch's ``fully_shard``, and save checkpoints that load anywhere."""
 
-import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.fabric.strategies.fsdp import _move_torchmetrics_to_device
 from lightning.fabric.utilities.init import _materialize_distributed_module
@@ -37,10 +39,13 @@ from typing_extensions import override
 
 from lightning_muon.strategies.blocks import BlockPolicy, find_blocks
 from lightning_muon.strategies.checkpoint_folder import (
-    is_checkpoint_folder,
+    find_whole_together,
     read_checkpoint_folder,
     write_checkpoint_folder,
 )
+from lightning_muon.strategies.checkpoint_io import AsyncAtomicCheckpointIO, AtomicCheckpointIO, snapshot
+from lightning_muon.strategies.integrity import is_checkpoint_folder
+from lightning_muon.strategies.metadata import not_plain
 from lightning_muon.strategies.model_state import gather, load_model_state
 from lightning_muon.strategies.optimizer_state import gathered, matched, named_state
 from lightning_muon.strategies.scheduler_state import follow_groups
@@ -113,6 +118,20 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.find_unused_parameters = find_unused_parameters
         self.cpu_offload = cpu_offload
         self.state_dict_type = state_dict_type
+        self._background_group: dist.ProcessGroup | None = None
+
+    @property
+    @override
+    def checkpoint_io(self) -> CheckpointIO:
+        """What saves and loads files, :class:`AtomicCheckpointIO` unless it was given."""
+        if self._checkpoint_io is None:
+            self._checkpoint_io = AtomicCheckpointIO()
+        return super().checkpoint_io
+
+    @checkpoint_io.setter
+    @override
+    def checkpoint_io(self, io: CheckpointIO) -> None:
+        self._checkpoint_io = io
 
     @override
     def setup_environment(self) -> None:
@@ -264,28 +283,47 @@ class FSDP2Strategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        path, sharded = Path(self.broadcast(str(filepath))), self.state_dict_type == "sharded"
-        if sharded and storage_options is not None:
-            raise TypeError("storage_options has no effect on a sharded checkpoint, which is a folder")
-        if self.is_global_zero:
-            _prepare_path(path, for_folder=sharded)
-        self.barrier()
-        if sharded:
-            write_checkpoint_folder(checkpoint, path)
-        else:
+        path = Path(self.broadcast(str(filepath)))
+        if self.state_dict_type == "full":
             ParallelStrategy.save_checkpoint(self, checkpoint, path, storage_options)
+            return
+        if storage_options is not None:
+            raise TypeError("storage_options has no effect on a sharded checkpoint, which is a folder")
+        plugin = self.checkpoint_io
+        if not isinstance(plugin, AsyncAtomicCheckpointIO):
+            write_checkpoint_folder(checkpoint, path)
+            return
+        plugin.join()
+        if self._background_group is None:
+            # Of its own: the collectives of a save are not those of training, and are on CPU tensors.
+            self._background_group = dist.new_group(backend="gloo")
+        plugin.start(partial(write_checkpoint_folder, snapshot(checkpoint), path, self._background_group))
+
+    @override
+    def teardown(self) -> None:
+        """Wait for a save in the background, which Lightning's strategy does not, and release the devices."""
+        try:
+            self.checkpoint_io.teardown()
+        finally:
+            super().teardown()
 
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(self.broadcast(str(checkpoint_path)))
+        if isinstance(self.checkpoint_io, AsyncAtomicCheckpointIO):
+            self.checkpoint_io.join()
+        find_whole_together(path)
         if is_checkpoint_folder(path):
             return read_checkpoint_folder(
                 path, self._root.state_dict(), optimizers=bool(self.optimizers), weights_only=weights_only
             )
         if path.is_dir():
             raise ValueError(f"'{path}' is a folder, but no sharded checkpoint: it has no meta.pt or no .metadata")
-        # Memory-mapped: each rank reads only its own shards.
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
+        try:
+            # Memory-mapped: each rank reads only its own shards.
+            checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
+        except UnpicklingError as error:
+            raise not_plain(path, error) from None
         return checkpoint
 
     @override
@@ -336,14 +374,3 @@ def _check_complete(model: nn.Module) -> None:
             f"configure_model has left {', '.join(left)} unsharded: each rank would train its own copy. Shard them as"
             " well, for example with fully_shard(self, mesh=self.device_mesh['data_parallel']) at its end"
         )
-
-
-def _prepare_path(path: Path, *, for_folder: bool) -> None:
-    """Create the parent folder, and remove an earlier checkpoint of the other kind, but nothing else."""
-    if path.is_file() and for_folder:
-        path.unlink()
-    elif is_checkpoint_folder(path) and not for_folder:
-        shutil.rmtree(path)
-    elif path.is_dir() and not for_folder:
-        raise IsADirectoryError(f"'{path}' is a folder, but no checkpoint: it is not overwritten")
-    path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ def message_for_the_user(error: BaseException, packages: Iterable[str]) -> str |
 
     Args:
         error: Any exception.
-        packages: Top-level packages whose own ``ValueError``, ``TypeError`` and ``FileNotFoundError`` are for the user.
+        packages: Top-level packages whose own ``ValueError``, ``TypeError`` and ``OSError`` are for the user.
             They count only where the package itself raises them, not a library that it calls.
     """
     if isinstance(error, MisconfigurationException):
@@ -29,7 +29,7 @@ def message_for_the_user(error: BaseException, packages: Iterable[str]) -> str |
         return _about_the_metric(str(error))
     if isinstance(error, ModuleNotFoundError) and package == "lightning":
         return str(error)  # a chosen class needs a package that is not installed
-    if not isinstance(error, (ValueError, TypeError, FileNotFoundError)):
+    if not isinstance(error, (ValueError, TypeError, OSError)):
         return None
     if package == "jsonargparse" and error.__cause__:
         # jsonargparse wraps what the constructor of a chosen class raises.

@@ -41,6 +41,10 @@ def check_checkpoint(plan: ResumePlan, trainer: Trainer, *, fitting: bool) -> No
         return
     if fitting and plan.saved:
         check_progress(plan.saved, trainer)
+    if fitting:
+        from lightning_muon.strategies import clear_leftovers  # noqa: PLC0415 - runs without a checkpoint start faster
+
+        clear_leftovers(plan.path.parent)
     if fitting and isinstance(trainer.strategy, FSDPStrategy):
         from lightning_muon.strategies import check_resumable  # noqa: PLC0415 - only sharded runs need it
 

@@ -90,14 +90,15 @@ class ResumePlan:
 
         Raises:
             FileNotFoundError: If there is nothing at the path.
-            ValueError: If it is not a checkpoint.
+            ValueError: If it is not a checkpoint, or damaged, or if it cannot be read.
         """
         if ckpt_path is None or ckpt_path in _FOUND_BY_THE_TRAINER:
             return cls()
         path = Path(ckpt_path)
+        if not path.exists() and ":" in ckpt_path[2:]:  # a URL
+            return cls()
+        _check_whole(path)
         if not path.exists():
-            if ":" in ckpt_path[2:]:  # a URL
-                return cls()
             raise FileNotFoundError(f"--ckpt_path: '{ckpt_path}' does not exist{nearest_path(path, '*.ckpt')}")
         file = path / "meta.pt" if path.is_dir() else path
         if not zipfile.is_zipfile(file):
@@ -183,6 +184,20 @@ class ResumePlan:
             spec = value if isinstance(value, Mapping) else {"class_path": value}
             specs.append({"class_path": spec.get("class_path"), "init_args": plain(spec.get("init_args") or {})})
         return Change(*specs)
+
+
+def _check_whole(path: Path) -> None:
+    """Restore a checkpoint after a kill, and check its bytes; of a folder only what is quick."""
+    from lightning_muon.strategies import find_whole  # noqa: PLC0415 - runs without a checkpoint start faster
+
+    if path.is_dir() and not any(file.name in {"meta.pt", ".metadata"} for file in path.iterdir()):
+        return  # no checkpoint
+    try:
+        find_whole(path, quick=True)
+    except OSError as error:
+        raise ValueError(f"--ckpt_path: '{path}' cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"--ckpt_path: {error}") from error
 
 
 def differences(old: object, new: object, key: str = "") -> Iterator[tuple[str, Change]]:

@@ -26,6 +26,7 @@ from benchmarks.matrix_problems.problems import PROBLEMS, Problem
 from benchmarks.matrix_problems.stopped_polargrad import two_qdwh_steps
 from lightning_muon import callbacks
 from lightning_muon.optim.polar.orthogonalize import OrthogonalizerName
+from tests.processes import run_module
 
 
 def record(path: Path) -> dict[str, Any]:
@@ -89,6 +90,16 @@ def test_traffic(tmp_path: Path) -> None:
         if row["strategy"] == "fsdp2":  # matrices whose rows divide, shared out evenly
             # And a number with each piece, which says whether its gradient is zero.
             assert row["MB sent by a rank"] == pytest.approx(row["there and back, W ranks, MB"], rel=1e-4)
+
+
+def test_saving_time(tmp_path: Path) -> None:
+    repository = Path(__file__).parents[2]
+    arguments = ["--quick", "--results", str(tmp_path)]
+    run = run_module("benchmarks.saving_time", *arguments, folder=tmp_path, path=[repository])
+    assert run.returncode == 0, run.stderr
+    rows = record(tmp_path / "saving_time-cpu.json")["rows"]
+    assert len(rows) == 7
+    assert all(0 < row["training stops, s"] <= row["complete after, s"] for row in rows)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)

@@ -94,6 +94,7 @@ def test_each_strategy_trains_and_resumes_as_one_device(baked_project: Path, tmp
         path = project / checkpoint(folder, 4)
         assert path.is_dir() == (preset != "ddp")
         if path.is_dir():
+            assert (path / "checksums.json").is_file()  # also of Lightning's FSDPStrategy
             consolidate_checkpoint(path, path.with_suffix(".plain"))
             path = path.with_suffix(".plain")
         found = by_name(path)
