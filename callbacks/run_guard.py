@@ -20,7 +20,7 @@ from lightning_muon.callbacks.matrices import module_names
 from lightning_muon.callbacks.measures.gradient_norms import GradientNorms, real_entries
 from lightning_muon.callbacks.measures.spikes import SpikeFinder
 from lightning_muon.callbacks.monitor import check_only_one
-from lightning_muon.callbacks.shards import entry_norms
+from lightning_muon.callbacks.shards import largest_entries
 from lightning_muon.optim.sharding.dtensor import local_tensor
 
 # Lightning's default, for a trainer with log_every_n_steps=0.
@@ -199,7 +199,7 @@ class RunGuard(Callback):
             if _has_scaler(trainer):
                 self._count_skip_of_the_scaler(trainer, step, place, names)
             elif names and self.mode == "stop":
-                self._stop(trainer, step, f"in step {step} the gradient of {some(names)} is not finite")
+                self._stop(trainer, step, f"in step {step} the norm of the gradient of {some(names)} is not finite")
         if self.spike_factor is not None:
             for place in {entry.place: None for entry in read}:
                 norms = [(entry.step, entry.norm) for entry in read if entry.place == place]
@@ -213,7 +213,7 @@ class RunGuard(Callback):
         in_a_row = self._in_a_row[watched.place] = self._in_a_row.get(watched.place, 0) + 1 if names else 0
         if not names:
             return
-        what = f"in step {step} the gradient of {some(names)} is not finite"
+        what = f"in step {step} the norm of the gradient of {some(names)} is not finite"
         if in_a_row > self.most_skips:
             self._stop(trainer, step, f"{what}, after {self.most_skips} skipped steps in a row")
         for parameter in watched.parameters:
@@ -277,10 +277,11 @@ class RunGuard(Callback):
         self._look(trainer)
         for place, optimizer in enumerate(trainer.optimizers):
             weights = GradientNorms(trainer, place, optimizer, self._names)
-            norms = entry_norms(real_entries(local_tensor(parameter)) for parameter in weights.parameters)
-            if names := weights.bad(weights.whole(trainer, norms.unsqueeze(0))[0]):
+            # The largest, because the norm of large weights may be too large for float32.
+            largest = largest_entries(real_entries(local_tensor(parameter)) for parameter in weights.parameters)
+            if names := weights.bad(weights.whole(trainer, largest.unsqueeze(0))[0]):
                 step = trainer.global_step - 1
-                self._stop(trainer, step, f"after step {step} the weight {some(names)} is not finite")
+                self._stop(trainer, step, f"after step {step} weights in {some(names)} are not finite")
 
     def _release(self) -> None:
         if self._guarded is not None:

@@ -35,12 +35,21 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_muon.strategies.averages import (
+    TRAINED_WEIGHTS,
+    averages_of,
+    check_callbacks,
+    gathered_averages,
+    laid_out,
+    shard_averages,
+)
 from lightning_muon.strategies.blocks import BlockPolicy, find_blocks
 from lightning_muon.strategies.checkpoint_folder import (
     is_checkpoint_folder,
     read_checkpoint_folder,
     write_checkpoint_folder,
 )
+from lightning_muon.strategies.hyperparameters import without_modules
 from lightning_muon.strategies.model_state import gather, load_model_state
 from lightning_muon.strategies.optimizer_state import gathered, matched, named_state
 from lightning_muon.strategies.scheduler_state import follow_groups
@@ -63,6 +72,9 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     Checkpoints load under any number of devices. Those of one device and of DDP load here, and files written with
     ``state_dict_type="full"`` load there: weights and optimizer state, exactly.
+
+    Of Lightning's callbacks ``WeightAveraging`` and ``EMAWeightAveraging`` average the shards;
+    ``StochasticWeightAveraging`` is refused. Modules among the saved hyperparameters are left out of checkpoints.
 
     Args:
         blocks: Which modules are sharded on their own: class names, such as ``["Block"]``, or a function
@@ -113,9 +125,11 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.find_unused_parameters = find_unused_parameters
         self.cpu_offload = cpu_offload
         self.state_dict_type = state_dict_type
+        self._told_of_modules = False
 
     @override
     def setup_environment(self) -> None:
+        check_callbacks(self._trainer)
         ParallelStrategy.setup_environment(self)
         if self.cpu_offload and self.root_device.type == "cpu":
             rank_zero_warn("cpu_offload has no effect: the accelerator is the CPU")
@@ -148,6 +162,10 @@ class FSDP2Strategy(ModelParallelStrategy):
     def _root(self) -> nn.Module:
         return cast("nn.Module", self.model)
 
+    @property
+    def _trainer(self) -> Trainer:
+        return cast("LightningModule", self.lightning_module).trainer
+
     @override
     def setup(self, trainer: Trainer) -> None:
         policy = _mixed_precision(self.precision_plugin)
@@ -160,6 +178,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             _check_complete(self._root)
         _materialize_distributed_module(self._root, self.root_device)
         self._move_to_device()
+        shard_averages(averages_of(trainer), self._root, self.root_device)
         self.barrier()
         fitting = trainer.state.fn == TrainerFn.FITTING
         if fitting:
@@ -267,6 +286,16 @@ class FSDP2Strategy(ModelParallelStrategy):
         path, sharded = Path(self.broadcast(str(filepath))), self.state_dict_type == "sharded"
         if sharded and storage_options is not None:
             raise TypeError("storage_options has no effect on a sharded checkpoint, which is a folder")
+        checkpoint, dropped = without_modules(checkpoint)
+        if dropped and not self._told_of_modules:
+            self._told_of_modules = True
+            rank_zero_warn(
+                f"checkpoints do not contain the hyperparameters {', '.join(dropped)}: they are modules, which cannot"
+                f" be saved once they are sharded. Their weights are saved. Give them to load_from_checkpoint, or leave"
+                f" them out: save_hyperparameters(ignore={[name.partition('.')[0] for name in dropped]})"
+            )
+        if not sharded and TRAINED_WEIGHTS in checkpoint:
+            checkpoint = gathered_averages(checkpoint, keep=self.is_global_zero)
         if self.is_global_zero:
             _prepare_path(path, for_folder=sharded)
         self.barrier()
@@ -277,7 +306,10 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        path = Path(self.broadcast(str(checkpoint_path)))
+        checkpoint = self._read(Path(self.broadcast(str(checkpoint_path))), weights_only)
+        return laid_out(checkpoint, self._root) if averages_of(self._trainer) else checkpoint
+
+    def _read(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
         if is_checkpoint_folder(path):
             return read_checkpoint_folder(
                 path, self._root.state_dict(), optimizers=bool(self.optimizers), weights_only=weights_only

@@ -72,7 +72,7 @@ def test_a_nan_ends_the_run_and_its_newest_checkpoint_goes_on(
     with pytest.raises(NonFiniteError) as ended:
         fit(regression(optimizer), callbacks=[Spoil(step), RunGuard(), saving()], **options)
     newest = tmp_path / f"epoch={step // 4 * 4 - 1}-step={step // 4 * 4}.ckpt"
-    assert f"in step {step} the gradient of {SPOILT} is not finite" in str(ended.value)
+    assert f"in step {step} the norm of the gradient of {SPOILT} is not finite" in str(ended.value)
     assert ended.value.checkpoint in {str(newest), str(tmp_path / "last.ckpt")}
     assert f"(after {step // 4 * 4} steps)" in str(ended.value)
     assert all(is_finite(file) for file in tmp_path.glob("*.ckpt"))
@@ -91,7 +91,9 @@ def test_what_ended_a_run_is_in_its_report(regression: Module, fit: Fit, tmp_pat
         comparison = compare([logger.log_dir], limit=1)
         assert comparison.verdicts() == ["bad"]
         assert any("not finite from step is 7; a gradient or a weight" in remark for remark in comparison.remarks(0))
-    assert any("in step 7 the gradient" in remark for remark in compare([tensorboard.log_dir], 1).remarks(0))
+    assert any(
+        "in step 7 the norm of the gradient" in remark for remark in compare([tensorboard.log_dir], 1).remarks(0)
+    )
 
 
 @pytest.mark.parametrize("weights_only", [False, True])
@@ -109,7 +111,7 @@ def test_weights_that_are_not_finite_are_not_saved(
         save_on_exception=True,
     )
     spoil = Spoil(5, weight=True, value=math.inf)
-    with pytest.raises(NonFiniteError, match=rf"after step 5 the weight {SPOILT} is not finite; .*\(after 5 steps\)"):
+    with pytest.raises(NonFiniteError, match=rf"after step 5 weights in {SPOILT} are not finite; .*\(after 5 steps\)"):
         fit(regression(muon), callbacks=[spoil, RunGuard(), saving], enable_checkpointing=True, log_every_n_steps=100)
     assert len(list(tmp_path.glob("*.ckpt"))) == 3
     assert all(is_finite(file) for file in tmp_path.glob("*.ckpt"))
@@ -131,7 +133,9 @@ def test_a_skipped_step_changes_nothing(regression: Module, fit: Fit, tensorboar
     guarded, expected = regression(muon), regression(muon)
     guard = RunGuard(mode="skip", most_skips=2)
     options = {"gradient_clip_val": 0.5}
-    with pytest.warns(UserWarning, match=f"in step 4 the gradient of {SPOILT} is not finite: the step is skipped"):
+    with pytest.warns(
+        UserWarning, match=f"in step 4 the norm of the gradient of {SPOILT} is not finite: the step is skipped"
+    ):
         trainer = fit(guarded, callbacks=[Spoil(3, 4, 7), guard], logger=tensorboard, **options)
     fit(expected, callbacks=[WithoutSteps()], **options)
     for name, value in weights(expected).items():
@@ -183,7 +187,7 @@ def test_optimizers_that_step_by_hand(adversaries: Any, fit: Fit) -> None:
     def make(groups: Any, place: int) -> Optimizer:
         return MuonAdamW(groups) if place else torch.optim.AdamW(groups)
 
-    with pytest.raises(NonFiniteError, match=r"in step 5 the gradient of critic.2.weight is not finite"):
+    with pytest.raises(NonFiniteError, match=r"in step 5 the norm of the gradient of critic.2.weight is not finite"):
         fit(adversaries(make), callbacks=[SpoilCritic(), RunGuard()], log_every_n_steps=4)
     guard = RunGuard(mode="skip")
     module = adversaries(make)
@@ -207,7 +211,7 @@ def test_accumulated_gradients_and_parameters_of_several_kinds(regression: Any, 
     options = {"accumulate_grad_batches": 3, "max_epochs": 2, "log_every_n_steps": 2}
     fit(Odd(torch.optim.AdamW), callbacks=[RunGuard()], **options)
     for name in ("waves", "brief"):
-        with pytest.raises(NonFiniteError, match=f"in step 3 the gradient of {name} is not finite"):
+        with pytest.raises(NonFiniteError, match=f"in step 3 the norm of the gradient of {name} is not finite"):
             fit(Odd(torch.optim.AdamW), callbacks=[Spoil(3, name=name), RunGuard()], **options)
 
 
