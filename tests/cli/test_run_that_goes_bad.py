@@ -1,43 +1,66 @@
 """A run that goes bad ends with one line, which has the command to resume, and with exit code 1."""
 
+import math
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
-from lightning_muon.cli import MuonCLI
+from lightning_muon.cli import MuonCLI, main
 from lightning_muon.cli.output import resume_command
-
-RunTiny = Callable[..., MuonCLI]
+from tests.cli.conftest import TinyData, TinyModule
 
 GUARDED = """
 trainer:
   callbacks+:
     - class_path: lightning_muon.callbacks.RunGuard
 """
-# Weights of 1e30 are finite, and the gradients that follow from them are not.
-HUGE = "--model.optimizer.lr=1e30"
 
 
-def test_it_ends_with_the_command_to_resume(run: RunTiny, capsys: pytest.CaptureFixture[str]) -> None:
+class Spoilt(TinyModule):
+    """Gets a NaN in the gradient of a step."""
+
+    def __init__(
+        self,
+        spoilt_step: int = -1,
+        dim: int = 4,
+        hidden: int = 4,
+        optimizer: OptimizerCallable = torch.optim.SGD,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(dim, hidden, optimizer=optimizer, lr_scheduler=lr_scheduler)
+        self.spoilt_step = spoilt_step
+
+    def on_after_backward(self) -> None:
+        if self.global_step == self.spoilt_step:
+            assert self.head.weight.grad is not None
+            self.head.weight.grad[0, 0] = math.nan
+
+
+def run(*args: str) -> MuonCLI:
+    return main(Spoilt, TinyData, default_config="default.yaml", args=args)
+
+
+def test_it_ends_with_the_command_to_resume(capsys: pytest.CaptureFixture[str]) -> None:
     Path("guarded.yaml").write_text(GUARDED)
     arguments = ["fit", "--config", "checkpoints.yaml", "--config", "guarded.yaml", "--trainer.log_every_n_steps", "1"]
     with pytest.raises(SystemExit) as ended:
-        run(*arguments, "--trainer.default_root_dir=a b", HUGE)
+        run(*arguments, "--trainer.default_root_dir=a b", "--model.spoilt_step=2")
     assert ended.value.code == 1
     output = capsys.readouterr()
     line = output.err.splitlines()[-1]
-    assert line.startswith("error: RunGuard: in step 1 the norm of the gradient of hidden_layer.weight, ")
+    assert line.startswith("error: RunGuard: in step 2 the norm of the gradient of head.weight is not finite; ")
     assert "Traceback" not in output.err
     assert "checkpoint:" not in output.out, "no summary recommends what is bad"
     command = shlex.split(line.partition("Go on from it: ")[2])
-    checkpoint = command[-1]
-    assert f"the newest healthy checkpoint is '{checkpoint}' (after 1 steps)" in line
-    cli = run(*command[command.index("fit") :], "--model.optimizer.lr=0.1")
+    assert f"the newest healthy checkpoint is '{command[-1]}' (after 2 steps)" in line
+    cli = run(*command[command.index("fit") :], "--model.spoilt_step=-1")
     assert cli.trainer.global_step == 4
+    assert len(cli.model.losses) == 2
 
 
 def test_the_command_to_resume_replaces_an_earlier_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
