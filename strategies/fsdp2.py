@@ -15,8 +15,9 @@ from lightning.fabric.strategies.fsdp import _move_torchmetrics_to_device
 from lightning.fabric.utilities.init import _materialize_distributed_module
 from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
@@ -327,6 +328,11 @@ class FSDP2Strategy(ModelParallelStrategy):
     @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         states = checkpoint["optimizer_states"]
+        callbacks: list[Callback] = self._trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, BaseFinetuning):
+                # It adds the groups of unfrozen parts here, but with this strategy its state is restored only later.
+                BaseFinetuning.on_fit_start(callback, self._trainer, cast("LightningModule", self.lightning_module))
         if states and len(states) != len(self.optimizers):
             raise ValueError(f"the checkpoint has {len(states)} optimizers, the module {len(self.optimizers)}")
         # All are matched before the first is loaded: after a mismatch nothing has changed.

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lightning_muon.strategies import consolidate_checkpoint
+from tests.processes import launch
 
 Train = Callable[..., list[dict[str, Any]]]
 AssertEqual = Callable[..., None]
@@ -69,3 +70,28 @@ def test_modules_among_the_hyperparameters_are_left_out(
         "settings": {"depth": 2},
         "width": 7,
     }
+
+
+def test_a_backbone_that_is_unfrozen_later(tmp_path: Path) -> None:
+    """Its parameters are routed, averaged over the ranks, and go on from a checkpoint; monitors wait for them."""
+    program = Path(__file__).with_name("finetuning.py")
+    (one,) = launch(program, "run", 1, "one", str(tmp_path), process_group=False)
+    ways = ("ddp", "fsdp2")
+    found = {way: launch(program, "run", 2, way, str(tmp_path)) for way in ways}
+    straight = one[0]
+    rate = 0.1 * 0.1 * 1.5**3
+    assert [(name, algorithm, names) for name, algorithm, names, _ in straight["groups"]] == [
+        ("head", "adamw", ["head.weight"]),
+        ("vector", "adamw", ["head.bias"]),
+        ("matrix", "muon", ["backbone.0.weight", "backbone.2.weight"]),
+        ("vector_2", "adamw", ["backbone.0.bias", "backbone.2.bias", "backbone.3.weight", "backbone.3.bias"]),
+    ]
+    assert [lr for *_, lr in straight["groups"]] == pytest.approx([0.1, 0.1, rate, rate])
+    assert "weight_rms/backbone.0.weight" in straight["measured"]
+    for ranks in ([one], *found.values()):
+        for results in ranks:
+            assert results[0]["warnings"] == []
+            for result in results:
+                assert result["groups"] == straight["groups"]
+                for name, value in straight["weights"].items():
+                    torch.testing.assert_close(result["weights"][name], value, atol=1e-5, rtol=0)
