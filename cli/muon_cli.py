@@ -228,6 +228,8 @@ class MuonCLI(LightningCLI):
             config["callbacks"] = [entry for entry in callbacks_given if not isinstance(entry, LearningRateMonitor)]
         check_strategy(config["strategy"], self.given)
         trainer = super()._instantiate_trainer(config, callbacks)
+        # It comes first, to see the groups of this run before another callback puts those of the checkpoint there.
+        trainer.callbacks.sort(key=lambda one: not isinstance(one, KeepCommandLineOnResume))  # type: ignore[attr-defined]
         if isinstance(trainer.strategy, FSDPStrategy):
             from lightning_muon.strategies import clip_by_norm  # noqa: PLC0415
 
