@@ -39,10 +39,10 @@ class NonFiniteError(RuntimeError):
         after: The number of steps after which it was saved, if that is known.
     """
 
-    def __init__(self, reason: str, checkpoint: str | None, after: int | None = None) -> None:
+    def __init__(self, reason: str, checkpoint: str | None = None, after: int | None = None) -> None:
         at = "" if after is None else f" (after {after} steps)"
         healthy = (
-            f"the newest healthy checkpoint is '{checkpoint}'{at}" if checkpoint else "no checkpoint was saved yet"
+            f"the newest healthy checkpoint is '{checkpoint}'{at}" if checkpoint else "there is no healthy checkpoint"
         )
         super().__init__(f"{reason}; {healthy}")
         self.reason = reason
@@ -64,8 +64,10 @@ class RunGuard(Callback):
       ``most_skips`` in a row. The decision needs the norms before each step, so the host waits for the device.
 
     In both modes each checkpoint, also one with weights only, is refused before it is written if a weight that is
-    trained is not finite: the earlier ones stay as they are. With a gradient scaler (``16-mixed``), whose search for a
-    scale makes gradients infinite and which skips such steps itself, only 50 of them in a row end the run.
+    trained is not finite: the earlier ones stay as they are. A run that would begin with such weights does not.
+
+    A gradient scaler (``16-mixed``) makes gradients infinite while it searches for its scale, and skips such steps
+    itself: only 50 of them in a row end the run.
 
     A spike, a loss or a norm of the whole gradient far above its median in the last 100 steps, is told once.
 
@@ -118,6 +120,7 @@ class RunGuard(Callback):
         self._spikes: dict[str, SpikeFinder] = {}
         self._looked_at = 0
         self._saved: dict[str, int] = {}  # by the path of a checkpoint, the steps after which it was saved
+        self._began_with: str | None = None  # the checkpoint from which this run went on
         self._error: NonFiniteError | None = None
         self._guarded: Any = None  # the strategy whose saving is guarded
 
@@ -138,7 +141,7 @@ class RunGuard(Callback):
         self._release()
         if stage == "fit":
             self.skipped, self._in_a_row = 0, {}  # before the state in a checkpoint is restored
-            self._saved, self._error = {}, None
+            self._saved, self._error, self._began_with = {}, None, None
             self._guard_saving(trainer)
 
     @override
@@ -146,6 +149,8 @@ class RunGuard(Callback):
         self._names = module_names(pl_module)
         self._watched, self._losses, self._spikes = {}, [], {}
         self._looked_at = trainer.global_step
+        self._check_weights(trainer, "at the start of training")
+        self._began_with = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
 
     @override
     @torch.no_grad()
@@ -245,9 +250,7 @@ class RunGuard(Callback):
     def _stop(self, trainer: Trainer, step: int, reason: str) -> None:
         checkpoint = next((path for path in reversed(self._saved) if _is_there(path)), None)
         after = self._saved.get(checkpoint or "")
-        if checkpoint is None and trainer.ckpt_path is not None:
-            checkpoint = str(trainer.ckpt_path)  # that this run began with
-        self._error = NonFiniteError(f"RunGuard: {reason}", checkpoint, after)
+        self._error = NonFiniteError(f"RunGuard: {reason}", checkpoint or self._began_with, after)
         log_scalars(trainer, {"went_bad": step})
         log_text(trainer, "warnings", str(self._error))
         raise self._error
@@ -264,7 +267,8 @@ class RunGuard(Callback):
         def save_if_healthy(checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
             if self._error is not None:
                 return  # the run is ending, and something wants to save it as it is
-            self._check_weights(trainer)
+            self._look(trainer)
+            self._check_weights(trainer, f"after step {trainer.global_step - 1}")
             save(checkpoint, filepath, storage_options=storage_options)
             self._saved.pop(str(filepath), None)
             self._saved[str(filepath)] = trainer.global_step
@@ -272,16 +276,14 @@ class RunGuard(Callback):
         strategy.save_checkpoint = save_if_healthy  # type: ignore[method-assign]
 
     @torch.no_grad()
-    def _check_weights(self, trainer: Trainer) -> None:
-        """Raise a NonFiniteError if the run went bad since the last look, or a trained weight is not finite."""
-        self._look(trainer)
+    def _check_weights(self, trainer: Trainer, when: str) -> None:
+        """Raise a NonFiniteError if a trained weight is not finite. A collective."""
         for place, optimizer in enumerate(trainer.optimizers):
             weights = GradientNorms(trainer, place, optimizer, self._names)
             # The largest, because the norm of large weights may be too large for float32.
             largest = largest_entries(real_entries(local_tensor(parameter)) for parameter in weights.parameters)
             if names := weights.bad(weights.whole(trainer, largest.unsqueeze(0))[0]):
-                step = trainer.global_step - 1
-                self._stop(trainer, step, f"after step {step} weights in {some(names)} are not finite")
+                self._stop(trainer, max(trainer.global_step - 1, 0), f"{when} weights in {some(names)} are not finite")
 
     def _release(self) -> None:
         if self._guarded is not None:

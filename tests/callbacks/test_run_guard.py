@@ -86,7 +86,7 @@ def test_a_nan_ends_the_run_and_its_newest_checkpoint_goes_on(
 def test_what_ended_a_run_is_in_its_report(regression: Module, fit: Fit, tmp_path: Path, tensorboard: Any) -> None:
     loggers = [tensorboard, CSVLogger(tmp_path / "csv")]
     for logger in loggers:
-        with pytest.raises(NonFiniteError, match="no checkpoint was saved yet"):
+        with pytest.raises(NonFiniteError, match="there is no healthy checkpoint"):
             fit(regression(muon), callbacks=[Spoil(7), RunGuard()], logger=logger, log_every_n_steps=3)
         comparison = compare([logger.log_dir], limit=1)
         assert comparison.verdicts() == ["bad"]
@@ -115,6 +115,19 @@ def test_weights_that_are_not_finite_are_not_saved(
         fit(regression(muon), callbacks=[spoil, RunGuard(), saving], enable_checkpointing=True, log_every_n_steps=100)
     assert len(list(tmp_path.glob("*.ckpt"))) == 3
     assert all(is_finite(file) for file in tmp_path.glob("*.ckpt"))
+
+
+def test_a_run_does_not_begin_with_them(regression: Module, fit: Fit, tmp_path: Path) -> None:
+    bad = str(tmp_path / "bad.ckpt")
+    fit(regression(muon), callbacks=[Spoil(9, weight=True)]).save_checkpoint(bad, weights_only=False)
+    for options in ({"ckpt_path": bad}, {}):
+        module = regression(muon)
+        if not options:
+            module.load_state_dict(torch.load(bad, weights_only=True)["state_dict"])
+        with pytest.raises(
+            NonFiniteError, match=f"at the start of training weights in {SPOILT}.*no healthy checkpoint$"
+        ):
+            fit(module, callbacks=[RunGuard()], max_epochs=2, **options)
 
 
 def test_the_end_of_a_run_is_looked_at(regression: Module, fit: Fit) -> None:

@@ -97,4 +97,4 @@ def test_two_ranks_end_with_one_line() -> None:
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, ended.stderr[-2000:]
     assert errors[0].startswith("error: RunGuard: in step 4 the norm of the gradient of layer.weight")
-    assert errors[0].endswith("no checkpoint was saved yet")
+    assert errors[0].endswith("there is no healthy checkpoint")
