@@ -287,7 +287,7 @@ def _errors_in_one_line(cli: MuonCLI) -> Iterator[None]:
     except NonFiniteError as error:
         if debugging():
             raise
-        if rank_zero_only.rank:  # all ranks end with the same error
+        if getattr(rank_zero_only, "rank", 0):  # all ranks end with the same error
             raise SystemExit(1) from None
         resume = resume_command(cli._args, error.checkpoint) if error.checkpoint else None
         exit_with(f"{error}{f'. Go on from it: {resume}' if resume else ''}", code=1)

@@ -78,5 +78,7 @@ def parts_with_weights(checkpoint: Mapping[str, Any]) -> list[str]:
 def _sharded(state: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in state.items():
         like = own.get(name)
-        fits = isinstance(value, Tensor) and isinstance(like, Tensor) and value.shape == like.shape
-        yield name, shard_like(value, like) if fits else value
+        if isinstance(value, Tensor) and isinstance(like, Tensor) and value.shape == like.shape:
+            yield name, shard_like(value, like)
+        else:
+            yield name, value

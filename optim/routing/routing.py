@@ -182,7 +182,8 @@ def grouped(
         algorithm, role = ORDER.index(route.algorithm), ROLES.index(route.role)
         members[algorithm, role, repr(sorted(route.options.items()))].append(route)
     # Groups that differ in their options alone come in the order of their first parameters.
-    groups = [_group(of_one) | (options or {}) for _, of_one in sorted(members.items(), key=lambda item: item[0][:2])]
+    ordered = sorted(members.items(), key=lambda item: item[0][:2])
+    groups = [{**_group(of_one), **(options or {})} for _, of_one in ordered]
     _name(groups, suffix, set(names))
     return groups
 
