@@ -9,6 +9,7 @@ They serve ``MuonAdamW``, ``torch.optim.Muon``, and every optimizer whose parame
 - :class:`OptimizerTimeMonitor`: the optimizer's share of the time of a step.
 - :class:`AutoWeightDecay`: weight decay that holds the weights at a good size.
 - :class:`HyperparameterSchedule`: momentum, weight decay and others as a function of the step.
+- :class:`RunGuard`: ends a run that went bad, or skips its bad steps, and keeps such weights out of checkpoints.
 - :class:`MuonDashboard`: TensorBoard pages with all of this.
 
 Inside, ``monitor`` decides when to measure, and ``logging`` how to log. ``matrices`` finds Muon's matrices,
@@ -23,6 +24,7 @@ from lightning_muon.callbacks.gradients import GradientMonitor
 from lightning_muon.callbacks.hyperparameter_schedule import HyperparameterSchedule
 from lightning_muon.callbacks.optimizer_time import OptimizerTimeMonitor
 from lightning_muon.callbacks.orthogonality import OrthogonalityMonitor
+from lightning_muon.callbacks.run_guard import NonFiniteError, RunGuard
 from lightning_muon.callbacks.update_rms import UpdateRMSMonitor
 from lightning_muon.callbacks.weight_rms import WeightRMSMonitor
 
@@ -31,8 +33,10 @@ __all__ = [
     "GradientMonitor",
     "HyperparameterSchedule",
     "MuonDashboard",
+    "NonFiniteError",
     "OptimizerTimeMonitor",
     "OrthogonalityMonitor",
+    "RunGuard",
     "UpdateRMSMonitor",
     "WeightRMSMonitor",
 ]

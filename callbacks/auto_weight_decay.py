@@ -18,7 +18,7 @@ from lightning_muon.callbacks.decay.controls import DecayControl, MatrixSet, Mat
 from lightning_muon.callbacks.decay.decay_swap import DecaySwap
 from lightning_muon.callbacks.decay.target_decay import Aim, planned_lr
 from lightning_muon.callbacks.logging import log_scalars, log_text, logged_step
-from lightning_muon.callbacks.matrices import LabelledGroup, muon_groups, muon_matrices
+from lightning_muon.callbacks.matrices import LabelledGroup, frozen_names, muon_groups, muon_matrices
 from lightning_muon.callbacks.measures.weight_steps import UpdateSample, is_decoupled
 from lightning_muon.callbacks.monitor import StepMonitor
 from lightning_muon.callbacks.sampling import spread_evenly
@@ -161,7 +161,8 @@ class AutoWeightDecay(StepMonitor):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.target_rms is not None and not any(map(self.watches, trainer.optimizers)):
+        has_none = not frozen_names(pl_module) and not any(map(self.watches, trainer.optimizers))
+        if self.target_rms is not None and has_none:
             raise MisconfigurationException(
                 "AutoWeightDecay: no parameter group has algorithm='muon', so target_rms has nothing to steer."
                 " Make the groups with route_parameters(module), or remove the callback."

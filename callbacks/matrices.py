@@ -75,6 +75,11 @@ def module_names(module: nn.Module) -> dict[int, str]:
     return {id(parameter): plain_name(name) for name, parameter in module.named_parameters()}
 
 
+def frozen_names(module: nn.Module) -> list[str]:
+    """Return the names of the parameters that take no gradient; some may be trained later."""
+    return [plain_name(name) for name, parameter in module.named_parameters() if not parameter.requires_grad]
+
+
 def own_names(label: str, group: Mapping[str, Any]) -> list[str]:
     """Return the optimizer's names of a group's parameters: ``param_names``, or else ``<label>.<place>``."""
     return group.get("param_names") or [f"{label}.{place}" for place in range(len(group["params"]))]

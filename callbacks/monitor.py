@@ -14,7 +14,7 @@ from typing_extensions import override
 from lightning_muon.callbacks.arguments import NameChoice, check_whole, some
 from lightning_muon.callbacks.limits import Limit
 from lightning_muon.callbacks.logging import log_scalars, logged_step, summarize, warn
-from lightning_muon.callbacks.matrices import module_names, muon_groups, muon_matrices
+from lightning_muon.callbacks.matrices import frozen_names, module_names, muon_groups, muon_matrices
 
 # Warn after so many batches without a step; under manual optimization, accumulation may take many batches.
 MOST_BATCHES_WITHOUT_STEP = 100
@@ -100,8 +100,9 @@ class StepMonitor(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._names = module_names(pl_module)
-        self._chosen.check(self.choices(trainer))
-        if trainer.optimizers and not any(map(self.watches, trainer.optimizers)):
+        frozen = frozen_names(pl_module)  # they may be unfrozen and added
+        self._chosen.check([*self.choices(trainer), *frozen])
+        if trainer.optimizers and not frozen and not any(map(self.watches, trainer.optimizers)):
             warn(trainer, f"{type(self).__name__}: {self.nothing_to_watch}")
 
     @override

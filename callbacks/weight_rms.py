@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_muon.callbacks.arguments import NameChoice, check_whole, some
 from lightning_muon.callbacks.limits import Limit, advice
 from lightning_muon.callbacks.logging import warn
-from lightning_muon.callbacks.matrices import muon_groups, muon_matrices
+from lightning_muon.callbacks.matrices import frozen_names, muon_groups, muon_matrices
 from lightning_muon.callbacks.measures.output_rms import OutputMeter, compiled_names, named_layers
 from lightning_muon.callbacks.monitor import StepMonitor
 from lightning_muon.callbacks.sampling import spread_evenly
@@ -113,7 +113,7 @@ class WeightRMSMonitor(StepMonitor):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._only_outputs = bool(self.outputs) and not any(map(super().watches, trainer.optimizers))
-        if self._only_outputs:
+        if self._only_outputs and not frozen_names(pl_module):
             warn(trainer, f"WeightRMSMonitor: only outputs are measured: {self.nothing_to_watch}")
         super().on_train_start(trainer, pl_module)
         layers = dict(named_layers(pl_module))

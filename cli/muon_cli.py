@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
@@ -26,6 +27,7 @@ from typing_extensions import override
 # are imported by their short names, and --help lists them.
 import lightning_muon.callbacks
 import lightning_muon.optim  # noqa: F401
+from lightning_muon.callbacks import NonFiniteError
 from lightning_muon.cli.errors.parser import check_strategy, explain
 from lightning_muon.cli.errors.user import message_for_the_user
 from lightning_muon.cli.given import INTERPOLATION, Given, flatten, plain_key, read_given, value_of
@@ -36,6 +38,7 @@ from lightning_muon.cli.output import (
     hush_lightning,
     print_summary,
     program_name,
+    resume_command,
     say,
 )
 from lightning_muon.cli.resume.callback import KeepCommandLineOnResume
@@ -65,7 +68,8 @@ class MuonCLI(LightningCLI):
       the rest of the module's arguments comes from the checkpoint; each difference is printed.
     - Checkpoints are saved whole or not at all, checked when they are loaded, and run no code
       (:class:`~lightning_muon.strategies.AtomicCheckpointIO`), unless ``trainer.plugins`` has a way of its own.
-    - An error of the user is one line on stderr and exit code 2. ``LIGHTNING_MUON_DEBUG=1`` shows the traceback.
+    - An error of the user is one line on stderr and exit code 2; a run that ``RunGuard`` ends is one line, with the
+      command to resume, and exit code 1. ``LIGHTNING_MUON_DEBUG=1`` shows the traceback.
 
     Args:
         model_class: The module to train, as a class or its import path; ``None`` to choose one by ``--model``.
@@ -226,6 +230,8 @@ class MuonCLI(LightningCLI):
             config["callbacks"] = [entry for entry in callbacks_given if not isinstance(entry, LearningRateMonitor)]
         check_strategy(config["strategy"], self.given)
         trainer = super()._instantiate_trainer(config, callbacks)
+        # It comes first, to see the groups of this run before another callback puts those of the checkpoint there.
+        trainer.callbacks.sort(key=lambda one: not isinstance(one, KeepCommandLineOnResume))  # type: ignore[attr-defined]
         # Late, because it takes 0.1 s, which --help does not need.
         from lightning_muon.strategies import clip_by_norm, protect_checkpoints, use_atomic_checkpoints  # noqa: PLC0415
 
@@ -280,9 +286,16 @@ class SaveRunConfig(SaveConfigCallback):
 
 @contextmanager
 def _errors_in_one_line(cli: MuonCLI) -> Iterator[None]:
-    """Show a mistake of the user as one line; bugs keep their traceback."""
+    """Show a mistake of the user, or that the run went bad, as one line; bugs keep their traceback."""
     try:
         yield
+    except NonFiniteError as error:
+        if debugging():
+            raise
+        if getattr(rank_zero_only, "rank", 0):  # all ranks end with the same error
+            raise SystemExit(1) from None
+        resume = resume_command(cli._args, error.checkpoint) if error.checkpoint else None
+        exit_with(f"{error}{f'. Go on from it: {resume}' if resume else ''}", code=1)
     except Exception as error:
         message = None if debugging() else cli.explain_error(error)
         if message is None:

@@ -5,9 +5,11 @@ Lightning is imported only by the functions that need it, so that light commands
 
 import logging
 import os
+import shlex
 import shutil
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -28,10 +30,10 @@ def say(line: str) -> None:
     rank_zero_only(sys.stderr.write)(f"{line}\n")
 
 
-def exit_with(line: str) -> NoReturn:
-    """End the program with one line on stderr and exit code 2, the shell's code for a wrong command line."""
+def exit_with(line: str, code: int = 2) -> NoReturn:
+    """End the program with one line on stderr and an exit code; 2 is the shell's code for a wrong command line."""
     sys.stderr.write(f"error: {' '.join(line.split())}\n")
-    raise SystemExit(2)
+    raise SystemExit(code)
 
 
 def debugging() -> bool:
@@ -60,6 +62,23 @@ def python() -> str:
 def quoted(path: str) -> str:
     """Return the path in quotes if a shell needs them."""
     return f"'{path}'" if " " in path else path
+
+
+def resume_command(args: Sequence[str], checkpoint: str) -> str:
+    """Return the command that goes on from a checkpoint.
+
+    Args:
+        args: The command line of the run, without the program.
+        checkpoint: The checkpoint to go on from, in place of the one that the run itself may have begun with.
+    """
+    kept: list[str] = []
+    given = iter(args)
+    for arg in given:
+        if arg == "--ckpt_path":
+            next(given, None)
+        elif not arg.startswith("--ckpt_path="):
+            kept.append(arg)
+    return f"{program_name()} {shlex.join([*kept, '--ckpt_path', checkpoint])}"
 
 
 def print_summary(trainer: "Trainer", model: "LightningModule") -> None:

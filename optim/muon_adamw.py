@@ -17,11 +17,14 @@ from lightning_muon.optim.parameter_group import (
     check_parameters,
     check_rates,
     group_label,
+    linked,
     named,
     warn_of_idle_roles,
 )
 from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
 from lightning_muon.optim.polar.user_function import name_of
+from lightning_muon.optim.routing.added import route_added
+from lightning_muon.optim.routing.routing import LeftOut
 from lightning_muon.optim.sharding.plan import Plan, make_plans
 from lightning_muon.optim.sharding.sharding import Sharding
 from lightning_muon.optim.sharding.zero1 import StateShares, consolidate
@@ -156,6 +159,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.shard_state = shard_state
         self._consolidated: dict[str, Any] | None = None
         self._shardings: dict[Tensor, Sharding] = {}
+        self._left_out = LeftOut()
         self._plans: tuple[list[tuple[str, ...]], list[Plan]] | None = None
         super().__init__(
             params,
@@ -179,13 +183,24 @@ class MuonAdamW(torch.optim.Optimizer):
                 "eps": eps,
             },
         )
-        warn_of_idle_roles(self._lr_by_role, self.param_groups)
+        left_out = {route.role for route in self._left_out.values()}
+        warn_of_idle_roles([role for role in self._lr_by_role if role not in left_out], self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Check a group and add it; see the class for what a group contains."""
+        """Check a group and add it; see the class for what a group contains.
+
+        Parameters that ``route_parameters`` has left out, because they were frozen or in another part of the model, may
+        be added without an algorithm: ``{"params": […], "lr": 0.001}``. They are routed as the rest was, into a group
+        for each algorithm and role. Options given here are those of all, and to set ``lr`` of the last of these groups
+        sets that of the others.
+        """
         label = group_label(param_group, len(self.param_groups))
+        if isinstance(param_group, dict) and "algorithm" not in param_group and self._add_left_out(param_group):
+            return
         check_algorithm(label, param_group)
         param_group = named(param_group, label)
+        if isinstance(left_out := param_group.pop("left_out", None), LeftOut):
+            self._left_out = left_out
         shardings = param_group.pop("shardings", None) or [None] * len(param_group["params"])
         adamw_lr = self._adamw_lr if param_group["algorithm"] == "adamw" else None
         if (lr := self._lr_by_role.get(str(param_group.get("role")), adamw_lr)) is not None:
@@ -207,6 +222,18 @@ class MuonAdamW(torch.optim.Optimizer):
             raise
         self._shardings.update((p, s) for p, s in zip(group["params"], shardings, strict=True) if s is not None)
         self._plans = None
+
+    def _add_left_out(self, param_group: dict[str, Any]) -> bool:
+        """Add a group of parameters that were left out, routed; return whether they are such."""
+        groups = route_added(param_group, self._left_out, [str(group.get("name")) for group in self.param_groups])
+        if groups is None:
+            return False
+        number = 1 + max((group.get("added", 0) for group in self.param_groups), default=0)
+        for group in groups:
+            self.add_param_group({**group, "added": number})
+        self.param_groups = linked(self.param_groups)
+        self._left_out.unfreeze(param for group in groups for param in group["params"])
+        return True
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -291,6 +318,8 @@ class MuonAdamW(torch.optim.Optimizer):
         """
         with restored(self, self._planned):
             super().load_state_dict(state_dict)
+        # Unfrozen in the run that saved it, and frozen again at the start of this one.
+        self._left_out.unfreeze(param for group in self.param_groups if "added" in group for param in group["params"])
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickle or a copy needs; hooks and process groups belong to the original."""
@@ -302,13 +331,13 @@ class MuonAdamW(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled or copied optimizer, or load a state dict."""
         super().__setstate__(state)
-        # A state dict has plain groups.
-        self.param_groups = [MuonGroup(g) if g.get("algorithm") == "muon" else g for g in self.param_groups]
+        self.param_groups = linked(self.param_groups)  # a state dict has plain groups
         for group in self.param_groups:
             for option in self.defaults.keys() - {"differentiable"}:  # torch adds it; it has no meaning here
                 group.setdefault(option, self.defaults[option])  # an option that is newer than the checkpoint
         self.__dict__.setdefault("_orthogonalize_hooks", OrderedDict())
         self.__dict__.setdefault("_shardings", {})  # a copy is for another run
+        self.__dict__.setdefault("_left_out", LeftOut())
         self.__dict__.setdefault("_lr_by_role", {})
         self._plans = self._consolidated = None
 
@@ -316,7 +345,10 @@ class MuonAdamW(torch.optim.Optimizer):
         """Return how groups are updated together; made anew when options change that decide this."""
         options = [alike(group) for group in self.param_groups]
         if self._plans is None or self._plans[0] != options:
-            self._plans = options, make_plans(self.param_groups, self._shardings, shard_state=self.shard_state)
+            # A callback may have put groups of what was left out here by itself, to go on from a checkpoint.
+            left_out = {p: route.sharding for p, route in self._left_out.items() if route.sharding is not None}
+            shardings = {**left_out, **self._shardings}
+            self._plans = options, make_plans(self.param_groups, shardings, shard_state=self.shard_state)
         return self._plans[1]
 
     def _full_state(self, only: Iterable[Tensor] | None = None) -> dict[Tensor, dict[str, Any]]:

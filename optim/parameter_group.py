@@ -18,7 +18,7 @@ from lightning_muon.optim.update.options import ALGORITHMS, CommunicationDtype, 
 from lightning_muon.optim.update.scale import check_update_scale
 
 # Keys that routing and torch's schedulers write into a group beside the hyperparameters.
-_BOOKKEEPING = {"params", "param_names", "name", "algorithm", "role", "layouts", "reasons", "shardings"}
+_BOOKKEEPING = {"params", "param_names", "name", "algorithm", "role", "layouts", "reasons", "shardings", "added"}
 _SCHEDULER_KEYS = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
 # Hyperparameters that are numbers, with the lowest value and the one below which they are.
 _NUMBERS: tuple[tuple[str, float, float | None], ...] = (
@@ -36,7 +36,23 @@ _CHOICES = {"momentum_dtype": get_args(MomentumDtype), "communication_dtype": ge
 _LEAST_DECAY_IN_BFLOAT16 = 2**-8
 
 
-class MuonGroup(dict[str, Any]):
+class AddedGroup(dict[str, Any]):
+    """The last of several groups that were added as one: to set its learning rate sets that of the others too.
+
+    Lightning's ``BackboneFinetuning`` adds one group, and raises the learning rate of the last one afterwards.
+    """
+
+    others: Sequence[dict[str, Any]] = ()
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        """Set an option."""
+        super().__setitem__(key, value)
+        if key == "lr":
+            for group in self.others:
+                group["lr"] = value
+
+
+class MuonGroup(AddedGroup):
     """A parameter group of Muon, in which ``betas[0]`` is another name of ``momentum``: to set one sets the other.
 
     Schedulers that cycle the momentum, and Lightning's ``LearningRateMonitor``, know only ``betas`` where an optimizer
@@ -73,6 +89,17 @@ class MuonGroup(dict[str, Any]):
     def __ior__(self, other: Any) -> Self:  # type: ignore[override]
         self.update(other)
         return self
+
+
+def linked(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return groups, plain ones for instance, of the classes that they have in the optimizer."""
+    found = [MuonGroup(group) if group.get("algorithm") == "muon" else group for group in groups]
+    last = {group["added"]: index for index, group in enumerate(found) if "added" in group}
+    for number, index in last.items():
+        if not isinstance(found[index], AddedGroup):
+            found[index] = AddedGroup(found[index])
+        found[index].others = [g for g in found[:index] if g.get("added") == number]  # type: ignore[attr-defined]
+    return found
 
 
 def group_label(group: Any, index: int) -> str:

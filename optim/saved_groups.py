@@ -24,6 +24,7 @@ _DESCRIPTION = (
     "reasons",
     "layouts",
     "shardings",
+    "added",
     "momentum_dtype",
 )
 

@@ -271,6 +271,26 @@ QUANTITIES = (
         chart=Chart("Training", 4, "Scheduled hyperparameters", r"hyperparameter/.+"),
         report=(Line("scheduled {group}, final", r"hyperparameter/.+", final),),
     ),
+    Quantity(
+        tag="went_bad",
+        monitor="RunGuard",
+        meaning="step from which on the run was not finite, which ended it",
+        unit="steps",
+        healthy=Range("never", -1, bad=-1),
+        problem="a gradient or a weight was not finite",
+        advice="go on from the checkpoint that the warning names, with a lower learning rate or RunGuard(mode='skip')",
+        report=(Line("not finite from step", "went_bad", final, "{:.0f}"),),
+    ),
+    Quantity(
+        tag="skipped_steps",
+        monitor="RunGuard",
+        meaning="steps that were skipped because their gradient was not finite",
+        unit="steps",
+        healthy=Range("0", 0, bad=9),
+        problem="some gradients were not finite",
+        advice="look at the batches of the steps that the warnings name, and lower the learning rate",
+        report=(Line("skipped steps", "skipped_steps", final, "{:.0f}"),),
+    ),
 )
 
 

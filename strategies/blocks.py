@@ -3,8 +3,11 @@
 import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 BlockPolicy = Callable[[str, nn.Module], bool]
 """Takes the name of a module and the module, and returns whether it is a block."""
@@ -73,3 +76,18 @@ def _has_parameters(module: nn.Module) -> bool:
 def _shares_no_parameter(block: nn.Module, holders: dict[int, set[int]]) -> bool:
     inside = {id(module) for module in block.modules()}
     return all(holders[id(parameter)] <= inside for parameter in block.parameters())
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether any part of a model is sharded."""
+    return any(isinstance(part, (FSDPModule, DTensor)) for part in chain(model.modules(), model.parameters()))
+
+
+def check_complete(model: nn.Module) -> None:
+    """Raise a ValueError that names the parameters that ``configure_model`` has left unsharded."""
+    left = [name for name, p in model.named_parameters() if p.requires_grad and not isinstance(p, DTensor)]
+    if left:
+        raise ValueError(
+            f"configure_model has left {', '.join(left)} unsharded: each rank would train its own copy. Shard them as"
+            " well, for example with fully_shard(self, mesh=self.device_mesh['data_parallel']) at its end"
+        )

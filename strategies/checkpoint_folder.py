@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from lightning_muon.strategies.atomic import restore, write_file
+from lightning_muon.strategies.averages import TRAINED_WEIGHTS, parts_with_weights
 from lightning_muon.strategies.folder_writer import first_failure, write_folder
 from lightning_muon.strategies.integrity import (
     META,
@@ -58,7 +59,8 @@ def split_checkpoint(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dic
     """Split a checkpoint, with states by names, into the tensors that ranks share out, and the rest."""
     tensors: dict[str, Any] = {}
     rest = dict(checkpoint)
-    tensors["state_dict"], rest["state_dict"] = _split(checkpoint["state_dict"])
+    for part in parts_with_weights(checkpoint):
+        tensors[part], rest[part] = _split(checkpoint[part])
     if "optimizer_states" in checkpoint:
         states = [_split(state) for state in checkpoint["optimizer_states"]]
         tensors |= {f"optimizer_{number}": sharded for number, (sharded, _) in enumerate(states) if sharded}
@@ -93,8 +95,9 @@ def read_checkpoint_folder(
     parts: dict[str, Any] = {}
     # The path of a tensor is (state_dict, name), or (optimizer_0, state, name, key).
     for name, path in metadata.planner_data.items():
-        if optimizers or not path[0].startswith("optimizer_"):
-            like = None if weights is None else weights.get(path[1] if path[0] in _WEIGHTS else path[2])
+        if optimizers or path[0] in _WEIGHTS:
+            is_weight = path[0] in {*_WEIGHTS, TRAINED_WEIGHTS}
+            like = None if weights is None else weights.get(path[1] if is_weight else path[2])
             inner = parts
             for key in path[:-1]:
                 inner = inner.setdefault(str(key), {})
@@ -113,6 +116,8 @@ def read_checkpoint_folder(
         raise not_plain(folder / META, error) from None
     checkpoint.pop("save_id", None)
     _merge(checkpoint.setdefault("state_dict", {}), next((parts[name] for name in _WEIGHTS if name in parts), {}))
+    if TRAINED_WEIGHTS in parts:
+        _merge(checkpoint.setdefault(TRAINED_WEIGHTS, {}), parts[TRAINED_WEIGHTS])
     count = sum(name.startswith("optimizer_") for name in parts)
     if count:
         states = checkpoint.setdefault("optimizer_states", [{} for _ in range(count)])

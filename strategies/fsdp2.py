@@ -17,8 +17,9 @@ from lightning.fabric.strategies.fsdp import _move_torchmetrics_to_device
 from lightning.fabric.utilities.init import _materialize_distributed_module
 from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
@@ -33,17 +34,25 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_muon.strategies.blocks import BlockPolicy, find_blocks
+from lightning_muon.strategies.averages import (
+    TRAINED_WEIGHTS,
+    averages_of,
+    check_callbacks,
+    gathered_averages,
+    laid_out,
+    shard_averages,
+)
+from lightning_muon.strategies.blocks import BlockPolicy, check_complete, find_blocks, is_sharded
 from lightning_muon.strategies.checkpoint_folder import (
     find_whole_together,
     read_checkpoint_folder,
     write_checkpoint_folder,
 )
 from lightning_muon.strategies.checkpoint_io import AsyncAtomicCheckpointIO, AtomicCheckpointIO, snapshot
+from lightning_muon.strategies.hyperparameters import warn_of_modules, without_modules
 from lightning_muon.strategies.integrity import is_checkpoint_folder
 from lightning_muon.strategies.metadata import not_plain
 from lightning_muon.strategies.model_state import gather, load_model_state
@@ -68,6 +77,9 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     Checkpoints load under any number of devices. Those of one device and of DDP load here, and files written with
     ``state_dict_type="full"`` load there: weights and optimizer state, exactly.
+
+    Of Lightning's callbacks ``WeightAveraging`` and ``EMAWeightAveraging`` average the shards;
+    ``StochasticWeightAveraging`` is refused. Modules among the saved hyperparameters are left out of checkpoints.
 
     Args:
         blocks: Which modules are sharded on their own: class names, such as ``["Block"]``, or a function
@@ -119,6 +131,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.cpu_offload = cpu_offload
         self.state_dict_type = state_dict_type
         self._background_group: dist.ProcessGroup | None = None
+        self._told_of_modules = False
 
     @property
     @override
@@ -135,6 +148,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @override
     def setup_environment(self) -> None:
+        check_callbacks(self._trainer)
         ParallelStrategy.setup_environment(self)
         if self.cpu_offload and self.root_device.type == "cpu":
             rank_zero_warn("cpu_offload has no effect: the accelerator is the CPU")
@@ -167,18 +181,23 @@ class FSDP2Strategy(ModelParallelStrategy):
     def _root(self) -> nn.Module:
         return cast("nn.Module", self.model)
 
+    @property
+    def _trainer(self) -> Trainer:
+        return cast("LightningModule", self.lightning_module).trainer
+
     @override
     def setup(self, trainer: Trainer) -> None:
         policy = _mixed_precision(self.precision_plugin)
         cast("Accelerator", self.accelerator).setup(trainer)
         _turn_inference_mode_off(trainer)
         self.model = self.precision_plugin.convert_module(self._root)
-        if not _is_sharded(self._root):
+        if not is_sharded(self._root):
             self._shard(self._root, policy)
         elif self.world_size > 1:
-            _check_complete(self._root)
+            check_complete(self._root)
         _materialize_distributed_module(self._root, self.root_device)
         self._move_to_device()
+        shard_averages(averages_of(trainer), self._root, self.root_device)
         self.barrier()
         fitting = trainer.state.fn == TrainerFn.FITTING
         if fitting:
@@ -284,7 +303,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
         path = Path(self.broadcast(str(filepath)))
+        checkpoint = self._without_modules(checkpoint)
         if self.state_dict_type == "full":
+            if TRAINED_WEIGHTS in checkpoint:
+                checkpoint = gathered_averages(checkpoint, keep=self.is_global_zero)
             ParallelStrategy.save_checkpoint(self, checkpoint, path, storage_options)
             return
         if storage_options is not None:
@@ -298,6 +320,13 @@ class FSDP2Strategy(ModelParallelStrategy):
             # Of its own: the collectives of a save are not those of training, and are on CPU tensors.
             self._background_group = dist.new_group(backend="gloo")
         plugin.start(partial(write_checkpoint_folder, snapshot(checkpoint), path, self._background_group))
+
+    def _without_modules(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        checkpoint, dropped = without_modules(checkpoint)
+        if dropped and not self._told_of_modules:
+            self._told_of_modules = True
+            warn_of_modules(dropped)
+        return checkpoint
 
     @override
     def teardown(self) -> None:
@@ -313,6 +342,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         if isinstance(self.checkpoint_io, AsyncAtomicCheckpointIO):
             self.checkpoint_io.join()
         find_whole_together(path)
+        checkpoint = self._read(path, weights_only)
+        return laid_out(checkpoint, self._root) if averages_of(self._trainer) else checkpoint
+
+    def _read(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
         if is_checkpoint_folder(path):
             return read_checkpoint_folder(
                 path, self._root.state_dict(), optimizers=bool(self.optimizers), weights_only=weights_only
@@ -333,6 +366,11 @@ class FSDP2Strategy(ModelParallelStrategy):
     @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         states = checkpoint["optimizer_states"]
+        callbacks: list[Callback] = self._trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, BaseFinetuning):
+                # It adds the groups of unfrozen parts here, but with this strategy its state is restored only later.
+                BaseFinetuning.on_fit_start(callback, self._trainer, cast("LightningModule", self.lightning_module))
         if states and len(states) != len(self.optimizers):
             raise ValueError(f"the checkpoint has {len(states)} optimizers, the module {len(self.optimizers)}")
         # All are matched before the first is loaded: after a mismatch nothing has changed.
@@ -361,16 +399,3 @@ def _turn_inference_mode_off(trainer: Trainer) -> None:
     loops = trainer.validate_loop, trainer.test_loop, trainer.predict_loop
     for loop in (trainer.fit_loop.epoch_loop.val_loop, *loops):
         loop.inference_mode = False
-
-
-def _is_sharded(model: nn.Module) -> bool:
-    return any(isinstance(part, (FSDPModule, DTensor)) for part in chain(model.modules(), model.parameters()))
-
-
-def _check_complete(model: nn.Module) -> None:
-    left = [name for name, p in model.named_parameters() if p.requires_grad and not isinstance(p, DTensor)]
-    if left:
-        raise ValueError(
-            f"configure_model has left {', '.join(left)} unsharded: each rank would train its own copy. Shard them as"
-            " well, for example with fully_shard(self, mesh=self.device_mesh['data_parallel']) at its end"
-        )

@@ -130,6 +130,8 @@ class KeepCommandLineOnResume(Callback):
                 follow_groups(config.scheduler, config.scheduler.optimizer.param_groups)
         self._checkpoint = {}
         for optimizer, fresh in zip(trainer.optimizers, self._fresh, strict=True):
+            # Groups that a callback such as BackboneFinetuning has added meanwhile keep what they had.
+            fresh.extend(map(dict, optimizer.param_groups[len(fresh) :]))
             self._set_options(optimizer, fresh)
             if self._schedule_progress is not None:
                 _copy_learning_rates(optimizer, fresh)
@@ -209,7 +211,8 @@ def _scale_scheduler(scheduler: Any, changes: Sequence[Change]) -> None:
         _scale_scheduler(nested, changes)
     for name in ("base_lrs", "_last_lr"):
         if hasattr(scheduler, name):
-            rates = [_scaled(rate, change) for rate, change in zip(getattr(scheduler, name), changes, strict=True)]
+            # A scheduler has no rates of groups that were added after it was made.
+            rates = [_scaled(rate, change) for rate, change in zip(getattr(scheduler, name), changes, strict=False)]
             setattr(scheduler, name, rates)
 
 

@@ -3,20 +3,21 @@
 import difflib
 import itertools
 import warnings
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lightning_muon.optim.routing.model_roles import model_roles
 from lightning_muon.optim.routing.roles import MUON_ROLES, ROLES, Role, RoleName
 from lightning_muon.optim.routing.wrapped_names import plain_name
 from lightning_muon.optim.sharding.sharding import Sharding, Shardings
-from lightning_muon.optim.sharding.wrappers import find_shardings, full_shapes, without_ddp
+from lightning_muon.optim.sharding.wrappers import find_ddp, find_shardings, full_shapes, reduce_unfrozen, without_ddp
 from lightning_muon.optim.update.matrix_layout import MatrixLayout
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Route:
         layout: Where the matrices of a muon parameter are.
         options: Hyperparameters that differ from the optimizer's.
         sharding: Its sharding, if it is distributed over ranks and no DTensor.
+        trained: Its route if it took a gradient, where it takes none.
     """
 
     name: str
@@ -67,11 +69,39 @@ class Route:
     layout: MatrixLayout = field(default_factory=MatrixLayout)
     options: Mapping[str, Any] = field(default_factory=dict)
     sharding: Sharding | None = None
+    trained: "Route | None" = None
 
     @property
     def shape(self) -> torch.Size:
         """Shape of the whole parameter, of which this rank may have only a shard."""
         return self.parameter.shape if self.sharding is None else self.sharding.shape
+
+
+class LeftOut(dict[Tensor, Route]):
+    """The routes of parameters that are in no group, by parameter: what they would be if they were trained.
+
+    Parameters belong to a run, so copies and checkpoints of a group contain an empty dictionary instead.
+
+    Args:
+        routes: The parameters with their routes.
+        wrappers: The wrappers that must learn when a parameter is unfrozen.
+    """
+
+    def __init__(
+        self, routes: Iterable[tuple[Tensor, Route]] = (), wrappers: Iterable[DistributedDataParallel] = ()
+    ) -> None:
+        super().__init__(routes)
+        self.wrappers = list(wrappers)
+
+    def unfreeze(self, parameters: Iterable[Tensor]) -> None:
+        """Let parameters take gradients, reduced over the ranks of DDP, if they were left out."""
+        added = [parameter.requires_grad_(True) for parameter in parameters if parameter in self]
+        for wrapper in self.wrappers if added else ():
+            reduce_unfrozen(wrapper)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[type, tuple[()]]:
+        """Pickle as an empty container that ``torch.load`` also takes with ``weights_only=True``."""
+        return OrderedDict, ()
 
 
 def route_parameters(
@@ -85,12 +115,13 @@ def route_parameters(
     ``MuonAdamW`` may have a learning rate of its own: ``lr_by_role``. Complex parameters go to AdamW.
 
     Frozen parameters are left out, and are not updated even if they are unfrozen later, so freeze before routing. To
-    unfreeze a part during training, as in the ``finetune_function`` of Lightning's ``BaseFinetuning``, route this part
-    and add its groups::
+    unfreeze a part during training, add its parameters, as Lightning's ``BackboneFinetuning`` does::
 
         self.make_trainable(pl_module.backbone)
-        for group in route_parameters(pl_module, part=pl_module.backbone):
-            optimizer.add_param_group(group)
+        optimizer.add_param_group({"params": list(pl_module.backbone.parameters()), "lr": 1e-4})
+
+    ``MuonAdamW`` remembers their roles and makes groups of them as it is done here. To see or change these, route the
+    part, and add each group: ``route_parameters(pl_module, part=pl_module.backbone)``.
 
     Args:
         module: The model, before or after ``torch.compile``; if DDP or FSDP wrap it, after that.
@@ -107,8 +138,9 @@ def route_parameters(
         for Muon, ``layouts``, in the same order; ``algorithm``; ``role``; ``name``, which Lightning's
         ``LearningRateMonitor`` shows. The name is that of the role: ``matrix``, ``router``, ``embedding``, ``head``,
         ``vector`` or ``other``; with the algorithm, as in ``head_muon``, where a rule chose another than the role's.
-        Muon's groups come first, and the roles in this order. Under DDP and FSDP1 also ``shardings``, which only the
-        optimizer reads; it is empty in copies and checkpoints.
+        Muon's groups come first, and the roles in this order. Under DDP and FSDP1 also ``shardings``, and in the first
+        group ``left_out``, if parameters are: only the optimizer reads these, and they are empty in copies and
+        checkpoints.
         Any ``torch.optim`` optimizer takes the groups.
 
     Raises:
@@ -120,22 +152,39 @@ def route_parameters(
         raise TypeError(f"route_parameters takes the module, not its parameters; got {type(module).__name__}")
     suffix = "" if part is None else f"_{_path_in(without_ddp(module), part)}"
     of_part = {id(parameter) for parameter in (module if part is None else part).parameters()}
-    trained = [
-        r
-        for r in find_routes(module, rules, per_head=per_head)
-        if r.algorithm != "frozen" and id(r.parameter) in of_part
-    ]
+    routes = find_routes(module, rules, per_head=per_head)
+    trained = [route for route in routes if route.algorithm != "frozen" and id(route.parameter) in of_part]
     if not trained:
         raise ValueError(
             f"{type(part or module).__name__} has no parameter that requires a gradient: there is nothing to train"
         )
+    groups = grouped(trained, suffix=suffix)
+    taken = {id(route.parameter) for route in trained}
+    if others := [route for route in routes if id(route.parameter) not in taken]:
+        left_out = ((route.parameter, route.trained or route) for route in others)
+        groups[0]["left_out"] = LeftOut(left_out, find_ddp(module))
+    return groups
+
+
+def grouped(
+    routes: Iterable[Route], options: Mapping[str, Any] | None = None, names: Iterable[str] = (), suffix: str = ""
+) -> list[dict[str, Any]]:
+    """Return the groups of routes, of which none is frozen; see :func:`route_parameters`.
+
+    Args:
+        routes: The routes.
+        options: Further options of all groups, which override those of the routes.
+        names: Names that no group is to have.
+        suffix: The end of the names.
+    """
     members: defaultdict[tuple[int, int, str], list[Route]] = defaultdict(list)
-    for route in trained:
+    for route in routes:
         algorithm, role = ORDER.index(route.algorithm), ROLES.index(route.role)
         members[algorithm, role, repr(sorted(route.options.items()))].append(route)
     # Groups that differ in their options alone come in the order of their first parameters.
-    groups = [_group(routes) for _, routes in sorted(members.items(), key=lambda item: item[0][:2])]
-    _name(groups, suffix)
+    ordered = sorted(members.items(), key=lambda item: item[0][:2])
+    groups = [{**_group(of_one), **(options or {})} for _, of_one in ordered]
+    _name(groups, suffix, set(names))
     return groups
 
 
@@ -184,7 +233,12 @@ def find_routes(module: nn.Module, rules: Iterable[Rule] = (), *, per_head: bool
                 if not role.known and parameter.requires_grad:
                     unknown.append(f"{names[0]} {tuple(parameter.shape)}")
             original = own.get(id(parameter), parameter)
-            routes.append(replace(route, parameter=original, sharding=shardings.get(original)))
+            route = replace(route, parameter=original, sharding=shardings.get(original))
+            if not parameter.requires_grad:
+                trained = route if route.algorithm != "frozen" else None
+                idle: dict[str, Any] = {"algorithm": "frozen", "layout": MatrixLayout(), "options": {}}
+                route = replace(route, **idle, reason="takes no gradient", trained=trained) if trained else route
+            routes.append(route)
     for index, rule in enumerate(rules):
         if index not in used:
             _raise_unused(rule, [route.name for route in routes])
@@ -198,8 +252,6 @@ def find_routes(module: nn.Module, rules: Iterable[Rule] = (), *, per_head: bool
 
 
 def _route_by_role(name: str, parameter: nn.Parameter, role: Role) -> Route:
-    if not parameter.requires_grad:
-        return Route(name, parameter, "frozen", role.name, "takes no gradient")
     options = {} if role.decay else {"weight_decay": 0.0}
     if parameter.is_complex():
         return Route(name, parameter, "adamw", role.name, f"complex: {role.reason}", options=options)
@@ -225,8 +277,6 @@ def _route_by_rule(name: str, parameter: nn.Parameter, role: Role, rule: Rule) -
         except ValueError as error:
             raise ValueError(f"rule {rule.pattern!r} sends {name} to muon: {error}") from None
     route = _route_by_role(name, parameter, replace(role, algorithm=rule.algorithm, layout=layout))
-    if route.algorithm == "frozen":
-        return route
     options = {**(route.options if rule.algorithm == "adamw" else {}), **rule.options}
     return replace(route, reason=f"rule {rule.pattern!r}", options=options)
 
@@ -261,9 +311,8 @@ def _path_in(module: nn.Module, part: nn.Module) -> str:
     raise ValueError(f"part is a {type(part).__name__} that is not in the {type(module).__name__} that is routed")
 
 
-def _name(groups: Sequence[dict[str, Any]], suffix: str) -> None:
-    """Name the groups by role and suffix, with a number where two would have the same name."""
-    taken: set[str] = set()
+def _name(groups: Sequence[dict[str, Any]], suffix: str, taken: set[str]) -> None:
+    """Name the groups by role and suffix, with a number where two would have the same name, or it is taken."""
     for group in groups:
         usual = "muon" if group["role"] in MUON_ROLES else "adamw"
         own = group["role"] if group["algorithm"] == usual else f"{group['role']}_{group['algorithm']}"

@@ -39,6 +39,32 @@ def find_shardings(module: nn.Module) -> dict[Tensor, Sharding]:
     return shardings
 
 
+def find_ddp(module: nn.Module) -> list[DistributedDataParallel]:
+    """Return the DistributedDataParallel in a module and, for a LightningModule in training, around it."""
+    around = _wrapper_of_strategy(module)
+    roots = [module] if around is None else [module, around]
+    return [wrapper for root in roots for wrapper in root.modules() if isinstance(wrapper, DistributedDataParallel)]
+
+
+def reduce_unfrozen(ddp: DistributedDataParallel) -> None:
+    """Let DDP average the gradients of all parameters that take one now.
+
+    It looks once, when it wraps the module: those that are unfrozen later would get gradients of each rank's own data.
+    Between steps, on all ranks.
+
+    Raises:
+        RuntimeError: If the private attributes of this version of torch differ, or a communication hook is registered.
+    """
+    if ddp._comm_hooks:
+        raise RuntimeError("DistributedDataParallel has a communication hook: it cannot reduce what is unfrozen later")
+    try:
+        parameters, sparse = ddp._build_params_for_reducer()
+        names = ddp._build_debug_param_to_name_mapping(parameters)
+        ddp._ddp_init_helper(parameters, sparse, names, ddp.static_graph)
+    except (AttributeError, TypeError) as error:
+        raise RuntimeError(f"cannot let DDP of this torch reduce what was unfrozen: {error}") from error
+
+
 def without_ddp(module: nn.Module) -> nn.Module:
     """Return the model inside a DistributedDataParallel, with the names of one device; any other module as it is."""
     return module.module if isinstance(module, DistributedDataParallel) else module

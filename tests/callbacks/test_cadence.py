@@ -17,6 +17,7 @@ from lightning_muon.callbacks import (
     MuonDashboard,
     OptimizerTimeMonitor,
     OrthogonalityMonitor,
+    RunGuard,
     UpdateRMSMonitor,
     WeightRMSMonitor,
 )
@@ -32,6 +33,7 @@ MONITORS: tuple[Any, ...] = (
     GradientMonitor,
     OptimizerTimeMonitor,
     AutoWeightDecay,
+    RunGuard,
 )
 
 

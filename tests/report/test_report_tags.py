@@ -33,7 +33,8 @@ def figures(comparison: Comparison) -> dict[str, Any]:
 
 
 def monitors() -> list[Any]:
-    names = [name for name in callbacks.__all__ if name not in {"MuonDashboard", "HyperparameterSchedule"}]
+    others = {"MuonDashboard", "HyperparameterSchedule", "NonFiniteError"}
+    names = [name for name in callbacks.__all__ if name not in others]
     options = {"WeightRMSMonitor": {"outputs": ["net.*"], "per_parameter": True}}
     watching = [getattr(callbacks, name)(every_n_steps=1, **options.get(name, {})) for name in names]
     return [*watching, HyperparameterSchedule("momentum", {0: 0.9, -1: 0.95})]

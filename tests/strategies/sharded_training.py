@@ -1,11 +1,13 @@
 """Small trainings, one after the other on each rank, each described by a dict."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -96,6 +98,18 @@ class Sequences(LightningModule):
     predict_dataloader = val_dataloader
 
 
+class WithNetwork(Sequences):
+    """Takes modules as arguments and saves all of them, as the modules of many projects do."""
+
+    def __init__(self, job: Job, network: nn.Module, settings: dict[str, Any], width: int = 7) -> None:
+        super().__init__(job)
+        self.save_hyperparameters()
+        self.network = network
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.network(super().forward(tokens))
+
+
 class Batches:
     """This rank's part of each global batch, in the micro-batches that are accumulated; resumed where it stopped."""
 
@@ -121,6 +135,31 @@ class Batches:
         self.position = state["position"]
 
 
+class EveryOther(WeightAveraging):
+    """An equal average, of every second step."""
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None and step_idx % 2 == 1
+
+
+class SaveAt(Callback):
+    """Saves during the run: at its end the averaged weights are the model's."""
+
+    def __init__(self, step: int, path: str) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+
+CALLBACKS: dict[str, Callable[[], Callback]] = {
+    "exponential": lambda: EMAWeightAveraging(decay=0.5),
+    "equal": EveryOther,
+    "epochs": lambda: StochasticWeightAveraging(0.1),
+}
+
+
 def run_jobs(jobs: Iterable[Job]) -> list[dict[str, Any]]:
     """Run the jobs in this process; returns on rank 0 what :func:`run` returned of each."""
     results = [run(job, dist.get_world_size()) for job in jobs]
@@ -131,7 +170,8 @@ def run(job: Job, world_size: int) -> dict[str, Any]:
     """Trains as the job says.
 
     Keys: ``strategy``, a name, or the arguments of FSDP2Strategy; ``steps``; ``resume`` and ``save``, paths;
-    ``trainer``, further arguments of it; ``then``, ``"predict"``; and what :class:`Sequences` reads.
+    ``save_at``, a path by the step; ``callbacks``, names; ``network``, for :class:`WithNetwork`; ``trainer``, further
+    arguments of it; ``then``, ``"predict"``; and what :class:`Sequences` reads.
     """
     strategy = job.get("strategy", "auto")
     trainer = Trainer(
@@ -139,6 +179,10 @@ def run(job: Job, world_size: int) -> dict[str, Any]:
         devices=world_size,
         strategy=FSDP2Strategy(**strategy) if isinstance(strategy, dict) else strategy,
         max_steps=job["steps"],
+        callbacks=[
+            *(CALLBACKS[name]() for name in job.get("callbacks", ())),
+            *(SaveAt(*where) for where in job.get("save_at", {}).items()),
+        ],
         **{
             "logger": False,
             "enable_checkpointing": False,
@@ -152,10 +196,13 @@ def run(job: Job, world_size: int) -> dict[str, Any]:
             **job.get("trainer", {}),
         },
     )
-    module = Sequences(job)
+    torch.manual_seed(0)
+    network = nn.Linear(SYMBOLS, SYMBOLS)
+    settings = {"head": nn.ReLU(), "depth": 2, "parts": [nn.Tanh()]}
+    module = WithNetwork(job, network, settings) if job.get("network") else Sequences(job)
     try:
         trainer.fit(module, ckpt_path=job.get("resume"))
-    except (ValueError, RuntimeError, TypeError) as error:
+    except (ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
         if not job.get("refused"):
             raise
         return {"error": f"{type(error).__name__}: {error}"}
