@@ -106,7 +106,7 @@ class AutoWeightDecay(StepMonitor):
         is_target = target_rms is None or target_rms == "bf16" or _is_positive(target_rms)
         for name, value, fits, demand in (
             ("target_rms", target_rms, is_target, "a positive number, 'bf16', or null for the limit"),
-            ("limit", limit, is_number(limit) and limit > 0, "positive"),
+            ("limit", limit, _is_positive(limit), "positive and finite"),
             ("weight_decay", weight_decay, _is_positive(weight_decay), "positive and finite"),
             ("horizon", horizon, is_whole(horizon) and horizon >= 0, "at least 0, a whole number"),
             ("ramp_steps", ramp_steps, is_whole(ramp_steps) and ramp_steps >= 1, "at least 1, a whole number"),

@@ -26,7 +26,9 @@ from typing_extensions import override
 # are imported by their short names, and --help lists them.
 import lightning_muon.callbacks
 import lightning_muon.optim  # noqa: F401
+from lightning_muon.cli.config_files import without_empty_sections
 from lightning_muon.cli.errors.parser import check_strategy, explain
+from lightning_muon.cli.errors.settings import check_settings
 from lightning_muon.cli.errors.user import message_for_the_user
 from lightning_muon.cli.given import INTERPOLATION, Given, flatten, plain_key, read_given, value_of
 from lightning_muon.cli.output import (
@@ -41,6 +43,7 @@ from lightning_muon.cli.output import (
 from lightning_muon.cli.resume.callback import KeepCommandLineOnResume
 from lightning_muon.cli.resume.checks import check_checkpoint, explain_other_weights
 from lightning_muon.cli.resume.plan import ModuleArguments, ResumePlan
+from lightning_muon.cli.resume.reading import is_url
 
 # Otherwise `${model.dim}` would be looked up at the parser's root, which lies above the subcommand.
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -135,7 +138,10 @@ class MuonCLI(LightningCLI):
             # Imported for its effect, as above, and because it registers "fsdp2"; late, because it takes 0.1 s.
             import lightning_muon.strategies  # noqa: F401, PLC0415
         ckpt_path = value_of(self.given, "ckpt_path")
-        self.resume = ResumePlan.of(None if ckpt_path is None else str(ckpt_path))
+        trusted = str(value_of(self.given, "weights_only")).lower() == "false"
+        self.resume = ResumePlan.of(
+            None if ckpt_path is None else str(ckpt_path), fitting=head[-1:] == ["fit"], trusted=trusted
+        )
         without = None
         if self.resume.saved_module is None:
             self._parse(parser, tail)
@@ -150,7 +156,11 @@ class MuonCLI(LightningCLI):
             layer = self.resume.layer(without, self.given)
             self._parse(parser, tail, *([layer] if layer else []))
         self.resume.used = self._module_arguments()
+        self._check_values()
         self.resume.print_differences(without)
+        if is_url(str(ckpt_path)) and not trusted:
+            # Lightning would run the code in a checkpoint from the network.
+            self.config[self.config["subcommand"]]["weights_only"] = True
 
     def _args_of_subcommand(self) -> tuple[list[str], list[str]]:
         """Return the arguments up to the subcommand, and those after it."""
@@ -170,7 +180,7 @@ class MuonCLI(LightningCLI):
             head += [f"--config={layer}" for layer in [*defaults, *layers]]
         # On the command line a key starts at the subcommand; the parser's root lies above it.
         tail = [INTERPOLATION.sub(rf"${{{head[0]}.\1}}", arg) for arg in tail]
-        self.config = parser.parse_args([*head, *tail])
+        self.config = parser.parse_args(without_empty_sections([*head, *tail]))
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -191,6 +201,13 @@ class MuonCLI(LightningCLI):
         # A module without arguments has no keys either.
         return ModuleArguments(class_path, {name: values.get(name) for name in (vars(module) if module else ())})
 
+    def _check_values(self) -> None:
+        """Refuse values out of range, before anything is made of them."""
+        subcommand = self.config["subcommand"]
+        config = self.config[subcommand].as_dict()
+        self._check_lengths()
+        check_settings({**config, "model": dict(self.resume.used.arguments)}, self.given)
+
     def _check_lengths(self) -> None:
         """Refuse lengths, such as a schedule's, that follow ``trainer.max_steps`` where that is -1, for no limit."""
         if self.config[self.config["subcommand"]].get("trainer.max_steps") != -1:
@@ -207,7 +224,6 @@ class MuonCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        self._check_lengths()
         self.resume.seed = self.config[self.config["subcommand"]].get("seed_everything")
         self.trainer_defaults = {"callbacks": [KeepCommandLineOnResume(self.resume)]}
 

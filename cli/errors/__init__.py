@@ -1,6 +1,7 @@
 """Mistakes of the user, each told in one line.
 
 - :mod:`~lightning_muon.cli.errors.parser`: what the parser refuses, with the key, the file and the nearest valid thing.
+- :mod:`~lightning_muon.cli.errors.interpolation`: which ``${…}`` cannot be read, and which lead nowhere or in a circle.
 - :mod:`~lightning_muon.cli.errors.user`: which other exceptions are the user's, and which are bugs.
 - :mod:`~lightning_muon.cli.errors.suggestions`: the closest valid name, key or path.
 """

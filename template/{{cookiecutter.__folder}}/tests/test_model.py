@@ -48,6 +48,12 @@ def test_generate_goes_on_past_the_context() -> None:
     assert torch.equal(text[:, :3], prompt)
 
 
+@pytest.mark.parametrize("name", ["dim", "depth", "heads", "context"])
+def test_sizes_are_at_least_1(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        GPT(**{name: 0})
+
+
 def test_heads_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"dim \(20\) must be a multiple of twice the number of heads \(4\)"):
         GPT(dim=20, heads=4)

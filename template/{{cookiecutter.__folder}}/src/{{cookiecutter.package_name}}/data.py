@@ -53,6 +53,8 @@ class TextData(L.LightningDataModule):
         for name, value in (("context", context), ("batch_size", batch_size), ("val_batches", val_batches)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}")
         if not prompt:
             raise ValueError("prompt must have at least one character")
         self.files = [files] if isinstance(files, str) else files
