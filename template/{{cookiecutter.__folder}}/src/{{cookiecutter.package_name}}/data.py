@@ -112,6 +112,8 @@ class TextData(L.LightningDataModule):
         else:
             found = (Path(match) for pattern in self.files for match in glob.glob(pattern, recursive=True))  # noqa: PTH207 - absolute patterns too
         paths = sorted({path for path in found if path.is_file()})
+        for path in paths:
+            path.open("rb").close()  # an unreadable file is told before anything is written
         if not paths:
             raise FileNotFoundError(f"--data.files {self.files}: no file matches in {Path.cwd()}")
         return paths
