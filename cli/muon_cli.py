@@ -139,8 +139,6 @@ class MuonCLI(LightningCLI):
         if len(head) > 1 and head[-1] in self.subcommands() and head[0].startswith("--"):
             raise ValueError(f"'{head[0]}' stands before the subcommand; write '{head[-1]} {head[0]} …'")
         self.given = read_given(self.default_config, tail)
-        self.secrets = Secrets(self.given)
-        self.save_config_kwargs["secrets"] = self.secrets
         if _HELP & set(tail) or any(entry.key.startswith("trainer.strategy") for entry in self.given):
             # Imported for its effect, as above, and because it registers "fsdp2"; late, because it takes 0.1 s.
             import lightning_muon.strategies  # noqa: F401, PLC0415
@@ -149,8 +147,11 @@ class MuonCLI(LightningCLI):
         self.resume = ResumePlan.of(
             None if ckpt_path is None else str(ckpt_path), fitting=head[-1:] == ["fit"], trusted=trusted
         )
+        saved = self.resume.saved_module
+        self.secrets = Secrets(self.given, {} if saved is None else saved.arguments)
+        self.save_config_kwargs["secrets"] = self.secrets
         without = None
-        if self.resume.saved_module is None:
+        if saved is None:
             self._parse(parser, tail)
         else:
             try:

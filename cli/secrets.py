@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -16,13 +16,22 @@ _VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*['\"]?(\w+)")
 class Secrets:
     """Which values come from the environment, by their keys.
 
+    Args:
+        given: What the user gave.
+        saved: The module's arguments in the checkpoint, which lie above the defaults and below what was asked for.
+
     Attributes:
         written: What was written, such as ``${oc.env:TOKEN}``, by its key in the form of
             :func:`~lightning_muon.cli.given.plain_key`. What leads to such a key, as ``${data.token}``, counts too.
     """
 
-    def __init__(self, given: Iterable[Given] = ()) -> None:
-        last = {key: value for entry in given for key, value in _leaves(entry)}
+    def __init__(self, given: Sequence[Given] = (), saved: Mapping[str, Any] | None = None) -> None:
+        of_checkpoint = [
+            Given(plain_key(key), value, None, asked=False) for key, value in flatten(saved or {}, "model")
+        ]
+        asked = [entry for entry in given if entry.asked]
+        in_order = [*(entry for entry in given if not entry.asked), *of_checkpoint, *asked]
+        last = {key: value for entry in in_order for key, value in _leaves(entry)}
         texts = {key: value for key, value in last.items() if isinstance(value, str) and "${" in value}
         self.written = {key: text for key, text in texts.items() if _VARIABLE.search(text)}
         names = {name for text in self.written.values() for name in _VARIABLE.findall(text)}

@@ -7,9 +7,9 @@ import unicodedata
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _JOINERS = "\u200c\u200d"  # parts of emoji, and of the writing of several languages
 
-_INLINE = re.compile(r"[\\|*<`\[]|(?<!\w)_|_(?!\w)")  # inside of a word an underscore means itself
+_INLINE = re.compile(r"[\\|*`\[]|(?<!\w)_|_(?!\w)")  # inside of a word an underscore means itself
 _AT_THE_START = re.compile(r"^(\s*(?:\d+(?=[.)]))?)([#>+.)-])")  # a heading, a quotation, an entry of a list
-_ESCAPED = re.compile(r"\\([\\|*_<`\[#>+.)-])")
+_ESCAPED = re.compile(r"\\([\\|*_`\[#>+.)-])")
 
 
 def printable(text: str) -> str:
@@ -26,13 +26,13 @@ def printable(text: str) -> str:
 
 def markdown(text: str) -> str:
     """Return Markdown that shows a text as it is, in one line, also in a table."""
-    escaped = _INLINE.sub(r"\\\g<0>", printable(text))
+    escaped = _INLINE.sub(r"\\\g<0>", printable(text)).replace("&", "&amp;").replace("<", "&lt;")
     return _AT_THE_START.sub(r"\1\\\2", escaped)
 
 
 def from_markdown(text: str) -> str:
     """Return the text that :func:`markdown` escaped."""
-    return _ESCAPED.sub(r"\1", text)
+    return _ESCAPED.sub(r"\1", text).replace("&lt;", "<").replace("&amp;", "&")
 
 
 def code(text: str) -> str:

@@ -6,12 +6,14 @@ from typing import Any, TypeGuard
 
 from lightning_muon.cli.given import Given, flatten, place_of, plain_key
 
-# The least value of the trainer's settings that Lightning does not check. It fails on the others by itself.
+# The least value of settings of the trainer that Lightning does not check, or after what follows them.
 _LEAST = {
     "accumulate_grad_batches": 1,
     "check_val_every_n_epoch": 1,
     "gradient_clip_val": 0,
     "log_every_n_steps": 0,
+    "max_epochs": -1,
+    "max_steps": -1,
     "min_epochs": 0,
     "min_steps": 0,
     "num_sanity_val_steps": -1,
