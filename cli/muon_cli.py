@@ -86,7 +86,7 @@ class MuonCLI(LightningCLI):
     ) -> None:
         self.default_config = None if default_config is None else str(default_config)
         self.resume = ResumePlan()
-        self.config = Namespace()
+        self.config = Namespace()  # type: ignore[no-untyped-call]
         self.given: list[Given] = []
         self.secrets = Secrets()
         self._new_folders: NewFolders | None = None

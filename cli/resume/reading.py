@@ -72,7 +72,7 @@ def read_checkpoint(path: Path, *, fitting: bool = False, trusted: bool = False)
         if path.is_dir() and not (file.is_file() and (path / ".metadata").is_file()):
             missing = " and ".join(name for name in ("meta.pt", ".metadata") if not (path / name).is_file())
             raise ValueError(f"--ckpt_path: '{path}' is not a checkpoint: the folder has no {missing}")
-        checkpoint = _load(file, path, trusted=trusted)
+        checkpoint: Mapping[str, Any] | None = _load(file, path, trusted=trusted)
     except OSError as error:
         raise ValueError(f"--ckpt_path: '{path}' cannot be read: {error.strerror or error}") from error
     if checkpoint is not None:

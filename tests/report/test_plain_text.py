@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from markdown import markdown as html  # what TensorBoard's page of texts uses
+from markdown import markdown as html  # type: ignore[import-untyped]  # what TensorBoard shows texts by
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_muon.report import compare, print_comparison, write_report

@@ -1,5 +1,7 @@
 """Test that the model is causal, and its embeddings, start and sampling."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -50,8 +52,9 @@ def test_generate_goes_on_past_the_context() -> None:
 
 @pytest.mark.parametrize("name", ["dim", "depth", "heads", "context"])
 def test_sizes_are_at_least_1(name: str) -> None:
+    sizes: dict[str, Any] = {name: 0}
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-        GPT(**{name: 0})
+        GPT(**sizes)
 
 
 def test_heads_that_do_not_fit_are_refused() -> None:
