@@ -94,6 +94,7 @@ CONFIGS: dict[str | bytes, str] = {
     "trainer: {gradient_clip_val: .inf}": "trainer.gradient_clip_val must be a finite number, got inf (in my.yaml)",
 }
 
+CHECKPOINTING = "--trainer.enable_checkpointing=true --trainer.callbacks=ModelCheckpoint"
 COMMAND_LINES: dict[str, str] = {
     # values out of range
     "--model.lr_scheduler.T_max=0": "model.lr_scheduler.T_max must be at least 1, got 0",
@@ -186,7 +187,7 @@ COMMAND_LINES: dict[str, str] = {
     "--trainer.logger=CSVLogger --trainer.logger.save_dir=file": "trainer.logger.save_dir: '",
     "--trainer.logger=TensorBoardLogger --trainer.logger.save_dir=file/logs": "cannot be used: Not a directory; choose",
     "--trainer.default_root_dir=file": "trainer.default_root_dir: '",
-    "--trainer.callbacks=ModelCheckpoint --trainer.callbacks.dirpath=file --trainer.enable_checkpointing=1": "dirpath",
+    f"{CHECKPOINTING} --trainer.callbacks.dirpath=file": "trainer.callbacks.dirpath: '",
     "--trainer.default_root_dir=/proc/nothing": "trainer.default_root_dir: '/proc/nothing' cannot be used: ",
 }
 
