@@ -17,13 +17,14 @@ from lightning_muon.callbacks.arguments import is_number, is_whole
 from lightning_muon.callbacks.decay.controls import DecayControl, MatrixSet, MatrixSize, TargetControl, ThresholdControl
 from lightning_muon.callbacks.decay.decay_swap import DecaySwap
 from lightning_muon.callbacks.decay.target_decay import Aim, planned_lr
-from lightning_muon.callbacks.logging import log_scalars, log_text, logged_step
+from lightning_muon.callbacks.logging import log_message, log_scalars, logged_step
 from lightning_muon.callbacks.matrices import LabelledGroup, frozen_names, muon_groups, muon_matrices
 from lightning_muon.callbacks.measures.weight_steps import UpdateSample, is_decoupled
 from lightning_muon.callbacks.monitor import StepMonitor
 from lightning_muon.callbacks.sampling import spread_evenly
 from lightning_muon.callbacks.shards import entry_norms, find_shards, names_with_gradient, over_ranks
 from lightning_muon.optim.update.state import HALF
+from lightning_muon.report.plain_text import printable
 
 # Lightning's default, for a trainer with log_every_n_steps=0.
 STEPS_WITHOUT_LOG = 50
@@ -106,7 +107,7 @@ class AutoWeightDecay(StepMonitor):
         is_target = target_rms is None or target_rms == "bf16" or _is_positive(target_rms)
         for name, value, fits, demand in (
             ("target_rms", target_rms, is_target, "a positive number, 'bf16', or null for the limit"),
-            ("limit", limit, is_number(limit) and limit > 0, "positive"),
+            ("limit", limit, _is_positive(limit), "positive and finite"),
             ("weight_decay", weight_decay, _is_positive(weight_decay), "positive and finite"),
             ("horizon", horizon, is_whole(horizon) and horizon >= 0, "at least 0, a whole number"),
             ("ramp_steps", ramp_steps, is_whole(ramp_steps) and ramp_steps >= 1, "at least 1, a whole number"),
@@ -254,8 +255,8 @@ class AutoWeightDecay(StepMonitor):
                 sets[name] = MatrixSet(labelled.label, *lrs, members)
         if decision := self._control.judge(logged_step(trainer), finite, sets):
             message = f"AutoWeightDecay, step {logged_step(trainer)}: {decision}"
-            rank_zero_info(message)
-            log_text(trainer, "weight_decay/decisions", message)
+            rank_zero_info(printable(message))
+            log_message(trainer, "weight_decay/decisions", message)
         log_scalars(trainer, self._curve)
 
     @override

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_muon.callbacks.arguments import NameChoice, is_number, some
 from lightning_muon.callbacks.auto_weight_decay import AutoWeightDecay
-from lightning_muon.callbacks.logging import log_scalars, log_text, logged_step
+from lightning_muon.callbacks.logging import log_message, log_scalars, logged_step
 from lightning_muon.callbacks.matrices import LabelledGroup, labelled_groups
 from lightning_muon.callbacks.points import PiecewiseLinear, Points
 from lightning_muon.optim.update.options import AdamWOptions, MuonOptions
@@ -134,7 +134,7 @@ class HyperparameterSchedule(Callback):
         self._logged = None
         labels = ", ".join(labelled.label for labelled in self._chosen)
         points = ", ".join(f"{value:g} in step {step:g}" for step, value in self._value_at.points)
-        log_text(trainer, f"hyperparameter/{self.hyperparameter}", f"{self.hyperparameter} of {labels}: {points}")
+        log_message(trainer, f"hyperparameter/{self.hyperparameter}", f"{self.hyperparameter} of {labels}: {points}")
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:

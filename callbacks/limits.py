@@ -1,5 +1,6 @@
 """Limits of measured quantities: a monitor warns once when one is passed."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -36,9 +37,9 @@ class Limit:
     told: bool = False
 
     def __post_init__(self) -> None:
-        if self.bound is not None and not (is_number(self.bound) and self.bound >= self.smallest):
+        if self.bound is not None and not (is_number(self.bound) and self.smallest <= self.bound < math.inf):
             raise MisconfigurationException(
-                f"{self.monitor}: {self.argument} must be at least {self.smallest}, or null for no limit,"
+                f"{self.monitor}: {self.argument} must be at least {self.smallest} and finite, or null for no limit,"
                 f" got {self.bound!r}"
             )
 

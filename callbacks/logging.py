@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from lightning_muon.callbacks.arguments import NameChoice
+from lightning_muon.report.plain_text import markdown, printable
 
 # The part of a tag that stands in the place of a name.
 SUMMARIES = ("max", "mean", "min")
@@ -61,13 +62,18 @@ def _write_one_event(logger: TensorBoardLogger, scalars: Mapping[str, float], st
 
 
 def log_text(trainer: Trainer, tag: str, text: str) -> None:
-    """Write a text to TensorBoard, if the trainer has a ``TensorBoardLogger``."""
+    """Write a text in Markdown to TensorBoard, if the trainer has a ``TensorBoardLogger``."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
             logger.experiment.add_text(tag, text, logged_step(trainer))
 
 
+def log_message(trainer: Trainer, tag: str, message: str) -> None:
+    """Write a message, with names and values in it that are not Markdown, to TensorBoard as it is."""
+    log_text(trainer, tag, markdown(message))
+
+
 def warn(trainer: Trainer, message: str) -> None:
     """Warn on the console, and in TensorBoard under the text ``warnings``, which collects the warnings of a run."""
-    rank_zero_warn(message)
-    log_text(trainer, "warnings", message)
+    rank_zero_warn(printable(message))
+    log_message(trainer, "warnings", message)

@@ -5,7 +5,10 @@ importable modules from anywhere.
 
 - :mod:`~lightning_muon.cli.program`: ``main``, which chooses the command; ``report`` and ``consolidate``.
 - :mod:`~lightning_muon.cli.muon_cli`: ``MuonCLI``, the command line of ``fit``, ``validate``, ``test`` and ``predict``.
+- :mod:`~lightning_muon.cli.config_files`: config files, read as YAML.
 - :mod:`~lightning_muon.cli.given`: what the user wrote, key by key and with its place.
+- :mod:`~lightning_muon.cli.secrets`: values from the environment, which no file of a run holds.
+- :mod:`~lightning_muon.cli.saved_config`: the configuration that is saved with a run, and the folders that it makes.
 - :mod:`~lightning_muon.cli.resume`: what a run takes from a checkpoint, and what from the command line.
 - :mod:`~lightning_muon.cli.errors`: mistakes of the user, each told in one line.
 - :mod:`~lightning_muon.cli.output`: messages, the summary of a run, and how the program is called.

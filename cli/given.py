@@ -5,20 +5,12 @@ for or is a default.
 """
 
 import re
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import yaml
-
-from lightning_muon.cli.errors.suggestions import nearest_path
+from lightning_muon.cli.config_files import CONFIG_OPTIONS, is_inline, load_yaml, parse_config, read_config_file
 
 INTERPOLATION = re.compile(r"\$\{([a-zA-Z][\w.\[\]]*)\}")
-
-
-class ConfigFileError(ValueError):
-    """A config file that is missing or cannot be read; the message is one line for the user."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +41,14 @@ def value_of(given: Sequence[Given], *keys: str) -> object:
     return next((entry.value for entry in reversed(given) if entry.key in keys), None)
 
 
+def place_of(key: str, given: Sequence[Given]) -> str:
+    """Return a phrase with the file in which a key was given last; an empty string for the command line."""
+    outer = plain_key(key)
+    files = (entry.file for entry in reversed(given) if entry.key == outer or entry.key.startswith(f"{outer}."))
+    file = next(files, None)
+    return f" (in {file})" if file else ""
+
+
 def read_given(default_config: str | None, args: Sequence[str]) -> list[Given]:
     """List all given values; later ones override earlier ones.
 
@@ -57,14 +57,19 @@ def read_given(default_config: str | None, args: Sequence[str]) -> list[Given]:
         args: The arguments after the subcommand.
 
     Raises:
-        ConfigFileError: If one of the config files cannot be read.
+        ConfigFileError: If one of the config files cannot be read, or an anchor in a value contains itself.
     """
-    given = list(_in_file(default_config, asked=False)) if default_config else []
+    default = read_config_file(default_config) if default_config else {}
+    given = list(_entries(default, default_config, asked=False))
     for option, value in _options(args):
-        if option not in {"-c", "--config"}:
+        if option not in CONFIG_OPTIONS:
+            if value and "&" in value and "*" in value:
+                load_yaml(value, option)  # an anchor, and an alias of it
             given.append(Given(plain_key(option.lstrip("-")), value, None, asked=True))
-        elif value is not None and not value.lstrip().startswith("{"):
-            given.extend(_in_file(value, asked=True))
+        elif value is not None and is_inline(value):
+            given.extend(_entries(parse_config(value, "the text of --config"), None, asked=True))
+        elif value is not None:
+            given.extend(_entries(read_config_file(value), value, asked=True))
     return given
 
 
@@ -92,27 +97,6 @@ def _options(args: Sequence[str]) -> Iterator[tuple[str, str | None]]:
         yield option, value if equals else following
 
 
-def _in_file(path: str, asked: bool) -> Iterator[Given]:
-    for key, value in flatten(_read_config_file(path)):
-        yield Given(plain_key(key), value, path, asked)
-
-
-def _read_config_file(path: str) -> dict[str, object]:
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigFileError(f"config file '{path}' does not exist{nearest_path(file, '*.y*ml')}")
-    try:
-        content = yaml.safe_load(file.read_text())
-    except UnicodeDecodeError as error:
-        hint = ": a checkpoint goes to --ckpt_path" if zipfile.is_zipfile(file) else ""
-        raise ConfigFileError(f"config file '{path}' is not a text file{hint}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not a YAML file"
-        raise ConfigFileError(f"config file '{path}'{where}: {problem}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigFileError(f"config file '{path}' holds no keys: expected lines such as 'trainer:' or 'model:'")
-    return content
+def _entries(content: dict[str, object], file: str | None, asked: bool) -> Iterator[Given]:
+    for key, value in flatten(content):
+        yield Given(plain_key(key), value, file, asked)

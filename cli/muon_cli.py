@@ -7,7 +7,6 @@ import time
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, count
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -16,9 +15,8 @@ import torch.distributed as dist
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
@@ -28,7 +26,10 @@ from typing_extensions import override
 import lightning_muon.callbacks
 import lightning_muon.optim  # noqa: F401
 from lightning_muon.callbacks import NonFiniteError
+from lightning_muon.cli.config_files import without_empty_sections
+from lightning_muon.cli.errors.files import check_folders, explain_file_error
 from lightning_muon.cli.errors.parser import check_strategy, explain
+from lightning_muon.cli.errors.settings import check_settings
 from lightning_muon.cli.errors.user import message_for_the_user
 from lightning_muon.cli.given import INTERPOLATION, Given, flatten, plain_key, read_given, value_of
 from lightning_muon.cli.output import (
@@ -44,6 +45,9 @@ from lightning_muon.cli.output import (
 from lightning_muon.cli.resume.callback import KeepCommandLineOnResume
 from lightning_muon.cli.resume.checks import check_checkpoint, explain_other_weights
 from lightning_muon.cli.resume.plan import ModuleArguments, ResumePlan
+from lightning_muon.cli.resume.reading import is_url
+from lightning_muon.cli.saved_config import NewFolders, SaveRunConfig
+from lightning_muon.cli.secrets import Secrets
 
 # Otherwise `${model.dim}` would be looked up at the parser's root, which lies above the subcommand.
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -88,7 +92,10 @@ class MuonCLI(LightningCLI):
     ) -> None:
         self.default_config = None if default_config is None else str(default_config)
         self.resume = ResumePlan()
+        self.config = Namespace()  # type: ignore[no-untyped-call]
         self.given: list[Given] = []
+        self.secrets = Secrets()
+        self._new_folders: NewFolders | None = None
         self._args = list(sys.argv[1:] if args is None else args)
         _await_gloo_threads_at_exit()
         with _errors_in_one_line(self):
@@ -96,6 +103,7 @@ class MuonCLI(LightningCLI):
                 resolve_name(model_class) if isinstance(model_class, str) else model_class,
                 resolve_name(datamodule_class) if isinstance(datamodule_class, str) else datamodule_class,
                 save_config_callback=SaveRunConfig,
+                save_config_kwargs={"secrets": self.secrets},
                 parser_kwargs={
                     "parser_mode": "omegaconf+",
                     "prog": program_name(),
@@ -141,9 +149,15 @@ class MuonCLI(LightningCLI):
             # Imported for its effect, as above, and because it registers "fsdp2"; late, because it takes 0.1 s.
             import lightning_muon.strategies  # noqa: F401, PLC0415
         ckpt_path = value_of(self.given, "ckpt_path")
-        self.resume = ResumePlan.of(None if ckpt_path is None else str(ckpt_path))
+        trusted = str(value_of(self.given, "weights_only")).lower() == "false"
+        self.resume = ResumePlan.of(
+            None if ckpt_path is None else str(ckpt_path), fitting=head[-1:] == ["fit"], trusted=trusted
+        )
+        saved = self.resume.saved_module
+        self.secrets = Secrets(self.given, {} if saved is None else saved.arguments)
+        self.save_config_kwargs["secrets"] = self.secrets
         without = None
-        if self.resume.saved_module is None:
+        if saved is None:
             self._parse(parser, tail)
         else:
             try:
@@ -156,7 +170,11 @@ class MuonCLI(LightningCLI):
             layer = self.resume.layer(without, self.given)
             self._parse(parser, tail, *([layer] if layer else []))
         self.resume.used = self._module_arguments()
+        self._check_values()
         self.resume.print_differences(without)
+        if is_url(str(ckpt_path)) and not trusted:
+            # Lightning would run the code in a checkpoint from the network.
+            self.config[self.config["subcommand"]]["weights_only"] = True
 
     def _args_of_subcommand(self) -> tuple[list[str], list[str]]:
         """Return the arguments up to the subcommand, and those after it."""
@@ -176,7 +194,7 @@ class MuonCLI(LightningCLI):
             head += [f"--config={layer}" for layer in [*defaults, *layers]]
         # On the command line a key starts at the subcommand; the parser's root lies above it.
         tail = [INTERPOLATION.sub(rf"${{{head[0]}.\1}}", arg) for arg in tail]
-        self.config = parser.parse_args([*head, *tail])
+        self.config = parser.parse_args(without_empty_sections([*head, *tail]))
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -195,7 +213,15 @@ class MuonCLI(LightningCLI):
             class_path = module["class_path"]
             module, values = module.get("init_args"), values.get("init_args", {})
         # A module without arguments has no keys either.
-        return ModuleArguments(class_path, {name: values.get(name) for name in (vars(module) if module else ())})
+        arguments = {name: values.get(name) for name in (vars(module) if module else ())}
+        return ModuleArguments(class_path, self.secrets.masked(arguments, "model", only_texts=True))
+
+    def _check_values(self) -> None:
+        """Refuse values out of range, before anything is made of them."""
+        subcommand = self.config["subcommand"]
+        config = self.config[subcommand].as_dict()
+        self._check_lengths()
+        check_settings({**config, "model": dict(self.resume.used.arguments)}, self.given)
 
     def _check_lengths(self) -> None:
         """Refuse lengths, such as a schedule's, that follow ``trainer.max_steps`` where that is -1, for no limit."""
@@ -213,9 +239,8 @@ class MuonCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        self._check_lengths()
         self.resume.seed = self.config[self.config["subcommand"]].get("seed_everything")
-        self.trainer_defaults = {"callbacks": [KeepCommandLineOnResume(self.resume)]}
+        self.trainer_defaults = {"callbacks": [KeepCommandLineOnResume(self.resume, self.secrets)]}
 
     @override
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -240,7 +265,18 @@ class MuonCLI(LightningCLI):
             clip_by_norm(trainer.strategy)
             protect_checkpoints(trainer.strategy)
         check_checkpoint(self.resume, trainer, fitting=self.subcommand == "fit")
+        if self.subcommand != "predict":
+            check_folders(trainer)
+            self._new_folders = NewFolders(trainer)
         return trainer
+
+    @override
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        # What loggers write as the hyperparameters of the run.
+        for prefix, part in (("model", self.model), ("data", self.datamodule)):
+            if self.secrets.written and getattr(part, "_hparams_initial", None):
+                part._hparams_initial = type(part._hparams_initial)(self.secrets.masked(part.hparams_initial, prefix))
 
     def before_predict(self) -> None:
         """Warn of predictions that mean nothing."""
@@ -251,8 +287,21 @@ class MuonCLI(LightningCLI):
         """Print the final metrics, and what to do with the run."""
         print_summary(self.trainer, self.model)
 
+    def undo(self) -> None:
+        """Remove the folder of a run that is refused before its first batch."""
+        if self._new_folders is not None and not self._has_begun():
+            self._new_folders.remove()
+
+    def _has_begun(self) -> bool:
+        loops = (self.trainer.fit_loop.epoch_loop, self.trainer.validate_loop, self.trainer.test_loop)
+        return any(loop.batch_progress.total.ready for loop in loops)
+
     def explain_error(self, error: Exception) -> str | None:
         """Return one line for an error that the user can correct; ``None`` for a bug."""
+        if isinstance(error, OSError) and "subcommand" in self.config:
+            config = self.config[self.config["subcommand"]].as_dict()
+            if line := explain_file_error(error, config):
+                return line
         if isinstance(error, (ArgumentError, OmegaConfBaseException)):
             return explain(str(error), self.parser_in_use(), self.given)
         if hasattr(self, "model") and isinstance(error, (RuntimeError, ValueError)):
@@ -263,25 +312,6 @@ class MuonCLI(LightningCLI):
         modules += [str(entry.value) for entry in self.given if entry.key in _CLASS_KEYS]
         packages = {"lightning_muon", *(module.split(".")[0] for module in modules)} - {"lightning", "torch"}
         return message_for_the_user(error, packages)
-
-
-class SaveRunConfig(SaveConfigCallback):
-    """Save the whole configuration of a run to its log directory; files of earlier runs stay.
-
-    ``fit`` writes ``config.yaml``, another subcommand a file of its own name, such as ``validate.yaml``. A run in the
-    directory of an earlier one writes ``config-1.yaml``, ``config-2.yaml``, …
-    """
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not self.already_saved:
-            subcommand = TrainerFn(stage).value
-            stem = "config" if subcommand == "fit" else subcommand
-            directory = Path(str(trainer.log_dir))  # a collective: it is broadcast
-            names = chain([f"{stem}.yaml"], (f"{stem}-{number}.yaml" for number in count(1)))
-            free = next(name for name in names if not (directory / name).exists())
-            self.config_filename = trainer.strategy.broadcast(free)
-        super().setup(trainer, pl_module, stage)
 
 
 @contextmanager
@@ -300,6 +330,7 @@ def _errors_in_one_line(cli: MuonCLI) -> Iterator[None]:
         message = None if debugging() else cli.explain_error(error)
         if message is None:
             raise
+        cli.undo()
         exit_with(message)
 
 

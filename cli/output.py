@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from lightning_muon.report.plain_text import printable
+
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
@@ -27,12 +29,12 @@ def say(line: str) -> None:
     """Write one line to stderr, on rank 0 only."""
     from lightning.fabric.utilities.rank_zero import rank_zero_only  # noqa: PLC0415
 
-    rank_zero_only(sys.stderr.write)(f"{line}\n")
+    rank_zero_only(sys.stderr.write)(f"{printable(line)}\n")
 
 
 def exit_with(line: str, code: int = 2) -> NoReturn:
     """End the program with one line on stderr and an exit code; 2 is the shell's code for a wrong command line."""
-    sys.stderr.write(f"error: {' '.join(line.split())}\n")
+    sys.stderr.write(f"error: {printable(' '.join(line.split()))}\n")
     raise SystemExit(code)
 
 
@@ -87,6 +89,7 @@ def print_summary(trainer: "Trainer", model: "LightningModule") -> None:
     from lightning.pytorch.loggers import TensorBoardLogger  # noqa: PLC0415
     from lightning.pytorch.utilities.model_helpers import is_overridden  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
+    from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     if not trainer.is_global_zero:
@@ -97,12 +100,12 @@ def print_summary(trainer: "Trainer", model: "LightningModule") -> None:
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name in sorted(name for name in metrics if name.startswith("val/")) or sorted(metrics):
-        table.add_row(name, f"{metrics[name]:.4g}")
+        table.add_row(escape(printable(name)), f"{metrics[name]:.4g}")
     if table.row_count:
         console.print(table)
 
     def print_line(line: str) -> None:  # unbroken in a narrow terminal, so that it can be copied
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        console.print(printable(line), soft_wrap=True, markup=False, highlight=False)
 
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     # The last checkpoint, or else the best one.

@@ -4,7 +4,9 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
+
+from typing_extensions import override
 
 from lightning_muon.cli.output import OTHER_COMMANDS, debugging, exit_with, program_name
 
@@ -61,7 +63,7 @@ def run_report(arguments: Sequence[str]) -> None:
     # Only here: --help and the commands that train need none of this.
     from lightning_muon import report  # noqa: PLC0415
 
-    parser = ArgumentParser(
+    parser = _OneLineParser(
         prog=f"{program_name()} report",
         description=f"{OTHER_COMMANDS['report']} Reads what TensorBoardLogger and CSVLogger wrote.",
         allow_abbrev=False,
@@ -90,7 +92,7 @@ def consolidate(arguments: Sequence[str]) -> None:
     """Make one file of a sharded checkpoint; an error of the user ends the program."""
     from lightning_muon.strategies import consolidate_checkpoint  # noqa: PLC0415 - it imports torch
 
-    parser = ArgumentParser(
+    parser = _OneLineParser(
         prog=f"{program_name()} consolidate",
         description="Turn a sharded checkpoint, which is a folder, into one file that loads on any number of devices.",
     )
@@ -104,6 +106,14 @@ def consolidate(arguments: Sequence[str]) -> None:
             raise
         exit_with(str(error))
     print(f"checkpoint: {given.file}")
+
+
+class _OneLineParser(ArgumentParser):
+    """Its errors are one line, without the usage."""
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        exit_with(f"{message}; see {self.prog} --help")
 
 
 def _positive(text: str) -> int:

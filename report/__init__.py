@@ -7,6 +7,7 @@ It needs neither torch nor Lightning, and imports no other room:
 - ``run_log``: find runs below a folder, and read their TensorBoard or CSV files
 - ``health``: the figures of a run, and their verdicts
 - ``comparison``: runs side by side
+- ``plain_text``: names that are not ours, safe to print and plain in Markdown
 - ``render``: the comparison in a terminal and as Markdown; ``curves``: the plots beside it
 """
 

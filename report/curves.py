@@ -56,7 +56,8 @@ def draw_curves(runs: Sequence[RunLog], path: Path) -> str | None:
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    handles = [Line2D([], [], color=f"C{number}", label=run.name) for number, run in enumerate(runs)]
+    names = [run.name.replace("$", r"\$") for run in runs]  # between two of them is mathematics
+    handles = [Line2D([], [], color=f"C{number}", label=name) for number, name in enumerate(names)]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     figure.savefig(path, dpi=100)
     pyplot.close(figure)

@@ -1,6 +1,5 @@
 """A comparison of runs as tables for a terminal, and as files: Markdown, and curves where matplotlib is installed."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,8 @@ from rich.text import Text
 from lightning_muon.report.comparison import Comparison
 from lightning_muon.report.curves import draw_curves
 from lightning_muon.report.health import Figure
+from lightning_muon.report.plain_text import code, printable
+from lightning_muon.report.plain_text import markdown as as_markdown
 
 PAGE, PLOT = "report.md", "curves.png"
 COLOURS = {"ok": "green", "watch": "yellow", "bad": "red", "not measured": "yellow", None: ""}
@@ -35,7 +36,7 @@ def print_comparison(comparison: Comparison) -> None:
         if remarks:
             console.print(Text(run.name, "bold"))
         for remark in remarks:
-            console.print(f"- {remark}", markup=False, highlight=False)
+            console.print(f"- {printable(remark)}", markup=False, highlight=False)
 
 
 def write_report(comparison: Comparison, folder: Path) -> tuple[list[Path], str | None]:
@@ -68,14 +69,14 @@ def write_report(comparison: Comparison, folder: Path) -> tuple[list[Path], str 
 
 def markdown(comparison: Comparison, plot: str | None) -> str:
     """Return the report as Markdown, with a link to the plot if there is one."""
-    names = [_escaped(run.name) for run in comparison.runs]
+    names = [as_markdown(run.name) for run in comparison.runs]
     lines = [
         f"# Health of {', '.join(names)}",
         "",
         _row("quantity", "healthy", *names),
         _row("---", "---", *["---:"] * len(names)),
         *(
-            _row(_escaped(line.label), line.healthy.words, *(str(figure or "–") for figure in figures))
+            _row(as_markdown(line.label), line.healthy.words, *(str(figure or "–") for figure in figures))
             for line, figures in comparison.lines
         ),
         _row("**verdict**", "ok", *(f"**{verdict}**" for verdict in comparison.verdicts())),
@@ -83,9 +84,9 @@ def markdown(comparison: Comparison, plot: str | None) -> str:
     if plot:
         lines += ["", f"![Curves of the quantities above]({plot})"]
     for column, (run, name) in enumerate(zip(comparison.runs, names, strict=True)):
-        lines += ["", f"## {name}", "", f"`{run.path}`"]
+        lines += ["", f"## {name}", "", f"{code(str(run.path))}"]
         remarks = comparison.remarks(column)
-        lines += ["", *(f"- {_escaped(remark)}" for remark in remarks)] if remarks else []
+        lines += ["", *(f"- {as_markdown(remark)}" for remark in remarks)] if remarks else []
     return "\n".join(lines) + "\n"
 
 
@@ -138,10 +139,6 @@ def _cell(figure: Figure | None) -> Text:
 
 def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"[\\|*_<`[]", r"\\\g<0>", text)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.tensorflow_stub.errors import DataLossError, OutOfRangeError
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 
+from lightning_muon.report.plain_text import from_markdown, printable
 from lightning_muon.report.quantities import QUANTITIES
 
 EVENTS = "events.out.tfevents*"
@@ -56,7 +57,8 @@ class RunLog:
     def messages(self) -> list[str]:
         """Return the warnings of the monitors, and the decisions about the weight decay."""
         texts = self.texts or {}
-        return [text for tag in ("warnings", "weight_decay/decisions") for _, text in texts.get(tag, [])]
+        tags = ("warnings", "weight_decay/decisions")
+        return [from_markdown(text) for tag in tags for _, text in texts.get(tag, [])]
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Path]:
@@ -81,9 +83,9 @@ def find_runs(folders: Sequence[str | Path]) -> list[Path]:
 def run_names(runs: Sequence[Path]) -> list[str]:
     """Return a name for each run: the part of its path that the runs do not share."""
     if len(runs) == 1:
-        return [runs[0].resolve().name]
+        return [printable(runs[0].resolve().name)]
     shared = os.path.commonpath([run.resolve() for run in runs])
-    return [os.path.relpath(run.resolve(), shared) for run in runs]
+    return [printable(os.path.relpath(run.resolve(), shared)) for run in runs]
 
 
 def read_run(path: Path, name: str) -> RunLog:

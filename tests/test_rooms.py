@@ -30,6 +30,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "optim": (),
     "callbacks": (
         "report.quantities",
+        "report.plain_text",  # names that are not ours, in Markdown and on the terminal
         # Facts that the callbacks share with the optimizer, whatever the optimizer:
         "optim.routing.wrapped_names",  # names of parameters without the prefixes of wrappers
         "optim.update.matrix_layout",  # where the matrices of a parameter are

@@ -17,7 +17,7 @@ from benchmarks.record import REPOSITORY
 from lightning_muon.optim import MuonAdamW, route_parameters
 
 CONFIGS = REPOSITORY / "configs"
-TEMPLATE = REPOSITORY / "template" / "{{cookiecutter.project_slug}}" / "src" / "{{cookiecutter.package_name}}"
+TEMPLATE = REPOSITORY / "template" / "{{cookiecutter.__folder}}" / "src" / "{{cookiecutter.package_name}}"
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 

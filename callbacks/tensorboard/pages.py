@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_muon.callbacks.matrices import labelled_groups, module_names, own_names
 from lightning_muon.optim.update.matrix_layout import MatrixLayout
+from lightning_muon.report.plain_text import code, code_block, markdown
 from lightning_muon.report.quantities import CHARTS
 
 # What `torch.utils.tensorboard.SummaryWriter.add_custom_scalars` takes: category → title → [kind, regexes].
@@ -43,8 +44,8 @@ def routing_card(optimizers: Iterable[Optimizer], module: LightningModule) -> st
         reasons = group.get("reasons") or [""] * len(group["params"])
         for own, parameter, reason in zip(own_names(label, group), group["params"], reasons, strict=True):
             shape = "×".join(map(str, parameter.shape)) or "scalar"
-            cells = (f"`{names.get(id(parameter), own)}`", shape, algorithm, label, reason)
-            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+            name = code(names.get(id(parameter), own)).replace("|", r"\|")
+            lines.append(f"| {' | '.join([name, shape, *map(markdown, (algorithm, label, reason))])} |")
     return "\n".join(lines)
 
 
@@ -66,7 +67,7 @@ def config_card(log_dir: str | Path | None, hyperparameters: Mapping[str, Any]) 
         text = yaml.safe_dump(_plain(hyperparameters), sort_keys=False)
     else:
         return None
-    return f"```yaml\n{text.rstrip()}\n```"
+    return code_block(text, "yaml")
 
 
 @torch.no_grad()

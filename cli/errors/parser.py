@@ -13,8 +13,9 @@ from lightning.pytorch.strategies import StrategyRegistry
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_muon.cli.errors.interpolation import explain_interpolation, explain_written
 from lightning_muon.cli.errors.suggestions import nearest, nearest_key
-from lightning_muon.cli.given import Given, plain_key, value_of
+from lightning_muon.cli.given import Given, place_of, plain_key
 
 _UNKNOWN_OPTION = re.compile(r"(?:does not accept option|Option) '([^']+)'")
 _CLASS_IN_MESSAGE = re.compile(r"class_path[= ]'([\w.]+)'")
@@ -40,8 +41,11 @@ def explain(message: str, parser: ArgumentParser, given: Sequence[Given]) -> str
     """
     if "ubcommand" in message and ("invalid choice" in message or "was not provided" in message):
         return _explain_subcommand(message, parser)
+    if line := explain_written(given):
+        return line
     if "nterpolation" in message:
-        return _explain_interpolation(message, parser, given)
+        key = plain_key(_key_path(message))
+        return explain_interpolation(message, [*_known_keys(parser), *_other_keys(key, given)], given)
     if match := re.search(r"unrecognized arguments: (\S+)", message):
         if not match[1].startswith("-"):
             return f"unexpected argument '{match[1]}'; options are written --key value, and patterns of files in quotes"
@@ -50,7 +54,7 @@ def explain(message: str, parser: ArgumentParser, given: Sequence[Given]) -> str
         return _explain_unknown_key(_key_path(message, match[1]), message, parser, given)
     if match := re.search(r"arguments are required: ([\w., ]+)", message):
         return _explain_missing(match[1], message, given)
-    if match := re.search(r"argument --?([\w.]+)(?:/--\w+)?: expected (?:one|at least one) argument", message):
+    if match := re.search(r"argument (?:-\w/)?--([\w.]+)\S*: expected (?:one|at least one) argument", message):
         return f"--{match[1]}: a value is missing after it"
     if _key_path(message):
         return _explain_value(message, parser, given)
@@ -69,7 +73,7 @@ def check_strategy(strategy: object, given: Sequence[Given]) -> None:
     stems = [name for name in names if not any(name.startswith(f"{other}_") for other in names)]
     # Low enough for the name of a strategy's class.
     suggestion = nearest(strategy.rpartition(".")[2], names, similarity=0.55)
-    where = _where("trainer.strategy", given)
+    where = place_of("trainer.strategy", given)
     raise ValueError(f"trainer.strategy: expected one of {', '.join(stems)}, got {strategy!r}{where}{suggestion}")
 
 
@@ -77,14 +81,6 @@ def _key_path(message: str, *further: str) -> str:
     """Return the full key that a message is about: the keys of the nested parsers, from the outside in."""
     keys = dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message))
     return ".".join([*keys, *further])
-
-
-def _where(key: str, given: Sequence[Given]) -> str:
-    """Return a phrase with the file in which the key was given last; an empty string for the command line."""
-    outer = plain_key(key)
-    files = (entry.file for entry in reversed(given) if entry.key == outer or entry.key.startswith(f"{outer}."))
-    file = next(files, None)
-    return f" (in {file})" if file else ""
 
 
 def _explain_subcommand(message: str, parser: ArgumentParser) -> str:
@@ -96,30 +92,19 @@ def _explain_subcommand(message: str, parser: ArgumentParser) -> str:
     return f"unknown subcommand '{match[1]}'{suggestion}"
 
 
-def _explain_interpolation(message: str, parser: ArgumentParser, given: Sequence[Given]) -> str:
-    match = re.search(r"full_key: (\S+)", message)
-    if not match:
-        return message.splitlines()[0]
-    key = re.sub(r"\[\d+\]", "", match[1].partition(".")[2])
-    written = str(value_of(given, plain_key(key)) or "")
-    target = re.search(r"\$\{([^}]*)\}", written)
-    if not target:
-        return f"{key}: {message.splitlines()[0]}{_where(key, given)}"
-    known = [*_known_keys(parser), *_other_keys(plain_key(key), given)]
-    return f"{key}: {written} leads to no key{_where(key, given)}{nearest_key(target[1], known, known)}"
-
-
 def _explain_unknown_key(key: str, message: str, parser: ArgumentParser, given: Sequence[Given]) -> str:
     outer = key.rpartition(".")[0]
     while outer and _find_action(parser, outer) is None:
         outer = outer.rpartition(".")[0]
     everywhere = [*_known_keys(parser), *_other_keys(key, given)]
-    classes = _CLASS_IN_MESSAGE.findall(message)
+    classes = [path for path in _CLASS_IN_MESSAGE.findall(message) if inspect.isclass(resolve_name(path))]
+    if outer and not classes and _CLASS_IN_MESSAGE.search(message):
+        return f"{key}: {outer} has no class{place_of(key, given)}: give its class_path, or --{outer} and a name"
     if classes and outer:
         valid = [f"{outer}.{argument}" for argument in _arguments_of(resolve_name(classes[0]))]
         suggestion = nearest_key(key, valid, everywhere, classes[0].rpartition(".")[2])
-        return f"unknown key '{key}' for {classes[0]}{_where(key, given)}{suggestion}"
-    return f"unknown key '{key}'{_where(key, given)}{nearest_key(key, everywhere, everywhere)}"
+        return f"unknown key '{key}' for {classes[0]}{place_of(key, given)}{suggestion}"
+    return f"unknown key '{key}'{place_of(key, given)}{nearest_key(key, everywhere, everywhere)}"
 
 
 def _explain_missing(missing: str, message: str, given: Sequence[Given]) -> str:
@@ -128,13 +113,13 @@ def _explain_missing(missing: str, message: str, given: Sequence[Given]) -> str:
     keys = ", ".join(f"--{outer}.{name}" if outer else f"--{name}" for name in names)
     classes = _CLASS_IN_MESSAGE.findall(message)
     owner = f" for {classes[-1]}" if outer and classes else ""
-    return f"a value is missing{owner}: {keys}{_where(outer, given) if outer else ''}"
+    return f"a value is missing{owner}: {keys}{place_of(outer, given) if outer else ''}"
 
 
 def _explain_value(message: str, parser: ArgumentParser, given: Sequence[Given]) -> str:
     key = _key_path(message)
     value = _refused_value(key, message, given)
-    where = _where(key, given)
+    where = place_of(key, given)
     if match := re.search(r"No module named '([\w.]+)'", message):
         return f"{key}: cannot import {value}, there is no module '{match[1]}'{where}"
     if match := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
@@ -148,6 +133,8 @@ def _explain_value(message: str, parser: ArgumentParser, given: Sequence[Given])
         choices += _class_names(_annotation(parser, key, message))
         similarity = 0.75  # many are called Something-Monitor or Something-LR
         expected = ["a class by its name or import path", *(phrase for phrase in expected if phrase == "true or false")]
+    if expected == ["null"]:
+        expected = ["a class that can stand here, or null"]
     wanted = f": expected {' or '.join(dict.fromkeys(expected))}" if expected else " is not valid here"
     return f"{key}{wanted}, got {value!r}{where}{nearest(str(value), choices, similarity)}"
 

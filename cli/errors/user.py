@@ -8,8 +8,15 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_muon.cli.errors.suggestions import listed, nearest
 
-# Lightning checks the trainer's settings there, in part by ValueError instead of MisconfigurationException.
-_SETTINGS = "lightning.pytorch.trainer.connectors."
+# Lightning checks settings there, in part by ValueError or TypeError instead of MisconfigurationException.
+_SETTINGS = (
+    "lightning.fabric.accelerators.",
+    "lightning.fabric.utilities.device_parser",
+    "lightning.fabric.utilities.seed",
+    "lightning.pytorch.accelerators.",
+    "lightning.pytorch.loops.fit_loop",
+    "lightning.pytorch.trainer.",
+)
 _EARLY_STOPPING = "lightning.pytorch.callbacks.early_stopping"
 
 
@@ -34,7 +41,7 @@ def message_for_the_user(error: BaseException, packages: Iterable[str]) -> str |
     if package == "jsonargparse" and error.__cause__:
         # jsonargparse wraps what the constructor of a chosen class raises.
         return message_for_the_user(error.__cause__, packages)
-    if isinstance(error, ValueError) and module.startswith(_SETTINGS):
+    if isinstance(error, (ValueError, TypeError)) and module.startswith(_SETTINGS):
         return str(error)
     return str(error) if package in set(packages) else None
 

@@ -14,6 +14,7 @@ from typing_extensions import override
 from lightning_muon.cli.output import say
 from lightning_muon.cli.resume.checks import check_progress
 from lightning_muon.cli.resume.plan import Change, ResumePlan, SavedRun, differences, plain
+from lightning_muon.cli.secrets import Secrets
 from lightning_muon.optim import MuonAdamW
 from lightning_muon.optim.saved_groups import complete_names, regrouped
 
@@ -33,10 +34,12 @@ class KeepCommandLineOnResume(Callback):
 
     Args:
         plan: The plan of this run. If only the trainer finds the checkpoint, it is added to the plan when it is loaded.
+        secrets: Which hyperparameters come from the environment: texts are saved as they were written.
     """
 
-    def __init__(self, plan: ResumePlan) -> None:
+    def __init__(self, plan: ResumePlan, secrets: Secrets | None = None) -> None:
         self.plan = plan
+        self.secrets = Secrets() if secrets is None else secrets
         self._changed: dict[str, Change] = {}
         self._rates: dict[str, Change] = {}
         self._schedule_progress: dict[str, int] | None = None  # by interval; None while the old schedule goes on
@@ -46,6 +49,9 @@ class KeepCommandLineOnResume(Callback):
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["seed_everything"] = self.plan.seed
+        for key, prefix in (("hyper_parameters", "model"), ("datamodule_hyper_parameters", "data")):
+            if key in checkpoint:
+                checkpoint[key] = self.secrets.masked(checkpoint[key], prefix, only_texts=True)
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

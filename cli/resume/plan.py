@@ -4,19 +4,17 @@ Lightning replaces the module's arguments by the checkpoint's hyperparameters, w
 """
 
 import sys
-import zipfile
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
-import torch
 import yaml
 
 from lightning_muon.cli.errors.suggestions import nearest_path
 from lightning_muon.cli.given import INTERPOLATION, Given, plain_key
 from lightning_muon.cli.output import say
+from lightning_muon.cli.resume.reading import check_reachable, is_url, read_checkpoint
 
 _FOUND_BY_THE_TRAINER = {"last", "best", "hpc"}
 
@@ -85,8 +83,13 @@ class ResumePlan:
     seed: int | bool | None = None
 
     @classmethod
-    def of(cls, ckpt_path: str | None) -> "ResumePlan":
+    def of(cls, ckpt_path: str | None, *, fitting: bool = False, trusted: bool = False) -> "ResumePlan":
         """Read the checkpoint, a file or a sharded checkpoint's folder, without its weights.
+
+        Args:
+            ckpt_path: What ``--ckpt_path`` names.
+            fitting: Whether training is to go on from it.
+            trusted: Whether the user allows it to run code when it is loaded.
 
         Raises:
             FileNotFoundError: If there is nothing at the path.
@@ -94,19 +97,17 @@ class ResumePlan:
         """
         if ckpt_path is None or ckpt_path in _FOUND_BY_THE_TRAINER:
             return cls()
-        path = Path(ckpt_path)
-        if not path.exists() and ":" in ckpt_path[2:]:  # a URL
+        if not ckpt_path:
+            raise ValueError("--ckpt_path: a value is missing after it")
+        if is_url(ckpt_path):
+            check_reachable(ckpt_path)
             return cls()
+        path = Path(ckpt_path)
         _check_whole(path)
-        if not path.exists():
+        if not _exists(path):
             raise FileNotFoundError(f"--ckpt_path: '{ckpt_path}' does not exist{nearest_path(path, '*.ckpt')}")
-        file = path / "meta.pt" if path.is_dir() else path
-        if not zipfile.is_zipfile(file):
-            raise ValueError(f"--ckpt_path: '{path}' is not a checkpoint")
-        try:
-            # Memory-mapped, because the weights are not used.
-            checkpoint = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
-        except UnpicklingError:
+        checkpoint = read_checkpoint(path, fitting=fitting, trusted=trusted)
+        if checkpoint is None:
             say(f"'{ckpt_path}' holds more than plain values: its hyperparameters are not compared")
             return cls(path)
         return cls(path, SavedRun.of(checkpoint))
@@ -190,14 +191,27 @@ def _check_whole(path: Path) -> None:
     """Restore a checkpoint after a kill, and check its bytes; of a folder only what is quick."""
     from lightning_muon.strategies import find_whole  # noqa: PLC0415 - runs without a checkpoint start faster
 
-    if path.is_dir() and not any(file.name in {"meta.pt", ".metadata"} for file in path.iterdir()):
-        return  # no checkpoint
     try:
-        find_whole(path, quick=True)
+        if path.is_dir():
+            may_be_one = any(file.name in {"meta.pt", ".metadata"} for file in path.iterdir())
+        elif path.exists():
+            with path.open("rb") as stream:
+                may_be_one = stream.read(2) == b"PK"  # a zip archive
+        else:
+            may_be_one = True
+        if may_be_one:
+            find_whole(path, quick=True)
     except OSError as error:
         raise ValueError(f"--ckpt_path: '{path}' cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"--ckpt_path: {error}") from error
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # no permission to look
+        raise ValueError(f"--ckpt_path: '{path}' cannot be read: {error.strerror}") from error
 
 
 def differences(old: object, new: object, key: str = "") -> Iterator[tuple[str, Change]]:

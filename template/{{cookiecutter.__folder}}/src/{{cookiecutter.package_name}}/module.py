@@ -1,5 +1,7 @@
 """The LightningModule: loss, metrics and optimizer."""
 
+import math
+
 import lightning as L  # noqa: N812 - the name that everyone knows
 import rich
 import torch.nn.functional as F  # noqa: N812 - the name that everyone knows
@@ -29,7 +31,7 @@ class TextModule(L.LightningModule):
         per_head: Let Muon orthogonalize each attention head by itself.
         compile: Compile the model with ``torch.compile``.
         sample_bytes: Number of bytes that ``predict`` generates.
-        temperature: Divisor of the logits in ``predict``. Smaller values give more likely text.
+        temperature: Divisor of the logits in ``predict``, over 0. Smaller values give more likely text.
     """
 
     def __init__(
@@ -48,6 +50,10 @@ class TextModule(L.LightningModule):
         temperature: float = 0.8,
     ) -> None:
         super().__init__()
+        if sample_bytes < 0:
+            raise ValueError(f"sample_bytes must be at least 0, got {sample_bytes}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be over 0 and finite, got {temperature}")
         self.save_hyperparameters()
         self.net = GPT(dim, depth, heads, context, tied_embeddings)
         if compile:

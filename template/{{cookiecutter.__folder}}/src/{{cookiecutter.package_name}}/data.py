@@ -53,6 +53,8 @@ class TextData(L.LightningDataModule):
         for name, value in (("context", context), ("batch_size", batch_size), ("val_batches", val_batches)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}")
         if not prompt:
             raise ValueError("prompt must have at least one character")
         self.files = [files] if isinstance(files, str) else files
@@ -110,6 +112,8 @@ class TextData(L.LightningDataModule):
         else:
             found = (Path(match) for pattern in self.files for match in glob.glob(pattern, recursive=True))  # noqa: PTH207 - absolute patterns too
         paths = sorted({path for path in found if path.is_file()})
+        for path in paths:
+            path.open("rb").close()  # an unreadable file is told before anything is written
         if not paths:
             raise FileNotFoundError(f"--data.files {self.files}: no file matches in {Path.cwd()}")
         return paths

@@ -131,3 +131,5 @@ def test_no_match_and_too_little_text_are_named(tmp_path: Path) -> None:
         prepared(tmp_path, str(tmp_path / "short.txt")).train_dataloader()
     with pytest.raises(ValueError, match="context must be at least 1, got 0"):
         TextData(context=0)
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        TextData(seed=-1)

@@ -70,6 +70,24 @@ def test_every_strategy_trains(run: Run, preset: Path) -> None:
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        ("--model.temperature=.nan", "temperature must be over 0 and finite, got nan"),
+        ("--model.temperature=0", "temperature must be over 0 and finite, got 0.0"),
+        ("--model.sample_bytes=-1", "sample_bytes must be at least 0, got -1"),
+        ("--model.heads=0", "heads must be at least 1, got 0"),
+        ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches must be at least 1, got 0"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_in_a_line(
+    run: Run, capsys: pytest.CaptureFixture[str], option: str, line: str
+) -> None:
+    with pytest.raises(SystemExit):
+        run("predict", option)
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {line}"
+
+
 PLATEAU = ["--model.lr_scheduler=lightning.pytorch.cli.ReduceLROnPlateau", "--model.lr_scheduler.monitor=val/loss"]
 
 

@@ -1,5 +1,7 @@
 """Test that the model is causal, and its embeddings, start and sampling."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -46,6 +48,13 @@ def test_generate_goes_on_past_the_context() -> None:
     text = small().generate(prompt, count=20, temperature=0.5)
     assert text.shape == (2, 23)
     assert torch.equal(text[:, :3], prompt)
+
+
+@pytest.mark.parametrize("name", ["dim", "depth", "heads", "context"])
+def test_sizes_are_at_least_1(name: str) -> None:
+    sizes: dict[str, Any] = {name: 0}
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        GPT(**sizes)
 
 
 def test_heads_that_do_not_fit_are_refused() -> None:

@@ -1,4 +1,7 @@
-"""The program: ``python -m {{ cookiecutter.package_name }} fit|validate|test|predict|report``."""
+"""The program: fit, validate, test, predict, report, consolidate.
+
+Start it by ``python -m {{ cookiecutter.package_name }} fit``.
+"""
 
 from pathlib import Path
 

@@ -22,6 +22,9 @@ class GPT(nn.Module):
         self, dim: int = 128, depth: int = 4, heads: int = 4, context: int = 256, tied_embeddings: bool = False
     ) -> None:
         super().__init__()
+        for name, value in (("dim", dim), ("depth", depth), ("heads", heads), ("context", context)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if dim % (2 * heads):
             raise ValueError(f"dim ({dim}) must be a multiple of twice the number of heads ({heads})")
         self.context = context

@@ -1,1 +1,0 @@
-"""{{ cookiecutter.project_name | replace('\\', '') | replace('"', "'") }}: a byte-level language model, trained with Muon."""
