@@ -2,11 +2,13 @@
 
 import atexit
 import json
+import signal
 import sys
 import time
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from pkgutil import resolve_name
@@ -14,6 +16,7 @@ from typing import Any
 
 import torch.distributed as dist
 from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse.typing import PositiveFloat
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -26,6 +29,8 @@ from typing_extensions import override
 # are imported by their short names, and --help lists them.
 import lightning_muon.callbacks
 import lightning_muon.optim  # noqa: F401
+from lightning_muon.callbacks.stop_on_signal import StopOnSignal
+from lightning_muon.callbacks.stopping.receiver import SignalReceiver, StoppedBySignal
 from lightning_muon.cli.errors.parser import check_strategy, explain
 from lightning_muon.cli.errors.user import message_for_the_user
 from lightning_muon.cli.given import INTERPOLATION, Given, flatten, plain_key, read_given, value_of
@@ -40,12 +45,15 @@ from lightning_muon.cli.output import (
 )
 from lightning_muon.cli.resume.callback import KeepCommandLineOnResume
 from lightning_muon.cli.resume.checks import check_checkpoint, explain_other_weights
+from lightning_muon.cli.resume.newest import LAST, newest_checkpoint
 from lightning_muon.cli.resume.plan import ModuleArguments, ResumePlan
+from lightning_muon.cli.signals import resume_command
 
 # Otherwise `${model.dim}` would be looked up at the parser's root, which lies above the subcommand.
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
 _HELP = {"-h", "--help"}
+_SECONDS_TO_UNWIND = 5.0  # after a signal outside of training
 _CLASS_KEYS = {"model", "data", "model.class_path", "data.class_path"}
 
 
@@ -63,6 +71,10 @@ class MuonCLI(LightningCLI):
       ``--model.optimizer AdamW`` and ``--model.optimizer.lr 0.01`` do what they say.
     - With ``--ckpt_path``, what was asked for, on the command line or in a ``--config``, wins over the checkpoint;
       the rest of the module's arguments comes from the checkpoint; each difference is printed.
+    - ``--ckpt_path last`` is the newest checkpoint of earlier runs. ``fit`` starts afresh if there is none.
+    - SIGTERM and Ctrl-C end a fit after its step, with a checkpoint and the command to resume, within ``--grace``
+      seconds, see :class:`~lightning_muon.callbacks.StopOnSignal`; anything else ends at once. The exit codes are 143
+      and 130.
     - An error of the user is one line on stderr and exit code 2. ``LIGHTNING_MUON_DEBUG=1`` shows the traceback.
 
     Args:
@@ -85,7 +97,7 @@ class MuonCLI(LightningCLI):
         self.given: list[Given] = []
         self._args = list(sys.argv[1:] if args is None else args)
         _await_gloo_threads_at_exit()
-        with _errors_in_one_line(self):
+        with self._ending_on_signals(), _errors_in_one_line(self):
             super().__init__(
                 resolve_name(model_class) if isinstance(model_class, str) else model_class,
                 resolve_name(datamodule_class) if isinstance(datamodule_class, str) else datamodule_class,
@@ -118,6 +130,15 @@ class MuonCLI(LightningCLI):
                 commands.add_subcommand(name, self.init_parser(description=summary), help=summary)
 
     @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--grace",
+            type=PositiveFloat,
+            default=25.0,
+            help="Seconds from SIGTERM or Ctrl-C to the end of a fit: for its step and a checkpoint.",
+        )
+
+    @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         if subcommand in self._args_of_subcommand()[0]:
             return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -135,6 +156,9 @@ class MuonCLI(LightningCLI):
             # Imported for its effect, as above, and because it registers "fsdp2"; late, because it takes 0.1 s.
             import lightning_muon.strategies  # noqa: F401, PLC0415
         ckpt_path = value_of(self.given, "ckpt_path")
+        if ckpt_path == LAST:
+            ckpt_path = self._newest_checkpoint(parser, tail)
+            tail = [*tail, f"--ckpt_path={'null' if ckpt_path is None else ckpt_path}"]
         self.resume = ResumePlan.of(None if ckpt_path is None else str(ckpt_path))
         without = None
         if self.resume.saved_module is None:
@@ -151,6 +175,16 @@ class MuonCLI(LightningCLI):
             self._parse(parser, tail, *([layer] if layer else []))
         self.resume.used = self._module_arguments()
         self.resume.print_differences(without)
+
+    def _newest_checkpoint(self, parser: LightningArgumentParser, tail: Sequence[str]) -> Path | None:
+        """Return the checkpoint that ``--ckpt_path last`` means, and say which."""
+        self._parse(parser, tail)
+        subcommand = self.config["subcommand"]
+        newest = newest_checkpoint(self.config[subcommand]["trainer"])
+        if newest is None and subcommand != "fit":
+            raise ValueError("--ckpt_path last: there is no checkpoint yet")
+        say(f"--ckpt_path last: {newest or 'there is no checkpoint yet, the run starts afresh'}")
+        return newest
 
     def _args_of_subcommand(self) -> tuple[list[str], list[str]]:
         """Return the arguments up to the subcommand, and those after it."""
@@ -209,7 +243,10 @@ class MuonCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         self._check_lengths()
         self.resume.seed = self.config[self.config["subcommand"]].get("seed_everything")
-        self.trainer_defaults = {"callbacks": [KeepCommandLineOnResume(self.resume)]}
+        callbacks: list[Callback] = [KeepCommandLineOnResume(self.resume)]
+        if self.subcommand == "fit":
+            callbacks.append(StopOnSignal(self.config["fit"]["grace"], partial(resume_command, self._args)))
+        self.trainer_defaults = {"callbacks": callbacks}
 
     @override
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -222,6 +259,10 @@ class MuonCLI(LightningCLI):
             # Lightning's LearningRateMonitor raises an error without a logger.
             callbacks_given = config["callbacks"] or []
             config["callbacks"] = [entry for entry in callbacks_given if not isinstance(entry, LearningRateMonitor)]
+        if any(isinstance(callback, StopOnSignal) for callback in config["callbacks"] or []):
+            # The user's own, with its own grace, takes the place of the one that is always there.
+            own = self.trainer_defaults["callbacks"]
+            own[:] = [callback for callback in own if not isinstance(callback, StopOnSignal)]
         check_strategy(config["strategy"], self.given)
         trainer = super()._instantiate_trainer(config, callbacks)
         if isinstance(trainer.strategy, FSDPStrategy):
@@ -230,6 +271,26 @@ class MuonCLI(LightningCLI):
             clip_by_norm(trainer.strategy)
         check_checkpoint(self.resume, trainer, fitting=self.subcommand == "fit")
         return trainer
+
+    @contextmanager
+    def _ending_on_signals(self) -> Iterator[None]:
+        """End at once on SIGTERM and Ctrl-C, with the processes of other ranks; training has its own receiver."""
+        receiver = SignalReceiver(_SECONDS_TO_UNWIND, raises=True, before_exit=self._end_other_ranks)
+        receiver.start()
+        try:
+            yield
+        except StoppedBySignal:
+            self._end_other_ranks()
+            raise  # and the receiver goes on: no further signal brings a traceback, and the process ends in time
+        except BaseException:
+            receiver.close()
+            raise
+        receiver.close()
+
+    def _end_other_ranks(self) -> None:
+        launcher = self.trainer.strategy.launcher if hasattr(self, "trainer") else None
+        if launcher is not None:
+            launcher.kill(signal.SIGTERM)
 
     def before_predict(self) -> None:
         """Warn of predictions that mean nothing."""
