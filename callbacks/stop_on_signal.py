@@ -177,12 +177,16 @@ class StopOnSignal(Callback):
             self._at(Gate(self._gate.step, self._gate.validation_batch + 1), trainer)
 
     @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # For ranks that have fewer batches than others, and would otherwise train on alone. The best checkpoints and
+        # the like are not yet updated, so this validation can still be repeated.
+        if self._receiver is not None:
+            self._at(Gate(self._gate.step, _END_OF_VALIDATION), trainer)
+
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             end_of_restart(trainer)
-        # For ranks that have fewer batches than others, and would otherwise train on alone.
-        if self._receiver is not None:
-            self._at(Gate(self._gate.step, _END_OF_VALIDATION), trainer)
 
     def _at(self, gate: Gate, trainer: Trainer) -> None:
         self._gate = gate
@@ -198,8 +202,7 @@ class StopOnSignal(Callback):
         # A thread of Lightning's looks at this list every 5 s, and kills everything once one of them has ended like this.
         getattr(trainer.strategy.launcher, "procs", []).clear()
         self._finishing = _all_steps_are_made(trainer)
-        at_end_of_validation = self._gate.validation_batch == _END_OF_VALIDATION
-        self._repeat_validation = not at_end_of_validation and (trainer.validating or validation_is_due(trainer))
+        self._repeat_validation = trainer.validating or validation_is_due(trainer)
         path, problem = None, "no checkpoint is saved in this run"
         try:
             path = save_last(trainer, goes_on=self._finishing)

@@ -74,21 +74,21 @@ def outputs(processes: Sequence[Running]) -> str:
     return "\n".join(f"--- rank {rank}: {process.code}\n{process.output}" for rank, process in enumerate(processes))
 
 
-def end(processes: Sequence[Running], seconds: float) -> list[int | None]:
-    """Wait for all processes; as torchrun does, ask the others to end when one has ended with an error."""
-    begun = time.monotonic()
-    asked = False
-    while any(process.code is None for process in processes) and time.monotonic() - begun < seconds:
-        if not asked and any(process.code for process in processes):
-            asked = True
+def end(processes: Sequence[Running], seconds: float = 30, patience: float = 0) -> list[int | None]:
+    """Wait for all processes, and return their exit codes.
+
+    Like torchrun, ask the others to end when one has ended with an error; patience: how many seconds later.
+    """
+    deadline, failed_at = time.monotonic() + seconds, None
+    while any(process.code is None for process in processes) and time.monotonic() < deadline:
+        if failed_at is None and any(process.code for process in processes):
+            failed_at = time.monotonic()
+        if failed_at is not None and time.monotonic() >= failed_at + patience:
             for process in processes:
                 process.send(signal.SIGTERM)
+            failed_at = float("inf")
         time.sleep(0.01)
     return [process.code for process in processes]
-
-
-def last_checkpoint() -> Path:
-    return max(Path().rglob("last*.ckpt"), key=lambda path: path.stat().st_mtime)
 
 
 def content(path: Path) -> dict[str, Any]:
@@ -129,38 +129,124 @@ def assert_equal(one: Any, other: Any, where: str = "") -> None:
         assert one == other, where
 
 
-@contextmanager
-def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    yield folder
+def trained(rank: int = 0) -> list[str]:
+    """The steps in their order, each with its batch, its loss and its learning rate."""
+    return [line for line in lines(rank) if line.startswith("train")]
 
 
-def uninterrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str, ranks: int = 1) -> list[str]:
-    """Train to the end, and return the batches in their order."""
-    with in_folder(folder, monkeypatch), ExitStack() as stack:
-        processes = begin(stack, "--model.pause=0", *arguments, ranks=ranks)
-        assert end(processes, 90) == [0] * ranks, outputs(processes)
-        return trained(lines())
+RUNS = {"one": (1, []), "ddp": (2, ["--trainer.strategy=ddp"]), "fsdp2": (2, ["--trainer.strategy=fsdp2"])}
 
 
-def trained(journal: Sequence[str]) -> list[str]:
-    return [line for line in journal if line.startswith("train")]
+class Training:
+    """A training that is interrupted again and again, beside one that is not.
 
+    Args:
+        folder: Where both write.
+        way: One of ``RUNS``.
+        monkeypatch: To go into the folder.
+    """
 
-def test_try(tmp_path, monkeypatch):
-    expected = uninterrupted(tmp_path / "whole", monkeypatch)
-    print(expected)
-    (tmp_path / "parts").mkdir()
-    monkeypatch.chdir(tmp_path / "parts")
-    for moment in ["train 3", "val 4 1", "train 8", "train 11", "val 16 1"]:
+    def __init__(self, folder: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self._monkeypatch = folder, monkeypatch
+        self.ranks, self._arguments = RUNS[way]
+        self._enter("whole")
+        with self.going_on("--model.pause=0") as processes:
+            assert end(processes) == [0] * self.ranks, outputs(processes)
+        self._expected = [trained(rank) for rank in range(self.ranks)]
+        self._chains = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin anew."""
+        self._chains += 1
+        self._enter(f"parts {self._chains}")
+
+    def _enter(self, name: str) -> None:
+        (self.folder / name).mkdir()
+        self._monkeypatch.chdir(self.folder / name)
+
+    @contextmanager
+    def going_on(self, *arguments: str) -> Iterator[list[Running]]:
+        """Start it, or go on from its newest checkpoint."""
         with ExitStack() as stack:
-            processes = begin(stack)
-            wait_for(moment, processes)
-            processes[0].send(signal.SIGTERM)
-            print(moment, processes[0].wait(20), processes[0].output, lines()[-1])
-    with ExitStack() as stack:
-        processes = begin(stack)
-        print(end(processes, 30), outputs(processes))
-    assert trained(lines()) == expected
-    assert_equal(facts(tmp_path / "parts"), facts(tmp_path / "whole"))
+            yield begin(stack, *self._arguments, *arguments, ranks=self.ranks)
+
+    def check_whole(self) -> None:
+        """Check that all parts together are what the uninterrupted training is, to the bit."""
+        assert [trained(rank) for rank in range(self.ranks)] == self._expected
+        assert_equal(facts(Path()), facts(self.folder / "whole"))
+
+    def finish(self) -> None:
+        """Go on to the end, and check the whole."""
+        with self.going_on() as processes:
+            assert end(processes) == [0] * self.ranks, outputs(processes)
+        self.check_whole()
+
+
+@pytest.mark.parametrize(
+    ("way", "moments"),
+    [
+        ("one", [("train 3", signal.SIGTERM, [0]), ("val 4 1", signal.SIGINT, [0]), ("train 12", signal.SIGINT, [0])]),
+        ("ddp", [("train 5", signal.SIGTERM, [1]), ("val 12 0", signal.SIGINT, [0, 1])]),
+        ("fsdp2", [("val 4 1", signal.SIGTERM, [0])]),
+    ],
+)
+def test_a_signal_ends_all_ranks_after_a_step_and_the_run_resumes_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, moments: list[tuple[str, signal.Signals, list[int]]]
+) -> None:
+    training = Training(tmp_path, way, monkeypatch)
+    for moment, signum, receivers in moments:
+        with training.going_on() as processes:
+            wait_for(moment, processes, rank=receivers[0])
+            for rank in receivers:
+                processes[rank].send(signum)
+            begun = time.monotonic()
+            assert end(processes, patience=10) == [CODES[signum]] * training.ranks, outputs(processes)
+            assert time.monotonic() - begun < 10
+            output = outputs(processes)
+        assert "Traceback" not in output
+        assert f"{signum.name}: stopped after step" in output
+        assert "--ckpt_path logs/run/one/checkpoints/last.ckpt" in output
+    training.finish()
+
+
+@pytest.mark.slow  # 40 trainings on each way: minutes
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("way", RUNS)
+def test_signals_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    training = Training(tmp_path, way, monkeypatch)
+    draw = random.Random(way)
+    seconds: list[float] = []
+    endings: dict[str, int] = {}
+    complete = 0
+    while len(seconds) < 40:
+        with training.going_on() as processes:
+            wait_for("begin", processes, times=sum(line == "begin" for line in lines()) + 1)
+            time.sleep(draw.uniform(0, 2.5))
+            signum = draw.choice(list(CODES))
+            receivers = draw.choice([[rank] for rank in range(training.ranks)] + [list(range(training.ranks))])
+            early = not any(line.startswith("train") for line in lines()[-3:])
+            sent = [processes[rank].code is None for rank in receivers]
+            for rank in receivers:
+                processes[rank].send(signum)
+            begun = time.monotonic()
+            codes = end(processes, patience=draw.choice([0, 3]))
+            output = outputs(processes)
+            if codes == [0] * training.ranks:
+                training.check_whole()
+                training.begin()
+                complete += 1
+                continue
+            assert all(sent), output
+            seconds.append(time.monotonic() - begun)
+            assert None not in codes, output
+            kind = "saved" if "stopped after step" in output else "last step" if "after the last" in output else "early"
+            kind += "" if set(codes) == {CODES[signum]} else f" {codes} to {receivers} {signum}"
+            kind += " TRACEBACK" if "Traceback" in output else ""
+            endings[kind] = endings.get(kind, 0) + 1
+            if "TRACEBACK" in kind or "to" in kind:
+                print(kind, early, output)
+            if "after the last" in output:
+                training.check_whole()
+                training.begin()
+    print(way, f"{len(seconds)} signals, {max(seconds):.1f} s at most, {endings}, {complete} trainings complete")
