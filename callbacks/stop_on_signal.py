@@ -1,5 +1,6 @@
 """``StopOnSignal``: SIGTERM and Ctrl-C end a run after its step, with a checkpoint, on all ranks alike."""
 
+import atexit
 import os
 import signal
 import sys
@@ -25,7 +26,7 @@ from lightning_muon.callbacks.stopping.last_checkpoint import (
     validate_after_resuming,
     validation_is_due,
 )
-from lightning_muon.callbacks.stopping.receiver import STOP_SIGNALS, SignalReceiver, StoppedBySignal
+from lightning_muon.callbacks.stopping.receiver import STOP_SIGNALS, SignalReceiver, StoppedBySignal, watch_forks
 
 _END_OF_VALIDATION = sys.maxsize
 _SAME_REQUEUE = 10.0  # seconds within which the signals to requeue count once, which all ranks receive
@@ -85,6 +86,7 @@ class StopOnSignal(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Last, so that the checkpoint has what all others do after the step.
         trainer.callbacks = [*(callback for callback in trainer.callbacks if callback is not self), self]
+        watch_forks(of_a_run=True)
         handlers = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
         self._user_handlers = {
             signum: handler
@@ -199,8 +201,9 @@ class StopOnSignal(Callback):
             self._agreement.done(gate)
 
     def _stop(self, trainer: Trainer, signum: int) -> None:
-        # A thread of Lightning's looks at this list every 5 s, and kills everything once one of them has ended like this.
+        # A thread of Lightning's looks at this list every 5 s, and kills all ranks once one has ended with such a code.
         getattr(trainer.strategy.launcher, "procs", []).clear()
+        atexit.register(_await, self._children)
         self._finishing = _all_steps_are_made(trainer)
         self._repeat_validation = trainer.validating or validation_is_due(trainer)
         path, problem = None, "no checkpoint is saved in this run"
@@ -242,9 +245,7 @@ class StopOnSignal(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._receiver is None:
-            return
-        if self._receiver.signum is None:
+        if self._receiver is None or self._receiver.signum is None:
             self._close()
         else:
             self._receiver.stop_polling()  # it still sees to it that the process ends in time
@@ -259,6 +260,7 @@ class StopOnSignal(Callback):
             os.kill(os.getpid(), late)  # it came after the last gate: for whoever listened before
 
     def _close(self) -> None:
+        watch_forks(of_a_run=False)
         if self._receiver is not None:
             self._receiver.close()
             self._receiver = None
@@ -269,6 +271,12 @@ def _all_steps_are_made(trainer: Trainer) -> bool:
         return True
     last_epoch = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
     return last_epoch and trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def _await(processes: list[Any]) -> None:
+    """Be the last to end, so that a shell is back when all is done; the receiver sees to it that this has an end."""
+    for process in processes:
+        process.wait()
 
 
 def _is_ours(handler: Any) -> bool:

@@ -43,6 +43,7 @@ from lightning_muon.cli.output import (
     program_name,
     say,
 )
+from lightning_muon.cli.restart import leave_the_store_of_earlier_attempts
 from lightning_muon.cli.resume.callback import KeepCommandLineOnResume
 from lightning_muon.cli.resume.checks import check_checkpoint, explain_other_weights
 from lightning_muon.cli.resume.newest import LAST, newest_checkpoint
@@ -241,6 +242,7 @@ class MuonCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
+        leave_the_store_of_earlier_attempts()
         self._check_lengths()
         self.resume.seed = self.config[self.config["subcommand"]].get("seed_everything")
         callbacks: list[Callback] = [KeepCommandLineOnResume(self.resume)]

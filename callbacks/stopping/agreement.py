@@ -3,15 +3,16 @@
 While nothing happens, this costs a step nothing: no collective, no message, no look at the GPU. In a thread, each rank
 looks into the store of the process group now and then. Once a rank has asked there, it goes like this:
 
-1. The thread of each rank writes down the last *gate* that its main thread has passed. A gate is a place where a run can
-   stop, such as the end of a step; all ranks come through the same gates. From then on the main thread waits at its
-   next gate for what follows.
+1. The thread of each rank writes down the last *gate* that its main thread has passed. A gate is a place where a run
+   can stop, such as the end of a step; all ranks come through the same gates. From then on the main thread waits at
+   its next gate for what follows.
 2. Rank 0 writes down the furthest of these gates.
 3. Each rank stops at its first gate behind that one. A rank that is further back goes on until it gets there.
 
 No main thread is needed for 1 and 2. So a rank that waits for another one in a collective holds up nothing.
 """
 
+import os
 import threading
 from contextlib import suppress
 from typing import NamedTuple
@@ -67,7 +68,10 @@ class Agreement:
             return None
         if hasattr(store, "clone"):
             store = store.clone()  # a connection of its own: the main thread may wait for others in the group's
-        return cls(dist.get_rank(), dist.get_world_size(), PrefixStore(f"lightning_muon/stop/{run}", store))
+        # Torchrun may keep the store, with what the processes had agreed on that it has just restarted.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = PrefixStore(f"lightning_muon/stop/{attempt}/{run}", store)
+        return cls(dist.get_rank(), dist.get_world_size(), store)
 
     # ---- in the thread
 

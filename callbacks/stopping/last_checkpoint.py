@@ -1,6 +1,5 @@
 """Save a run that ends early, where ``ckpt_path="last"`` finds it, so that it resumes exactly."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ def save_last(trainer: Trainer, *, goes_on: bool = False) -> str | None:
         return None
     callback = next((callback for callback in callbacks if callback.save_last), callbacks[0])
     save_last, saved_at = callback.save_last, callback._last_global_step_saved
-    if save_last == "link" and trainer.is_global_zero and os.path.islink(callback.last_model_path):
+    if save_last == "link" and trainer.is_global_zero and Path(callback.last_model_path).is_symlink():
         Path(callback.last_model_path).unlink()  # what it leads to stays, and is not written over
     callback.save_last = True
     try:

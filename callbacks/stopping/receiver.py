@@ -48,7 +48,7 @@ class SignalReceiver:
 
     Args:
         grace: Seconds from the first signal to the end of the process.
-        heard: Called in the thread with the first signal.
+        heard: Called with the first signal, in the main thread or in the other, whichever is first.
         late: What to say if the grace is over before the process has ended by itself; not said if empty.
         poll: Called in the thread again and again; returns the seconds until the next call.
         before_exit: Called in the thread before it ends the process.
@@ -58,7 +58,6 @@ class SignalReceiver:
     """
 
     _active: ClassVar[list["SignalReceiver"]] = []
-    _forks_are_watched: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -79,10 +78,11 @@ class SignalReceiver:
         self._before_exit, self._raises = before_exit, raises
         self._others, self._previous = others or {}, previous or {}
         self._heard_at = 0.0
+        self._first_read: float | None = None  # when the thread read the first of the signals to this process
         self._closed = False
         self._handlers: dict[int, Any] = {}  # those that were there before
         self._wakeup_fd = -1  # likewise
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the handler may interrupt the main thread while this has it
 
     def start(self) -> bool:
         """Begin to listen. Returns false, and does nothing, outside the main thread, which alone may install handlers.
@@ -98,7 +98,7 @@ class SignalReceiver:
         self._thread.start()
         self._wakeup_fd = signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
         self._active.append(self)
-        self._watch_forks()
+        watch_forks()
         self.take_over()
         return True
 
@@ -153,8 +153,20 @@ class SignalReceiver:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if signum in self._previous:
             self._previous[signum](signum, frame)
-        if self._raises and signum in STOP_SIGNALS:
-            raise StoppedBySignal(signum)
+        if signum in STOP_SIGNALS:
+            self._hear(signum)
+            if self._raises:
+                raise StoppedBySignal(signum)
+
+    def _hear(self, signum: int) -> None:
+        """Act on a signal if it is the first."""
+        with self._lock:
+            self.received = self.received or signum
+            if self.signum is not None:
+                return
+            self.signum, self._heard_at = signum, time.monotonic()
+        if self._heard:
+            self._heard(signum)
 
     def _listen(self) -> None:
         next_poll = time.monotonic()
@@ -179,26 +191,36 @@ class SignalReceiver:
                 self._others[signum](signum)
             elif signum in STOP_SIGNALS:
                 several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-                if self.received is None:
-                    self.received = signum
-                if self.signum is None:
-                    self.tell(signum)
-                    if self._heard:
-                        self._heard(signum)
-                elif time.monotonic() - self._heard_at > (_SAME_SIGNAL_OF_SEVERAL if several else _SAME_SIGNAL):
+                now = time.monotonic()
+                if self._first_read is None:
+                    self._first_read = now
+                    self._hear(signum)
+                elif now - self._first_read > (_SAME_SIGNAL_OF_SEVERAL if several else _SAME_SIGNAL):
                     self.end_now()
 
-    @classmethod
-    def _watch_forks(cls) -> None:
-        if not cls._forks_are_watched and hasattr(os, "register_at_fork"):
-            cls._forks_are_watched = True
-            os.register_at_fork(after_in_child=cls._in_a_child)
 
-    @classmethod
-    def _in_a_child(cls) -> None:
-        """Let a forked process die of SIGTERM, and tell nobody: it has the socket of its parent."""
-        if cls._active:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            cls._active.clear()
+_forks_are_watched = False
+_forks_belong_to_a_run = False
+
+
+def watch_forks(*, of_a_run: bool | None = None) -> None:
+    """Keep signals of forked processes apart from those of this one, from now on.
+
+    Args:
+        of_a_run: Whether to do so even while no receiver listens, since a DataLoader forks before the training starts.
+    """
+    global _forks_are_watched, _forks_belong_to_a_run  # noqa: PLW0603 - there is one process
+    if of_a_run is not None:
+        _forks_belong_to_a_run = of_a_run
+    if not _forks_are_watched and hasattr(os, "register_at_fork"):
+        _forks_are_watched = True
+        os.register_at_fork(after_in_child=_in_a_child)
+
+
+def _in_a_child() -> None:
+    """Let a forked process die of SIGTERM, and tell nobody: it has the socket of its parent."""
+    if SignalReceiver._active or _forks_belong_to_a_run:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        SignalReceiver._active.clear()

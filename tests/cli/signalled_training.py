@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from lightning_muon.cli import main
 from lightning_muon.optim import MuonAdamW, route_parameters
 
-RANK, WORLD_SIZE = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+# Lightning sets the second variable for the processes that it starts.
+RANK = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def note(line: str) -> None:
@@ -40,10 +42,12 @@ class Net(LightningModule):
         return outputs
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        note("batch")
         time.sleep(self.pause)
         loss: Tensor = (self(batch) - batch.sum(-1, keepdim=True)).square().mean()
         self.log("train/loss", loss)
-        note(f"train {self.trainer.global_step} {batch[0, 0].item():.6f} {loss.item():.6f} {self.optimizers().param_groups[0]['lr']:.6f}")
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        note(f"train {self.trainer.global_step} {batch[0, 0].item():.6f} {loss.item():.6f} {rate:.6f}")
         return loss
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
@@ -98,6 +102,7 @@ class Data(LightningDataModule):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    note(f"pid {os.getpid()}")
     note("begin")
     main(Net, Data, default_config="training.yaml", args=sys.argv[1:])
     note("end")

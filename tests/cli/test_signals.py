@@ -1,16 +1,21 @@
-"""Signals at any moment: the run ends in time, with a checkpoint that resumes exactly, and the exit code of the signal."""
+"""Signals at any moment: the run ends in time, with a checkpoint that resumes exactly and the signal's exit code."""
 
+import os
 import random
 import signal
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from lightning_muon.cli import MuonCLI
 from lightning_muon.strategies import consolidate_checkpoint
 from tests.processes import Running, free_port, torchrun_environment
 
@@ -37,8 +42,13 @@ trainer:
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
-def begin(stack: ExitStack, *arguments: str, ranks: int = 1) -> list[Running]:
-    """Start the training in the current folder, on each rank as torchrun would."""
+def begin(
+    stack: ExitStack,
+    *arguments: str,
+    ranks: int = 1,
+    environment: Callable[[int, int, int], dict[str, str]] = torchrun_environment,
+) -> list[Running]:
+    """Start the training in the current folder, on each rank as torchrun would, or as another environment says."""
     Path("training.yaml").write_text(CONFIG)
     port = free_port()
     options = ["fit", "--ckpt_path=last", f"--trainer.devices={ranks}", *arguments]
@@ -49,7 +59,7 @@ def begin(stack: ExitStack, *arguments: str, ranks: int = 1) -> list[Running]:
                 *options,
                 folder=Path.cwd(),
                 path=[HERE],
-                environment=torchrun_environment(rank, ranks, port) if ranks > 1 else {},
+                environment=environment(rank, ranks, port) if ranks > 1 else {},
             )
         )
         for rank in range(ranks)
@@ -152,7 +162,7 @@ class Training:
         self._enter("whole")
         with self.going_on("--model.pause=0") as processes:
             assert end(processes) == [0] * self.ranks, outputs(processes)
-        self._expected = [trained(rank) for rank in range(self.ranks)]
+        self.expected = [trained(rank) for rank in range(self.ranks)]
         self._chains = 0
         self.begin()
 
@@ -173,7 +183,7 @@ class Training:
 
     def check_whole(self) -> None:
         """Check that all parts together are what the uninterrupted training is, to the bit."""
-        assert [trained(rank) for rank in range(self.ranks)] == self._expected
+        assert [trained(rank) for rank in range(self.ranks)] == self.expected
         assert_equal(facts(Path()), facts(self.folder / "whole"))
 
     def finish(self) -> None:
@@ -210,18 +220,191 @@ def test_a_signal_ends_all_ranks_after_a_step_and_the_run_resumes_exactly(
     training.finish()
 
 
+def test_a_second_signal_ends_at_once() -> None:
+    with ExitStack() as stack:
+        (process,) = begin(stack, "--model.pause=20", "--trainer.num_sanity_val_steps=0")
+        wait_for("batch", [process])
+        process.send(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.code is None  # the step is under way
+        process.send(signal.SIGINT)
+        assert process.wait(2) == 130
+        assert process.output.splitlines()[-1] == "SIGINT: finishing the step and saving; again: end at once"
+        assert not list(Path().rglob("last*.ckpt"))
+
+
+def test_a_rank_that_hangs_does_not_keep_the_others_beyond_the_grace() -> None:
+    with ExitStack() as stack:
+        processes = begin(stack, *RUNS["ddp"][1], "--grace=2", ranks=2)
+        wait_for("train 2", processes)
+        processes[1].send(signal.SIGSTOP)
+        time.sleep(0.3)
+        processes[0].send(signal.SIGTERM)
+        assert processes[0].wait(6) == 143, outputs(processes)
+        output = processes[0].output
+        assert output.splitlines()[-1] == (
+            "stopped without a checkpoint: the step and its checkpoint took longer than the grace of 2 s"
+        )
+        assert "Traceback" not in output
+
+
+def test_when_a_rank_dies_the_others_end() -> None:
+    with ExitStack() as stack:
+        processes = begin(stack, *RUNS["ddp"][1], ranks=2)
+        wait_for("train 2", processes)
+        processes[1].send(signal.SIGKILL)
+        assert processes[0].wait(20) not in {0, None}, outputs(processes)
+
+
+def slurm_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What SLURM sets, with a stand-in for scontrol that writes down how it is called."""
+    scontrol = Path("bin/scontrol").absolute()
+    scontrol.parent.mkdir(exist_ok=True)
+    log = Path("scontrol.log").absolute()
+    scontrol.write_text(f"#!/bin/sh\necho $* >> '{log}'\n")
+    scontrol.chmod(0o755)
+    variables = {"JOB_ID": 7, "JOB_NAME": "run", "NTASKS": ranks, "NTASKS_PER_NODE": ranks, "PROCID": rank}
+    variables |= {"LOCALID": rank, "NODEID": 0, "NODELIST": "localhost"}
+    return {
+        **{f"SLURM_{name}": str(value) for name, value in variables.items()},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(ranks)},
+        "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
+    }
+
+
+def test_slurm_requeues_as_before_and_all_ranks_at_the_same_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(tmp_path, "ddp", monkeypatch)
+    with ExitStack() as stack:
+        processes = begin(stack, *RUNS["ddp"][1], ranks=2, environment=slurm_environment)
+        wait_for("train 3", processes)
+        for process in processes:
+            process.send(signal.SIGUSR1)
+            time.sleep(0.03)  # in the middle of another part of the step
+        wait_for("train 8", processes)
+        assert Path("scontrol.log").read_text() == "requeue 7\n"
+        (requeued,) = Path().glob("hpc_ckpt_*.ckpt")
+        assert content(requeued)["global_step"] >= 4
+        processes[1].send(signal.SIGTERM)
+        assert end(processes, patience=10) == [143, 143], outputs(processes)
+    training.finish()
+
+
+def test_a_run_outside_the_main_thread_has_no_handlers(run: Callable[..., MuonCLI]) -> None:
+    cli: list[MuonCLI] = []
+    thread = threading.Thread(target=lambda: cli.append(run("fit")))
+    thread.start()
+    thread.join(60)
+    assert cli[0].trainer.global_step == 4
+
+
+def test_handlers_are_given_back(run: Callable[..., MuonCLI]) -> None:
+    before = [signal.getsignal(signum) for signum in CODES]
+    threads = threading.active_count()
+    run("fit")
+    assert [signal.getsignal(signum) for signum in CODES] == before
+    assert threading.active_count() == threads
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+# Real launches: each process imports torch and Lightning by itself, which takes 5 s of CPU.
+
+
+@contextmanager
+def launched(*command: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a command in a process group of its own, with its output in the file ``output``."""
+    Path("training.yaml").write_text(CONFIG)
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    with Path("output").open("w") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, text=True, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_for_line(line: str, rank: int = 0, times: int = 1) -> None:
+    deadline = time.monotonic() + 90
+    while sum(entry.startswith(line) for entry in lines(rank)) < times:
+        assert time.monotonic() < deadline, Path("output").read_text()
+        time.sleep(0.01)
+
+
+FIT = ["fit", "--ckpt_path=last", "--trainer.devices=2", "--trainer.strategy=ddp"]
+
+
+@pytest.mark.slow  # four launches of two processes
+@pytest.mark.parametrize("receivers", ["launcher", "other rank", "group"])
+def test_ranks_that_lightning_starts(receivers: str) -> None:
+    with launched(sys.executable, "-m", "signalled_training", *FIT, "--model.pause=0.1") as process:
+        wait_for_line("train 2")
+        if receivers == "group":
+            os.killpg(process.pid, signal.SIGINT)
+        elif receivers == "launcher":
+            process.send_signal(signal.SIGINT)
+        else:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.kill(int(children[0]), signal.SIGINT)
+        assert process.wait(30) == 130, Path("output").read_text()
+        time.sleep(2)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)  # nobody is left
+    output = Path("output").read_text()
+    assert "Traceback" not in output
+    assert "SIGINT: stopped after step" in output
+    assert "signalled_training fit" in output
+    assert list(Path().rglob("last.ckpt"))
+
+
+@pytest.mark.slow  # two launches of torchrun with two processes
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_torchrun_restarts_from_the_newest_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals
+) -> None:
+    training = Training(tmp_path, "ddp", monkeypatch)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
+    saved = "--config=every_step.yaml"
+    Path("every_step.yaml").write_text(EVERY_STEP)
+    with launched(*torchrun, "-m", "signalled_training", *FIT, saved) as process:
+        wait_for_line("train 4", rank=1)
+        (pid,) = [line.split()[1] for line in lines(1) if line.startswith("pid")]
+        os.kill(int(pid), signum)
+        assert process.wait(90) == 0, Path("output").read_text()
+    output = Path("output").read_text()
+    assert "--ckpt_path last: there is no checkpoint yet, the run starts afresh" in output
+    assert "--ckpt_path last: logs/run/one/checkpoints/" in output
+    if signum == signal.SIGTERM:  # nothing is made twice; after a SIGKILL one step may be
+        training.check_whole()
+    else:
+        assert trained()[-1] == training.expected[0][-1]
+
+
+EVERY_STEP = """
+trainer:
+  callbacks+:
+    - class_path: ModelCheckpoint
+      init_args: {every_n_train_steps: 1, save_top_k: 1, filename: every-step}
+"""
+
+
 @pytest.mark.slow  # 40 trainings on each way: minutes
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("way", RUNS)
 def test_signals_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     training = Training(tmp_path, way, monkeypatch)
-    draw = random.Random(way)
+    draw = random.Random(way)  # noqa: S311 - moments
     seconds: list[float] = []
     endings: dict[str, int] = {}
     complete = 0
     while len(seconds) < 40:
+        begun_before = lines().count("begin")
         with training.going_on() as processes:
-            wait_for("begin", processes, times=sum(line == "begin" for line in lines()) + 1)
+            wait_for("begin", processes, times=begun_before + 1)
             time.sleep(draw.uniform(0, 2.5))
             signum = draw.choice(list(CODES))
             receivers = draw.choice([[rank] for rank in range(training.ranks)] + [list(range(training.ranks))])
