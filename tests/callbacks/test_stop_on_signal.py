@@ -12,7 +12,7 @@ from torch.distributed import HashStore
 
 from lightning_muon.callbacks import StopOnSignal
 from lightning_muon.callbacks.stopping.agreement import Agreement, Gate
-from tests.processes import run_module
+from tests.processes import launch, run_module
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -50,6 +50,12 @@ def test_without_a_signal_nothing_is_different(tmp_path: Path) -> None:
     found, output = train(tmp_path, "nothing")
     assert found == 0, output
     assert "trained to the end\n" in output
+
+
+def test_a_step_costs_no_broadcast() -> None:
+    """Lightning's own, before each batch, is switched off."""
+    program = HERE / "signalled_training.py"
+    assert launch(program, "broadcasts", 2, "StopOnSignal", process_group=False) == [0, 0]
 
 
 @pytest.mark.parametrize("grace", [0, -1, float("inf"), float("nan"), True, "5"])

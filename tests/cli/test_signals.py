@@ -120,7 +120,7 @@ def facts(folder: Path) -> dict[str, Any]:
         "schedule": loaded["lr_schedulers"],
         "step": loaded["global_step"],
         "epoch": loaded["epoch"],
-        "best": [float(state["best_model_score"]) for state in best],
+        "best": [float(state["best_model_score"]) for state in best if state["monitor"]],
     }
 
 
