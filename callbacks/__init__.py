@@ -11,11 +11,12 @@ They serve ``MuonAdamW``, ``torch.optim.Muon``, and every optimizer whose parame
 - :class:`HyperparameterSchedule`: momentum, weight decay and others as a function of the step.
 - :class:`RunGuard`: ends a run that went bad, or skips its bad steps, and keeps such weights out of checkpoints.
 - :class:`MuonDashboard`: TensorBoard pages with all of this.
+- :class:`StopOnSignal`: SIGTERM and Ctrl-C end a run after its step, with a checkpoint, on all ranks alike.
 
 Inside, ``monitor`` decides when to measure, and ``logging`` how to log. ``matrices`` finds Muon's matrices,
 ``sampling`` chooses some, and ``shards`` combines values over ranks. ``limits`` warns, ``arguments`` and ``points``
-check what users pass, ``measures`` computes, ``decay`` decides on weight decays, and ``tensorboard`` makes
-TensorBoard's pages.
+check what users pass, ``measures`` computes, ``decay`` decides on weight decays, ``tensorboard`` makes TensorBoard's
+pages, and ``stopping`` ends runs.
 """
 
 from lightning_muon.callbacks.auto_weight_decay import AutoWeightDecay
@@ -25,6 +26,7 @@ from lightning_muon.callbacks.hyperparameter_schedule import HyperparameterSched
 from lightning_muon.callbacks.optimizer_time import OptimizerTimeMonitor
 from lightning_muon.callbacks.orthogonality import OrthogonalityMonitor
 from lightning_muon.callbacks.run_guard import NonFiniteError, RunGuard
+from lightning_muon.callbacks.stop_on_signal import StopOnSignal
 from lightning_muon.callbacks.update_rms import UpdateRMSMonitor
 from lightning_muon.callbacks.weight_rms import WeightRMSMonitor
 
@@ -37,6 +39,7 @@ __all__ = [
     "OptimizerTimeMonitor",
     "OrthogonalityMonitor",
     "RunGuard",
+    "StopOnSignal",
     "UpdateRMSMonitor",
     "WeightRMSMonitor",
 ]

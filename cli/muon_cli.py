@@ -2,17 +2,20 @@
 
 import atexit
 import json
+import signal
 import sys
 import time
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 import torch.distributed as dist
 from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse.typing import PositiveFloat
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -26,6 +29,8 @@ from typing_extensions import override
 import lightning_muon.callbacks
 import lightning_muon.optim  # noqa: F401
 from lightning_muon.callbacks import NonFiniteError
+from lightning_muon.callbacks.stop_on_signal import StopOnSignal
+from lightning_muon.callbacks.stopping.receiver import SignalReceiver, StoppedBySignal
 from lightning_muon.cli.config_files import without_empty_sections
 from lightning_muon.cli.errors.files import check_folders, explain_file_error
 from lightning_muon.cli.errors.parser import check_strategy, explain
@@ -42,8 +47,10 @@ from lightning_muon.cli.output import (
     resume_command,
     say,
 )
+from lightning_muon.cli.restart import leave_the_store_of_earlier_attempts
 from lightning_muon.cli.resume.callback import KeepCommandLineOnResume
 from lightning_muon.cli.resume.checks import check_checkpoint, explain_other_weights
+from lightning_muon.cli.resume.newest import LAST, newest_checkpoint
 from lightning_muon.cli.resume.plan import ModuleArguments, ResumePlan
 from lightning_muon.cli.resume.reading import is_url
 from lightning_muon.cli.saved_config import NewFolders, SaveRunConfig
@@ -53,6 +60,7 @@ from lightning_muon.cli.secrets import Secrets
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
 _HELP = {"-h", "--help"}
+_SECONDS_TO_UNWIND = 5.0  # after a signal outside of training
 _CLASS_KEYS = {"model", "data", "model.class_path", "data.class_path"}
 
 
@@ -72,6 +80,10 @@ class MuonCLI(LightningCLI):
       the rest of the module's arguments comes from the checkpoint; each difference is printed.
     - Checkpoints are saved whole or not at all, checked when they are loaded, and run no code
       (:class:`~lightning_muon.strategies.AtomicCheckpointIO`), unless ``trainer.plugins`` has a way of its own.
+    - ``--ckpt_path last`` is the newest checkpoint of earlier runs. ``fit`` starts afresh if there is none.
+    - SIGTERM and Ctrl-C end a fit after its step, with a checkpoint and the command to resume, within ``--grace``
+      seconds, see :class:`~lightning_muon.callbacks.StopOnSignal`; anything else ends at once. The exit codes are 143
+      and 130.
     - An error of the user is one line on stderr and exit code 2; a run that ``RunGuard`` ends is one line, with the
       command to resume, and exit code 1. ``LIGHTNING_MUON_DEBUG=1`` shows the traceback.
 
@@ -98,7 +110,7 @@ class MuonCLI(LightningCLI):
         self._new_folders: NewFolders | None = None
         self._args = list(sys.argv[1:] if args is None else args)
         _await_gloo_threads_at_exit()
-        with _errors_in_one_line(self):
+        with self._ending_on_signals(), _errors_in_one_line(self):
             super().__init__(
                 resolve_name(model_class) if isinstance(model_class, str) else model_class,
                 resolve_name(datamodule_class) if isinstance(datamodule_class, str) else datamodule_class,
@@ -132,6 +144,15 @@ class MuonCLI(LightningCLI):
                 commands.add_subcommand(name, self.init_parser(description=summary), help=summary)
 
     @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--grace",
+            type=PositiveFloat,
+            default=25.0,
+            help="Seconds from SIGTERM or Ctrl-C to the end of a fit: for its step and a checkpoint.",
+        )
+
+    @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         if subcommand in self._args_of_subcommand()[0]:
             return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -149,6 +170,9 @@ class MuonCLI(LightningCLI):
             # Imported for its effect, as above, and because it registers "fsdp2"; late, because it takes 0.1 s.
             import lightning_muon.strategies  # noqa: F401, PLC0415
         ckpt_path = value_of(self.given, "ckpt_path")
+        if ckpt_path == LAST:
+            ckpt_path = self._newest_checkpoint(parser, tail)
+            tail = [*tail, f"--ckpt_path={'null' if ckpt_path is None else ckpt_path}"]
         trusted = str(value_of(self.given, "weights_only")).lower() == "false"
         self.resume = ResumePlan.of(
             None if ckpt_path is None else str(ckpt_path), fitting=head[-1:] == ["fit"], trusted=trusted
@@ -175,6 +199,16 @@ class MuonCLI(LightningCLI):
         if is_url(str(ckpt_path)) and not trusted:
             # Lightning would run the code in a checkpoint from the network.
             self.config[self.config["subcommand"]]["weights_only"] = True
+
+    def _newest_checkpoint(self, parser: LightningArgumentParser, tail: Sequence[str]) -> Path | None:
+        """Return the checkpoint that ``--ckpt_path last`` means, and say which."""
+        self._parse(parser, tail)
+        subcommand = self.config["subcommand"]
+        newest = newest_checkpoint(self.config[subcommand]["trainer"])
+        if newest is None and subcommand != "fit":
+            raise ValueError("--ckpt_path last: there is no checkpoint yet")
+        say(f"--ckpt_path last: {newest or 'there is no checkpoint yet, the run starts afresh'}")
+        return newest
 
     def _args_of_subcommand(self) -> tuple[list[str], list[str]]:
         """Return the arguments up to the subcommand, and those after it."""
@@ -239,8 +273,12 @@ class MuonCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
+        leave_the_store_of_earlier_attempts()
         self.resume.seed = self.config[self.config["subcommand"]].get("seed_everything")
-        self.trainer_defaults = {"callbacks": [KeepCommandLineOnResume(self.resume, self.secrets)]}
+        callbacks: list[Callback] = [KeepCommandLineOnResume(self.resume, self.secrets)]
+        if self.subcommand == "fit":
+            callbacks.append(StopOnSignal(self.config["fit"]["grace"], partial(resume_command, self._args)))
+        self.trainer_defaults = {"callbacks": callbacks}
 
     @override
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -253,6 +291,10 @@ class MuonCLI(LightningCLI):
             # Lightning's LearningRateMonitor raises an error without a logger.
             callbacks_given = config["callbacks"] or []
             config["callbacks"] = [entry for entry in callbacks_given if not isinstance(entry, LearningRateMonitor)]
+        if any(isinstance(callback, StopOnSignal) for callback in config["callbacks"] or []):
+            # The user's own, with its own grace, takes the place of the one that is always there.
+            own = self.trainer_defaults["callbacks"]
+            own[:] = [callback for callback in own if not isinstance(callback, StopOnSignal)]
         check_strategy(config["strategy"], self.given)
         trainer = super()._instantiate_trainer(config, callbacks)
         # It comes first, to see the groups of this run before another callback puts those of the checkpoint there.
@@ -277,6 +319,26 @@ class MuonCLI(LightningCLI):
         for prefix, part in (("model", self.model), ("data", self.datamodule)):
             if self.secrets.written and getattr(part, "_hparams_initial", None):
                 part._hparams_initial = type(part._hparams_initial)(self.secrets.masked(part.hparams_initial, prefix))
+
+    @contextmanager
+    def _ending_on_signals(self) -> Iterator[None]:
+        """End at once on SIGTERM and Ctrl-C, with the processes of other ranks; training has its own receiver."""
+        receiver = SignalReceiver(_SECONDS_TO_UNWIND, raises=True, before_exit=self._end_other_ranks)
+        receiver.start()
+        try:
+            yield
+        except StoppedBySignal:
+            self._end_other_ranks()
+            raise  # and the receiver goes on: no further signal brings a traceback, and the process ends in time
+        except BaseException:
+            receiver.close()
+            raise
+        receiver.close()
+
+    def _end_other_ranks(self) -> None:
+        launcher = self.trainer.strategy.launcher if hasattr(self, "trainer") else None
+        if launcher is not None:
+            launcher.kill(signal.SIGTERM)
 
     def before_predict(self) -> None:
         """Warn of predictions that mean nothing."""

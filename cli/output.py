@@ -67,12 +67,15 @@ def quoted(path: str) -> str:
 
 
 def resume_command(args: Sequence[str], checkpoint: str) -> str:
-    """Return the command that goes on from a checkpoint.
+    """Return the command that goes on from a checkpoint, with everything else as it was.
 
     Args:
         args: The command line of the run, without the program.
         checkpoint: The checkpoint to go on from, in place of the one that the run itself may have begun with.
     """
+    if {"TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"} & os.environ.keys():
+        # What was before the program's name is not known here.
+        return f"the same command, with --ckpt_path {shlex.quote(checkpoint)}"
     kept: list[str] = []
     given = iter(args)
     for arg in given:

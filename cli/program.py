@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 from typing_extensions import override
 
 from lightning_muon.cli.output import OTHER_COMMANDS, debugging, exit_with, program_name
+from lightning_muon.cli.signals import ending_quietly
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule, LightningModule
@@ -44,18 +45,19 @@ def main(
 
     Raises:
         SystemExit: With code 0 after ``report`` and ``consolidate``; with code 2 after an error of the user, which is
-            one line on stderr.
+            one line on stderr; with code 143 after SIGTERM and 130 after SIGINT.
     """
     arguments = list(sys.argv[1:] if args is None else args)
-    if arguments[:1] == ["report"]:
-        run_report(arguments[1:])
-        raise SystemExit(0)
-    if arguments[:1] == ["consolidate"]:
-        consolidate(arguments[1:])
-        raise SystemExit(0)
-    from lightning_muon.cli.muon_cli import MuonCLI  # noqa: PLC0415 - it takes seconds to import
+    with ending_quietly():
+        if arguments[:1] == ["report"]:
+            run_report(arguments[1:])
+            raise SystemExit(0)
+        if arguments[:1] == ["consolidate"]:
+            consolidate(arguments[1:])
+            raise SystemExit(0)
+        from lightning_muon.cli.muon_cli import MuonCLI  # noqa: PLC0415 - it takes seconds to import
 
-    return MuonCLI(model_class, datamodule_class, default_config=default_config, args=args)
+        return MuonCLI(model_class, datamodule_class, default_config=default_config, args=args)
 
 
 def run_report(arguments: Sequence[str]) -> None:

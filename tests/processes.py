@@ -74,21 +74,14 @@ def launch(
         AssertionError: If a rank fails or the time is over. Shows the output of the ranks with their tracebacks.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        world = {
-            "WORLD_SIZE": str(world_size),
-            "LOCAL_WORLD_SIZE": str(world_size),
-            "GROUP_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(_free_port()),
-            "TORCHELASTIC_RUN_ID": "1",
-        }
+        port = free_port()
         outputs = [Path(scratch, f"output.{rank}") for rank in range(world_size)]
         results = [Path(scratch, f"result.{rank}") for rank in range(world_size)]
         processes = [
             _process(
                 outputs[rank],
                 None,
-                {**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                {**os.environ, **torchrun_environment(rank, world_size, port)},
                 folder or Path(scratch),
                 [program.parent, *path],
                 timeout,
@@ -134,6 +127,79 @@ def run_module(
         return subprocess.CompletedProcess([module, *arguments], -9 if code is None else code, *written)
 
 
+class Running:
+    """A ``python -m module arguments`` that goes on while a test does something to it; a context manager.
+
+    Args:
+        module: The module.
+        arguments: Of its command line.
+        folder: Working directory, first on the import path.
+        path: Further folders for the import path.
+        environment: Variables to set.
+        timeout: Seconds after which it shows where it is.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        *arguments: str,
+        folder: Path,
+        path: Sequence[Path] = (),
+        environment: dict[str, str] | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self._scratch = tempfile.TemporaryDirectory()
+        self._output = Path(self._scratch.name, "output")
+        variables = {**os.environ, **(environment or {})}
+        self._process = _process(
+            self._output, None, variables, folder, [folder, *path], timeout, _run_module, (module, arguments)
+        )
+
+    def __enter__(self) -> "Running":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        self._scratch.cleanup()
+
+    @property
+    def code(self) -> int | None:
+        """The exit code; negative if a signal has killed it; ``None`` while it runs."""
+        code: int | None = self._process.exitcode
+        return code
+
+    @property
+    def output(self) -> str:
+        """What it has written so far."""
+        return self._output.read_text(errors="replace") if self._output.exists() else ""
+
+    def send(self, signum: int) -> None:
+        """Send a signal, if it still runs."""
+        if self.code is None:
+            os.kill(self._process.pid, signum)
+
+    def wait(self, timeout: float) -> int | None:
+        """Wait for the end, but not longer than that many seconds; return the exit code."""
+        self._process.join(timeout)
+        return self.code
+
+
+def torchrun_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """Return the variables that ``torchrun`` sets for one of its processes on one machine."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "1",
+    }
+
+
 def _process(
     output: Path,
     errors: Path | None,
@@ -173,7 +239,8 @@ def _ending(code: int | None) -> str:
     return "stopped: its time was over, or another rank had failed" if code is None else f"exit code {code}"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody uses just now."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])
