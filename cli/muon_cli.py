@@ -1,10 +1,8 @@
 """The command line of a project: LightningCLI with interpolation, resuming, and errors in one line."""
 
-import atexit
 import json
 import signal
 import sys
-import time
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +11,6 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import torch.distributed as dist
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import PositiveFloat
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -47,7 +44,7 @@ from lightning_muon.cli.output import (
     resume_command,
     say,
 )
-from lightning_muon.cli.restart import leave_the_store_of_earlier_attempts
+from lightning_muon.cli.process_group import await_gloo_threads_at_exit, leave_the_store_of_earlier_attempts
 from lightning_muon.cli.resume.callback import KeepCommandLineOnResume
 from lightning_muon.cli.resume.checks import check_checkpoint, explain_other_weights
 from lightning_muon.cli.resume.newest import LAST, newest_checkpoint
@@ -109,7 +106,7 @@ class MuonCLI(LightningCLI):
         self.secrets = Secrets()
         self._new_folders: NewFolders | None = None
         self._args = list(sys.argv[1:] if args is None else args)
-        _await_gloo_threads_at_exit()
+        await_gloo_threads_at_exit()
         with self._ending_on_signals(), _errors_in_one_line(self):
             super().__init__(
                 resolve_name(model_class) if isinstance(model_class, str) else model_class,
@@ -394,21 +391,3 @@ def _errors_in_one_line(cli: MuonCLI) -> Iterator[None]:
             raise
         cli.undo()
         exit_with(message)
-
-
-def _await_gloo_threads_at_exit() -> None:
-    """Give gloo's threads time to free their last tensors before the interpreter ends.
-
-    A thread that is the last owner of tensors needs the interpreter to free them. While the interpreter is ending, it
-    aborts the process instead ("terminate called without an active exception", exit code -6) although the run is
-    complete (pytorch/pytorch#179291). ``destroy_process_group`` does not wait for these threads while anything, such as
-    a ``DeviceMesh``, still refers to the group.
-    """
-    atexit.unregister(_await_gloo_threads)  # several runs in one program wait once
-    atexit.register(_await_gloo_threads)
-
-
-def _await_gloo_threads() -> None:
-    # Lightning destroys NCCL's groups in a handler of its own, which was registered later and so ran before this one.
-    if dist.is_available() and dist.is_initialized():
-        time.sleep(0.1)  # a thread needs microseconds, and some time to be scheduled on a busy machine

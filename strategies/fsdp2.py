@@ -131,7 +131,6 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.cpu_offload = cpu_offload
         self.state_dict_type = state_dict_type
         self._background_group: dist.ProcessGroup | None = None
-        self._told_of_modules = False
 
     @property
     @override
@@ -323,8 +322,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def _without_modules(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         checkpoint, dropped = without_modules(checkpoint)
-        if dropped and not self._told_of_modules:
-            self._told_of_modules = True
+        if dropped:
             warn_of_modules(dropped)
         return checkpoint
 

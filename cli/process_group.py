@@ -1,9 +1,12 @@
-"""After torchrun has restarted its processes: a process group that knows nothing of the one before."""
+"""The beginning and the end of a process group, where torch needs help."""
 
+import atexit
 import os
 import socket
+import time
 from datetime import timedelta
 
+import torch.distributed as dist
 from torch.distributed import TCPStore
 
 _TIMEOUT = timedelta(minutes=5)
@@ -27,3 +30,21 @@ def leave_the_store_of_earlier_attempts() -> None:
             agent.set(key, str(server.getsockname()[1]))
     os.environ["MASTER_PORT"] = agent.get(key).decode()
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+
+
+def await_gloo_threads_at_exit() -> None:
+    """Give gloo's threads time to free their last tensors before the interpreter ends.
+
+    A thread that is the last owner of tensors needs the interpreter to free them. While the interpreter is ending, it
+    aborts the process instead ("terminate called without an active exception", exit code -6) although the run is
+    complete (pytorch/pytorch#179291). ``destroy_process_group`` does not wait for these threads while anything, such as
+    a ``DeviceMesh``, still refers to the group.
+    """
+    atexit.unregister(_await_gloo_threads)  # several runs in one program wait once
+    atexit.register(_await_gloo_threads)
+
+
+def _await_gloo_threads() -> None:
+    # Lightning destroys NCCL's groups in a handler of its own, which was registered later and so ran before this one.
+    if dist.is_available() and dist.is_initialized():
+        time.sleep(0.1)  # a thread needs microseconds, and some time to be scheduled on a busy machine
