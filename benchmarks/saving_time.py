@@ -10,6 +10,7 @@ import shutil
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         record = Path(scratch, "rows")
         ranks = (parameters, rounds, Path(scratch), record)
         torch.multiprocessing.start_processes(of_a_folder, ranks, nprocs=2, start_method="fork")
+        torch.set_num_threads(1)  # a copy is bound by the memory
         rows = [*of_one_file(parameters, rounds, Path(scratch)), *torch.load(record)]
     settings = {"parameters": parameters, "rounds": rounds, "quick": options.quick}
     report("Saving weights and AdamW's moments", rows, COLUMNS, settings, "saving_time-cpu", options.results)
@@ -80,7 +82,8 @@ def of_one_file(parameters: int, rounds: int, folder: Path) -> list[dict[str, An
 
         def begin(plugin: Any = plugin) -> Callable[[], None]:
             plugin.save_checkpoint(checkpoint, path)
-            return plugin.teardown
+            wait: Callable[[], None] = plugin.teardown
+            return wait
 
         rows.append({"checkpoint": "one file", "saved by": name, **measured(begin, rounds, path)})
         path.unlink()
@@ -113,8 +116,9 @@ def of_a_folder(rank: int, parameters: int, rounds: int, scratch: Path, record: 
         plugin.start(partial(write_checkpoint_folder, snapshot(checkpoint), path, background))
         return plugin.join
 
+    warnings.filterwarnings("ignore", message="Detected an existing checkpoint")
     rows = []
-    for name, begin in {"Lightning": in_place, "atomic": atomic, "asynchronous": asynchronous}.items():
+    for name, begin in {"Lightning, synced": in_place, "atomic": atomic, "asynchronous": asynchronous}.items():
         rows.append({"checkpoint": "folder, 2 ranks", "saved by": name, **measured(begin, rounds, path)})
         dist.barrier()
         if rank == 0:

@@ -10,8 +10,8 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from fsspec.utils import get_protocol
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
@@ -211,4 +211,4 @@ def _elements(tensor: Tensor) -> Any:
 
 
 def _is_local(path: str | Path) -> bool:
-    return get_protocol(str(path)) == "file" and "://" not in str(path)
+    return _is_local_file_protocol(path) and "://" not in str(path)

@@ -89,7 +89,7 @@ def read_metadata(folder: Path) -> Metadata:
     """
     try:
         with (folder / METADATA).open("rb") as file:
-            metadata = _MetadataUnpickler(file).load()
+            metadata: Metadata = _MetadataUnpickler(file).load()
         files = [info.relative_path for info in (metadata.storage_data or {}).values()]
         outside = next((name for name in files if Path(name).name != name), None)
     except UnsafeCheckpointError as error:
@@ -127,9 +127,9 @@ class PlainReader(FileSystemReader):
     @override
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         metadata = read_metadata(Path(self.path))
-        if getattr(metadata, "storage_meta", None) is None:
-            metadata.storage_meta = StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
+        meta = getattr(metadata, "storage_meta", None) or StorageMeta()
+        meta.load_id = self.load_id
+        metadata.storage_meta = meta
         return metadata
 
 

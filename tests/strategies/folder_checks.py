@@ -82,7 +82,7 @@ def check_each_write_may_fail() -> None:
                     save(path, 2)
                 except SaveError as error:
                     message = str(error)
-                failed = [None, None]
+                failed: list[Any] = [None, None]
                 dist.all_gather_object(failed, (disk.left <= 0 and dist.get_rank() == rank, message))
             if not any(found for found, _ in failed):
                 break

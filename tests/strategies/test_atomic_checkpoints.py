@@ -259,7 +259,8 @@ class Slow(AtomicCheckpointIO):
     """Saves when it is told to."""
 
     def __init__(self) -> None:
-        self.go, self.error = threading.Event(), None
+        self.go = threading.Event()
+        self.error: SaveError | None = None
 
     def save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         assert self.go.wait(20)
