@@ -4,6 +4,7 @@
 - ``fsdp1``: additions to Lightning's ``FSDPStrategy``: ``BlockWrapPolicy``, ``clip_by_norm``, ``check_resumable``.
 - ``blocks``: ``find_blocks``, the modules that both of them shard one by one.
 - ``checkpoint_folder``: sharded checkpoints on disk: writing, reading, ``consolidate_checkpoint``.
+- ``averages``: averaged weights of Lightning's callbacks, sharded; ``hyperparameters``: those that can be saved.
 - ``model_state``: tensors sharded and gathered, and the loading of weights.
 - ``optimizer_state``: the state of any optimizer, by the names of its parameters.
 - ``scheduler_state``: ``follow_groups``, for schedulers that resume in other parameter groups.
