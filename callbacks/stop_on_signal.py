@@ -85,7 +85,8 @@ class StopOnSignal(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Last, so that the checkpoint has what all others do after the step.
-        trainer.callbacks = [*(callback for callback in trainer.callbacks if callback is not self), self]
+        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
         watch_forks(of_a_run=True)
         handlers = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
         self._user_handlers = {

@@ -7,7 +7,7 @@ import time
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 _TIMEOUT = timedelta(minutes=5)
 

@@ -27,7 +27,7 @@ def newest_checkpoint(trainer: Mapping[str, Any]) -> Path | None:
         found |= {path: _modified(path) for path in folder.glob(pattern)}
     for path in sorted(found, key=lambda path: found[path], reverse=True):
         try:
-            if ResumePlan.of(str(path)).saved is not None:
+            if ResumePlan.of(str(path), fitting=True).saved is not None:
                 return path
         except (OSError, ValueError, RuntimeError) as error:
             say(f"--ckpt_path last: '{path}' is skipped: {' '.join(str(error).split())}")
@@ -36,7 +36,8 @@ def newest_checkpoint(trainer: Mapping[str, Any]) -> Path | None:
 
 def _modified(path: Path) -> float:
     # A folder's own time is that of its newest entry, not of what was written into it last.
-    return max(file.stat().st_mtime for file in (path, *(path.iterdir() if path.is_dir() else ())))
+    newest: float = max(file.stat().st_mtime for file in (path, *(path.iterdir() if path.is_dir() else ())))
+    return newest
 
 
 def _places(trainer: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
