@@ -10,7 +10,6 @@
 - ``atomic``: files and folders that get their final name when they are complete; what a kill leaves.
 - ``integrity``: whether the bytes of a checkpoint are those that were saved.
 - ``metadata``: reading ``.metadata`` without running code.
-- ``checkpoint_folder``: sharded checkpoints on disk: writing, reading, ``consolidate_checkpoint``.
 - ``averages``: averaged weights of Lightning's callbacks, sharded; ``hyperparameters``: those that can be saved.
 - ``model_state``: tensors sharded and gathered, and the loading of weights.
 - ``optimizer_state``: the state of any optimizer, by the names of its parameters.
