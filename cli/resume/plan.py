@@ -4,6 +4,7 @@ Lightning replaces the module's arguments by the checkpoint's hyperparameters, w
 """
 
 import sys
+import zipfile
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,7 +197,10 @@ def _check_whole(path: Path) -> None:
             may_be_one = any(file.name in {"meta.pt", ".metadata"} for file in path.iterdir())
         elif path.exists():
             with path.open("rb") as stream:
-                may_be_one = stream.read(2) == b"PK"  # a zip archive
+                may_be_one = stream.read(2) == b"PK"  # a zip archive, perhaps without its end
+            if may_be_one and zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    may_be_one = any(name.endswith("/data.pkl") for name in archive.namelist())
         else:
             may_be_one = True
         if may_be_one:

@@ -203,7 +203,9 @@ LIMITS = ("max_weight_rms", "max_output_rms", "max_lost_updates", "min_doublings
 
 @pytest.mark.parametrize("argument", LIMITS)
 def test_a_negative_limit_is_refused(argument: str) -> None:
-    with pytest.raises(MisconfigurationException, match=f"WeightRMSMonitor: {argument} must be at least 0, or null"):
+    with pytest.raises(
+        MisconfigurationException, match=f"WeightRMSMonitor: {argument} must be at least 0 and finite, or null"
+    ):
         WeightRMSMonitor(**{argument: -1.0})
 
 
@@ -269,7 +271,7 @@ def test_a_module_that_is_compiled_itself_cannot_be_heard(regression: Module, fi
         (lambda: WeightRMSMonitor(every_n_steps="5"), "every_n_steps must be a whole number or null, got '5'"),  # type: ignore[arg-type]
         (lambda: WeightRMSMonitor(sample=2.5), "sample must be a whole number, got 2.5"),  # type: ignore[arg-type]
         (lambda: WeightRMSMonitor(outputs=None), "outputs must be true, false or a list"),  # type: ignore[arg-type]
-        (lambda: WeightRMSMonitor(max_weight_rms="1"), "max_weight_rms must be at least 0, or null"),  # type: ignore[arg-type]
+        (lambda: WeightRMSMonitor(max_weight_rms="1"), "max_weight_rms must be at least 0 and finite, or null"),  # type: ignore[arg-type]
     ],
 )
 def test_arguments_of_another_type_are_named(make: Callable[[], Any], message: str) -> None:

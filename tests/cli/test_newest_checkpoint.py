@@ -50,7 +50,7 @@ def test_what_cannot_be_read_is_skipped(run: Run, saved: str, capsys: pytest.Cap
     os.utime(weights, (2, 2))
     run(*FIT, "--trainer.default_root_dir=first", "--trainer.max_steps=5")
     error = capsys.readouterr().err
-    assert f"--ckpt_path last: '{torn}' is skipped: --ckpt_path: '{torn}' is not a checkpoint\n" in error
+    assert f"--ckpt_path last: '{torn}' is skipped: --ckpt_path: the checkpoint '{torn}' is damaged" in error
     assert f"--ckpt_path last: {weights}\n" in error
 
 

@@ -328,7 +328,7 @@ CHECKPOINTS: Mapping[str, tuple[Callable[[Path, Path], Any], str]] = {
         "a safetensors file",
     ),
     "empty folder": (lambda _, file: file.mkdir(), "the folder has no meta.pt and .metadata"),
-    "half a folder": (folder_without_metadata, "'x.ckpt' is not a checkpoint: the folder has no .metadata"),
+    "half a folder": (folder_without_metadata, "'x.ckpt' is damaged: .metadata is missing"),
 }
 
 

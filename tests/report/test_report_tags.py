@@ -33,7 +33,7 @@ def figures(comparison: Comparison) -> dict[str, Any]:
 
 
 def monitors() -> list[Any]:
-    others = {"MuonDashboard", "HyperparameterSchedule", "NonFiniteError"}
+    others = {"MuonDashboard", "HyperparameterSchedule", "NonFiniteError", "StopOnSignal"}
     names = [name for name in callbacks.__all__ if name not in others]
     options = {"WeightRMSMonitor": {"outputs": ["net.*"], "per_parameter": True}}
     watching = [getattr(callbacks, name)(every_n_steps=1, **options.get(name, {})) for name in names]

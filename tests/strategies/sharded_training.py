@@ -174,6 +174,7 @@ def run(job: Job, world_size: int) -> dict[str, Any]:
     arguments of it; ``then``, ``"predict"``; and what :class:`Sequences` reads.
     """
     strategy = job.get("strategy", "auto")
+    further = dict(job.get("trainer", {}))
     trainer = Trainer(
         accelerator="cpu",
         devices=world_size,
@@ -182,6 +183,7 @@ def run(job: Job, world_size: int) -> dict[str, Any]:
         callbacks=[
             *(CALLBACKS[name]() for name in job.get("callbacks", ())),
             *(SaveAt(*where) for where in job.get("save_at", {}).items()),
+            *further.pop("callbacks", ()),
         ],
         **{
             "logger": False,
@@ -193,7 +195,7 @@ def run(job: Job, world_size: int) -> dict[str, Any]:
             "val_check_interval": 2,
             "num_sanity_val_steps": 1,
             "limit_predict_batches": 1,
-            **job.get("trainer", {}),
+            **further,
         },
     )
     torch.manual_seed(0)
