@@ -6,7 +6,10 @@ torch's ``.metadata`` has too. Folders without it, of Lightning's own strategies
 files that their ``.metadata`` names, of the right length. CRC-32 finds damage; it is no protection against attackers.
 """
 
+import errno
 import json
+import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -23,7 +26,20 @@ CHECKSUMS = "checksums.json"
 
 _BLOCK = 1 << 22  # bytes that are read at a time
 _ZIP = b"PK\x03\x04"
-_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError)
+_FOLDER = 0x10  # an attribute of a record
+# What reading changed bytes may raise; also OSError, from an offset or a method of compression that was changed.
+_BROKEN_ZIP = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    KeyError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
 
 # Files that this process has found whole, by path, size and time: a run checks its checkpoint before it starts, and
 # again when it loads it.
@@ -94,7 +110,7 @@ def newest_whole_beside(path: Path) -> Path | None:
     """Return the newest other checkpoint in the same folder that is whole."""
     found = []
     for other in path.parent.glob("*.ckpt"):
-        if other.name != path.name and (is_checkpoint_folder(other) or zipfile.is_zipfile(other)):
+        if other.name != path.name and (is_checkpoint_folder(other) or _is_zip(other)):
             found.append(((other / META if other.is_dir() else other).stat().st_mtime_ns, other))
     return next((other for _, other in sorted(found, reverse=True) if is_whole(other)), None)
 
@@ -115,6 +131,14 @@ def _signature(path: Path) -> tuple[Any, ...]:
     return str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
+def _is_zip(path: Path) -> bool:
+    """Return whether a file ends as a zip archive does, changed or not."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True
+
+
 def _damage_of_file(path: Path) -> str | None:
     with path.open("rb") as file:
         start = file.read(len(_ZIP))
@@ -123,6 +147,8 @@ def _damage_of_file(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             for record in archive.infolist():
+                if record.external_attr & _FOLDER:
+                    return f"its bytes have changed ({record.filename} is marked as a folder)"  # torch reads nothing
                 if record.file_size and not record.CRC:
                     continue  # saved with torch.serialization.set_crc32_options(False)
                 with archive.open(record) as stream:
@@ -131,9 +157,11 @@ def _damage_of_file(path: Path) -> str | None:
         if start == _ZIP:
             torch._C.PyTorchFileReader(str(path))  # which reads fields that Python does not
     except _BROKEN_ZIP as error:
-        if start != _ZIP and not zipfile.is_zipfile(path):
+        if isinstance(error, OSError) and error.errno not in {None, errno.EINVAL}:
+            raise  # the disk
+        if start != _ZIP and not _is_zip(path):
             return None  # not in the format of torch 1.6 and later
-        if not zipfile.is_zipfile(path):
+        if not _is_zip(path):
             return "its end is missing"
         return f"its bytes have changed ({error})"
     return None if start == _ZIP else "its first bytes have changed"

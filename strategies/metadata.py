@@ -90,7 +90,12 @@ def read_metadata(folder: Path) -> Metadata:
     try:
         with (folder / METADATA).open("rb") as file:
             metadata: Metadata = _MetadataUnpickler(file).load()
-        files = [info.relative_path for info in (metadata.storage_data or {}).values()]
+        # Also whether it has what will be read from it.
+        files = [
+            info.relative_path
+            for index, info in (metadata.storage_data or {}).items()
+            if metadata.state_dict_metadata[index.fqn] is not None and info.offset + info.length >= 0
+        ]
         outside = next((name for name in files if Path(name).name != name), None)
     except UnsafeCheckpointError as error:
         outside = error

@@ -93,6 +93,20 @@ def test_a_folder_with_changed_bytes_is_refused(name: str, folder: Path) -> None
             check_whole(folder)
 
 
+def test_changed_metadata_is_refused_without_checksums_too(folder: Path) -> None:
+    """Or it means the same, or something else that is harmless: no error but ours, and no other function is called."""
+    file = folder / ".metadata"
+    content = file.read_bytes()
+    refused = 0
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        try:
+            check_whole(folder)
+        except (DamagedCheckpointError, UnsafeCheckpointError):
+            refused += 1
+    assert refused > len(content) // 2
+
+
 @pytest.mark.parametrize("new_is_whole", [True, False])
 def test_a_kill_between_the_two_renames_is_mended(new_is_whole: bool, folder: Path) -> None:
     with_checksums(folder)
