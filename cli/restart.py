@@ -4,7 +4,7 @@ import os
 import socket
 from datetime import timedelta
 
-from torch.distributed import TCPStore
+import torch.distributed as dist
 
 _TIMEOUT = timedelta(minutes=5)
 
@@ -19,7 +19,7 @@ def leave_the_store_of_earlier_attempts() -> None:
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
-    agent = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=_TIMEOUT)
+    agent = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=_TIMEOUT)
     key = f"lightning_muon/port/{attempt}"
     if os.environ["RANK"] == "0":
         with socket.socket() as server:

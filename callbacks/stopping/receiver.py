@@ -156,6 +156,7 @@ class SignalReceiver:
         if signum in STOP_SIGNALS:
             self._hear(signum)
             if self._raises:
+                self._raises = False  # once: the next one may arrive where nobody expects an exception any more
                 raise StoppedBySignal(signum)
 
     def _hear(self, signum: int) -> None:
