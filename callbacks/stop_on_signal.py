@@ -1,7 +1,6 @@
 """``StopOnSignal``: SIGTERM and Ctrl-C end a run after its step, with a checkpoint, on all ranks alike."""
 
 import atexit
-import os
 import signal
 import sys
 import time
@@ -85,8 +84,8 @@ class StopOnSignal(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Last, so that the checkpoint has what all others do after the step.
-        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
-        trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
+        untyped: Any = trainer
+        untyped.callbacks = [*(callback for callback in untyped.callbacks if callback is not self), self]
         watch_forks(of_a_run=True)
         handlers = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
         self._user_handlers = {
@@ -248,17 +247,21 @@ class StopOnSignal(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._receiver is None or self._receiver.signum is None:
             self._close()
-        else:
-            self._receiver.stop_polling()  # it still sees to it that the process ends in time
+            return
+        self._receiver.stop_polling()  # it still sees to it that the process ends in time
+        if isinstance(exception, Exception):
+            # On the way to the end: another rank may have ended at once, or before it has begun to train.
+            name = signal.Signals(self._receiver.signum).name
+            reason = " ".join(str(exception).split())
+            sys.stderr.write(f"{name}: stopped without a checkpoint: {type(exception).__name__}: {reason}\n")
+            raise StoppedBySignal(self._receiver.signum) from exception
 
     @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._finishing and self._agreement and self._agreement.signum:
-            raise StoppedBySignal(self._agreement.signum)
-        late = self._receiver.received if self._receiver else None
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        signum = self._receiver.signum if self._receiver else None
         self._close()
-        if late is not None:
-            os.kill(os.getpid(), late)  # it came after the last gate: for whoever listened before
+        if signum is not None:  # it came so late that the run has ended by itself
+            raise StoppedBySignal(signum)
 
     def _close(self) -> None:
         watch_forks(of_a_run=False)

@@ -324,10 +324,14 @@ class MuonCLI(LightningCLI):
         receiver.start()
         try:
             yield
-        except StoppedBySignal:
-            self._end_other_ranks()
-            raise  # and the receiver goes on: no further signal brings a traceback, and the process ends in time
-        except BaseException:
+        except BaseException as error:
+            # After a signal the receiver goes on: another one brings no traceback, and the process ends in time.
+            if isinstance(error, StoppedBySignal):
+                self._end_other_ranks()
+                raise
+            if receiver.signum is not None and not debugging():
+                # Another rank has ended before this one, or a library has made something else of the exception.
+                raise StoppedBySignal(receiver.signum) from error
             receiver.close()
             raise
         receiver.close()

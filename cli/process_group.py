@@ -7,7 +7,6 @@ import time
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 _TIMEOUT = timedelta(minutes=5)
 
@@ -22,7 +21,8 @@ def leave_the_store_of_earlier_attempts() -> None:
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
-    agent = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=_TIMEOUT)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    agent = dist.TCPStore(address, port, is_master=False, timeout=_TIMEOUT)  # type: ignore[attr-defined]
     key = f"lightning_muon/port/{attempt}"
     if os.environ["RANK"] == "0":
         with socket.socket() as server:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 import torch.distributed as dist
-from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 _IDLE = 0.5  # seconds between two looks into the store
 _BUSY = 0.02  # likewise, once a rank has asked

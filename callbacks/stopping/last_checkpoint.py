@@ -24,7 +24,7 @@ def save_last(trainer: Trainer, *, goes_on: bool = False) -> str | None:
     """
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     callbacks = [callback for callback in callbacks if not callback.save_weights_only]
-    if not callbacks or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if not callbacks or getattr(trainer, "fast_dev_run", False):
         return None
     callback = next((callback for callback in callbacks if callback.save_last), callbacks[0])
     save_last, saved_at = callback.save_last, callback._last_global_step_saved

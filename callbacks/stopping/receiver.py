@@ -32,6 +32,7 @@ class StoppedBySignal(SystemExit):
     def __init__(self, signum: int) -> None:
         super().__init__(exit_code(signum))
         self.signum = signum
+        SignalReceiver._ending = True
 
 
 class SignalReceiver:
@@ -58,6 +59,7 @@ class SignalReceiver:
     """
 
     _active: ClassVar[list["SignalReceiver"]] = []
+    _ending: ClassVar[bool] = False  # a StoppedBySignal is on its way
 
     def __init__(
         self,
@@ -98,6 +100,7 @@ class SignalReceiver:
         self._thread.start()
         self._wakeup_fd = signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
         self._active.append(self)
+        SignalReceiver._ending = False
         watch_forks()
         self.take_over()
         return True
@@ -155,7 +158,8 @@ class SignalReceiver:
             self._previous[signum](signum, frame)
         if signum in STOP_SIGNALS:
             self._hear(signum)
-            if self._raises:
+            # Once: the next one may arrive where nobody expects an exception any more.
+            if self._raises and not self._ending:
                 raise StoppedBySignal(signum)
 
     def _hear(self, signum: int) -> None:

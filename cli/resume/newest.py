@@ -36,8 +36,8 @@ def newest_checkpoint(trainer: Mapping[str, Any]) -> Path | None:
 
 def _modified(path: Path) -> float:
     # A folder's own time is that of its newest entry, not of what was written into it last.
-    newest: float = max(file.stat().st_mtime for file in (path, *(path.iterdir() if path.is_dir() else ())))
-    return newest
+    times: list[float] = [file.stat().st_mtime for file in (path, *(path.iterdir() if path.is_dir() else ()))]
+    return max(times)
 
 
 def _places(trainer: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
