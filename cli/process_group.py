@@ -22,7 +22,7 @@ def leave_the_store_of_earlier_attempts() -> None:
     if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    agent = dist.TCPStore(address, port, is_master=False, timeout=_TIMEOUT)  # type: ignore[attr-defined]
+    agent = dist.TCPStore(address, port, is_master=False, timeout=_TIMEOUT)
     key = f"lightning_muon/port/{attempt}"
     if os.environ["RANK"] == "0":
         with socket.socket() as server:

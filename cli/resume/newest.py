@@ -17,13 +17,18 @@ LAST = "last"
 def newest_checkpoint(trainer: Mapping[str, Any]) -> Path | None:
     """Return the newest checkpoint in the folders of runs with the same settings of logger and checkpoints.
 
-    Checkpoints that cannot be read, such as one that a killed process has left half-written, are named and skipped.
+    Checkpoints that cannot be read are named and skipped. What killed saves have left is put in order first.
 
     Args:
         trainer: The trainer's arguments, as they are parsed.
     """
+    from lightning_muon.strategies import clear_leftovers  # noqa: PLC0415 - runs without a checkpoint start faster
+
     found: dict[Path, float] = {}
     for folder, pattern in _places(trainer):
+        above = pattern.rpartition("/")[0]
+        for checkpoints in folder.glob(above) if above else (folder,):
+            clear_leftovers(checkpoints)  # a folder whose save was killed between its two renames gets its name back
         found |= {path: _modified(path) for path in folder.glob(pattern)}
     for path in sorted(found, key=lambda path: found[path], reverse=True):
         try:

@@ -70,3 +70,13 @@ def test_the_checkpoint_in_use_is_in_the_saved_config(run: Run, saved: str) -> N
     arguments = ["--config=dirpath.yaml", "--trainer.enable_checkpointing=true", "--trainer.max_steps=5"]
     cli = run("fit", "--ckpt_path=last", *logger, *arguments)
     assert cli.config.fit.ckpt_path == saved
+
+
+def test_what_a_kill_between_two_renames_has_left_is_found(
+    run: Run, saved: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for checkpoint in Path(saved).parent.glob("*.ckpt"):
+        checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.replaced"))
+    run(*FIT, "--trainer.default_root_dir=first", "--trainer.max_steps=5")
+    assert "--ckpt_path last: first/checkpoints/" in capsys.readouterr().err
+    assert Path(saved).exists()
