@@ -103,7 +103,7 @@ def test_no_code_of_a_folder_runs(run: Run, capsys: pytest.CaptureFixture[str], 
 def test_what_a_kill_left_is_put_in_order_at_the_next_start(
     run: Run, saved: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="lightning.pytorch")
     half = Path(saved).with_name(".step=4.ckpt.0123abcd.saving")
     half.write_bytes(b"half")
     run("predict", "--ckpt_path", saved)

@@ -301,12 +301,13 @@ def test_a_run_outside_the_main_thread_has_no_handlers(run: Callable[..., MuonCL
 
 
 def test_handlers_are_given_back(run: Callable[..., MuonCLI]) -> None:
-    before = [signal.getsignal(signum) for signum in CODES]
-    threads = threading.active_count()
+    def state() -> tuple[list[Any], int, int]:
+        signal.set_wakeup_fd(wakeup := signal.set_wakeup_fd(-1))
+        return [signal.getsignal(signum) for signum in CODES], threading.active_count(), wakeup
+
+    before = state()
     run("fit")
-    assert [signal.getsignal(signum) for signum in CODES] == before
-    assert threading.active_count() == threads
-    assert signal.set_wakeup_fd(-1) == -1
+    assert state() == before
 
 
 # Real launches: each process imports torch and Lightning by itself, which takes 5 s of CPU.

@@ -187,7 +187,7 @@ def test_files_without_checksums_load(tmp_path: Path) -> None:
 
 
 def test_what_a_kill_leaves_is_removed_by_the_next_save(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="lightning.pytorch")
     left = tmp_path / ".last.ckpt.0123abcd.saving"
     left.write_bytes(b"half")
     mine = tmp_path / ".notes.saving.txt"
