@@ -3,9 +3,11 @@
 import os
 import socket
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
+_distributed: Any = dist  # its stub does not export TCPStore in all environments
 _TIMEOUT = timedelta(minutes=5)
 
 
@@ -20,7 +22,7 @@ def leave_the_store_of_earlier_attempts() -> None:
     if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    agent = dist.TCPStore(address, port, is_master=False, timeout=_TIMEOUT)  # type: ignore[attr-defined]
+    agent = _distributed.TCPStore(address, port, is_master=False, timeout=_TIMEOUT)
     key = f"lightning_muon/port/{attempt}"
     if os.environ["RANK"] == "0":
         with socket.socket() as server:
