@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+_distributed: Any = dist  # its stub does not export TCPStore in all environments
 _TIMEOUT = timedelta(minutes=5)
 
 

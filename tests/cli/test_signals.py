@@ -408,7 +408,7 @@ def test_signals_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with training.going_on() as processes:
             for rank in range(training.ranks):
                 wait_for("begin", processes, rank=rank, times=begun_before + 1)
-            time.sleep(draw.uniform(0, 2.5))
+            time.sleep(draw.uniform(0.05, 2.5))
             signum = draw.choice(list(CODES))
             receivers = draw.choice([[rank] for rank in range(training.ranks)] + [list(range(training.ranks))])
             sent = [processes[rank].code is None for rank in receivers]
