@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
@@ -23,7 +24,7 @@ def leave_the_store_of_earlier_attempts() -> None:
     if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    agent = dist.TCPStore(address, port, is_master=False, timeout=_TIMEOUT)
+    agent = _distributed.TCPStore(address, port, is_master=False, timeout=_TIMEOUT)
     key = f"lightning_muon/port/{attempt}"
     if os.environ["RANK"] == "0":
         with socket.socket() as server:
