@@ -46,7 +46,7 @@ def line_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
         (
             "fit --chekpoint 3",
             "unknown key 'chekpoint'; "
-            "the keys are config, seed_everything, trainer, model, data, ckpt_path, weights_only",
+            "the keys are config, seed_everything, trainer, model, data, grace, ckpt_path, weights_only",
         ),
         ("fit --data.nope 3", "unknown key 'data.nope'; data takes dim, batch_size"),
         (
