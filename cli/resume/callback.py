@@ -47,6 +47,15 @@ class KeepCommandLineOnResume(Callback):
         self._checkpoint: dict[str, Any] = {}
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Each rank looks for `last` by itself; on a network file system some may not see the newest yet.
+        first = trainer.strategy.broadcast(str(self.plan.path))
+        if first != str(self.plan.path):
+            raise ValueError(
+                f"--ckpt_path: rank 0 goes on from '{first}', rank {trainer.global_rank} from '{self.plan.path}'"
+            )
+
+    @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["seed_everything"] = self.plan.seed
         for key, prefix in (("hyper_parameters", "model"), ("datamodule_hyper_parameters", "data")):

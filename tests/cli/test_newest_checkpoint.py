@@ -4,10 +4,15 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from lightning.pytorch import LightningModule
 
 from lightning_muon.cli import MuonCLI
+from lightning_muon.cli.resume.callback import KeepCommandLineOnResume
+from lightning_muon.cli.resume.plan import ResumePlan
 
 Run = Callable[..., MuonCLI]
 pytestmark = pytest.mark.timeout(60)
@@ -52,6 +57,14 @@ def test_what_cannot_be_read_is_skipped(run: Run, saved: str, capsys: pytest.Cap
     error = capsys.readouterr().err
     assert f"--ckpt_path last: '{torn}' is skipped: --ckpt_path: the checkpoint '{torn}' is damaged" in error
     assert f"--ckpt_path last: {weights}\n" in error
+
+
+def test_all_ranks_go_on_from_the_same() -> None:
+    strategy = SimpleNamespace(broadcast=lambda _: "newer.ckpt")
+    trainer: Any = SimpleNamespace(strategy=strategy, global_rank=1)
+    callback = KeepCommandLineOnResume(ResumePlan(Path("older.ckpt")))
+    with pytest.raises(ValueError, match=r"from 'newer\.ckpt', rank 1 from 'older\.ckpt'"):
+        callback.setup(trainer, LightningModule(), "fit")
 
 
 @pytest.mark.usefixtures("saved")
