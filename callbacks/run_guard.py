@@ -303,7 +303,9 @@ def _mean_losses(trainer: Trainer, losses: Sequence[tuple[int, Tensor | None]]) 
         return []
     device = trainer.strategy.root_device
     unknown = torch.tensor(math.nan, device=device)
-    values = torch.stack([unknown if loss is None else loss.detach().float().mean().to(device) for _, loss in losses])
+    # A loss has one entry, but is not always a scalar.
+    values = torch.stack([unknown if loss is None else loss.detach().to(device).flatten()[0] for _, loss in losses])
+    values = values.float()
     if trainer.world_size > 1:
         dist.all_reduce(values)
     means = (values / trainer.world_size).tolist()

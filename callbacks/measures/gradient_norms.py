@@ -69,11 +69,9 @@ class GradientNorms:
         steps, rows = zip(*self.seen, strict=True)
         self.seen = []
         norms = self.whole(trainer, torch.stack(rows))
-        totals = norms.square().sum(1).sqrt().tolist()
-        return [
-            StepNorms(step, self.place, self.bad(row), total)
-            for step, row, total in zip(steps, norms, totals, strict=True)
-        ]
+        totals = norms.square().sum(1).sqrt().tolist()  # not finite if one of the norms is not
+        seen = zip(steps, norms, totals, strict=True)
+        return [StepNorms(step, self.place, self.bad(row), total) for step, row, total in seen]
 
     def whole(self, trainer: Trainer, norms: Tensor) -> Tensor:
         """Return norms (rows, parameters) of whole tensors from those of the ranks' parts; float64, CPU. A collective.
@@ -89,7 +87,7 @@ class GradientNorms:
 
     def bad(self, norms: Tensor) -> list[str]:
         """Return the names of the parameters whose norm is not finite, given all norms (parameters,)."""
-        return [self.names[index] for index in (~norms.isfinite()).nonzero().flatten().tolist()]
+        return [name for name, norm in zip(self.names, norms.tolist(), strict=True) if not math.isfinite(norm)]
 
 
 def real_entries(tensor: Tensor) -> Tensor:
