@@ -12,9 +12,12 @@ PROGRAM = Path(__file__).with_name("sharded_monitors.py")
 BROKEN = "net.2.weight"
 
 SPREAD = [
-    (2, ("ddp", "ddp_sharded_state", "fsdp2", "fsdp", "adamw_fsdp2", "foreign_fsdp2")),
-    (3, ("ddp", "ddp_sharded_state", "fsdp2", "fsdp", "foreign_ddp", "foreign_fsdp2")),
+    (2, ("ddp", "fsdp", "adamw_fsdp2", "foreign_fsdp2")),
+    (3, ("ddp_sharded_state", "fsdp2", "foreign_ddp")),
     (4, ("hsdp",)),
+    # The other pairs take half a minute.
+    pytest.param(2, ("ddp_sharded_state", "fsdp2"), marks=pytest.mark.slow),
+    pytest.param(3, ("ddp", "fsdp", "foreign_fsdp2"), marks=pytest.mark.slow),
 ]
 
 # The first is time; and under FSDP1 Lightning converts the module to the precision of the trainer.

@@ -14,7 +14,10 @@ def run_checks(file: str, world_size: int) -> None:
     launch(FOLDER / file, "check_*", world_size, path=[FOLDER.parents[2]])
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+# Two and four processes have all kinds of shards; the others take another 14 seconds.
+@pytest.mark.parametrize(
+    "world_size", [2, 4, pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_twenty_steps_equal_one_device(world_size: int) -> None:
     run_checks("training_checks.py", world_size)
 
