@@ -95,8 +95,17 @@ def without_target(regression: Module, fit: Fit) -> Callable[[Any], list[float]]
     return course
 
 
-@pytest.mark.parametrize("per", ["group", "matrix"])
-@pytest.mark.parametrize("make_optimizer", [growing, with_cosine, by_torch, adamw_with_lr_tensor])
+OPTIMIZERS = [growing, with_cosine, by_torch, adamw_with_lr_tensor]
+
+
+@pytest.mark.parametrize(
+    ("make_optimizer", "per"),
+    [
+        *((make, "group") for make in OPTIMIZERS),
+        (growing, "matrix"),
+        *(pytest.param(make, "matrix", marks=pytest.mark.slow) for make in OPTIMIZERS[1:]),
+    ],
+)
 def test_the_rms_settles_at_the_target(
     regression: Module, fit: Fit, without_target: Callable[[Any], list[float]], make_optimizer: Any, per: str
 ) -> None:
