@@ -105,7 +105,7 @@ class ResumePlan:
             return cls()
         path = Path(ckpt_path)
         _check_whole(path)
-        if not _exists(path):
+        if not path.exists():
             raise FileNotFoundError(f"--ckpt_path: '{ckpt_path}' does not exist{nearest_path(path, '*.ckpt')}")
         checkpoint = read_checkpoint(path, fitting=fitting, trusted=trusted)
         if checkpoint is None:
@@ -209,13 +209,6 @@ def _check_whole(path: Path) -> None:
         raise ValueError(f"--ckpt_path: '{path}' cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"--ckpt_path: {error}") from error
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError as error:  # no permission to look
-        raise ValueError(f"--ckpt_path: '{path}' cannot be read: {error.strerror}") from error
 
 
 def differences(old: object, new: object, key: str = "") -> Iterator[tuple[str, Change]]:

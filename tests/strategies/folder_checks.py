@@ -1,9 +1,6 @@
 """Checks of saves of sharded checkpoints on two ranks, where the disk of one of them fails."""
 
-import errno
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from lightning_muon.strategies import DamagedCheckpointError, SaveError, integri
 from lightning_muon.strategies.atomic import SummedFile, locked, saving_path
 from lightning_muon.strategies.checkpoint_folder import find_whole_together, read_checkpoint_folder
 from lightning_muon.strategies.folder_writer import write_folder
+from tests.strategies.failing_disk import FailingDisk
 
 
 def save(path: Path, step: int) -> None:
@@ -30,34 +28,6 @@ def step_of(path: Path) -> int:
     loaded = read_checkpoint_folder(path)
     assert torch.equal(loaded["state_dict"]["w"], torch.full((6, 5000), float(loaded["global_step"])))
     return int(loaded["global_step"])
-
-
-class FailingDisk:
-    """Fails at the n-th operation of a save on this rank."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.left = -1
-        write = SummedFile.write
-
-        def counted_write(file: SummedFile, data: Any) -> int:
-            self.count()
-            return write(file, data)
-
-        patch.setattr(SummedFile, "write", counted_write)
-        for name in ("fsync", "replace", "rename", "mkdir"):
-            patch.setattr(os, name, self.counted(getattr(os, name)))
-
-    def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            self.count()
-            return function(*arguments, **options)
-
-        return call
-
-    def count(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def shared(name: str) -> Path:
@@ -76,6 +46,7 @@ def check_each_write_may_fail() -> None:
         for operation in range(1, 60):
             with pytest.MonkeyPatch.context() as patch:
                 disk = FailingDisk(patch)
+                patch.setattr(SummedFile, "write", disk.counted(SummedFile.write))
                 disk.left = operation if dist.get_rank() == rank else -1
                 message = ""
                 try:

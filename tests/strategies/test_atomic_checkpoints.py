@@ -7,8 +7,6 @@ import pickle
 import random
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +25,7 @@ from lightning_muon.strategies import (
     check_whole,
 )
 from lightning_muon.strategies.checkpoint_io import snapshot
+from tests.strategies.failing_disk import FailingDisk
 
 
 def checkpoint(step: int) -> dict[str, Any]:
@@ -47,50 +46,24 @@ def damage(path: Path) -> str | None:
     return None
 
 
-class Disk:
-    """Fails at the n-th operation of a save: opening, writing, syncing or renaming a file."""
+def failing_disk(monkeypatch: pytest.MonkeyPatch, code: int) -> FailingDisk:
+    """Count opening and writing a file too."""
+    disk = FailingDisk(monkeypatch, code)
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-        self.left, self.code = -1, code
-        disk = self
-
-        class File(io.FileIO):
-            def write(self, data: Any) -> int:
-                disk.count()
-                return super().write(data)
-
-        def opened(*arguments: Any) -> File:
+    class File(io.FileIO):
+        def write(self, data: Any) -> int:
             disk.count()
-            return File(*arguments)
+            return super().write(data)
 
-        monkeypatch.setattr(atomic, "io", SimpleNamespace(FileIO=opened, BufferedWriter=io.BufferedWriter))
-        for name in ("fsync", "replace", "mkdir", "rename"):
-            monkeypatch.setattr(os, name, self.counted(getattr(os, name)))
-
-    def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            self.count()
-            return function(*arguments, **options)
-
-        return call
-
-    def count(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise OSError(self.code, os.strerror(self.code))
-
-    @contextmanager
-    def failing(self, operation: int) -> Iterator[None]:
-        self.left = operation
-        yield
-        self.failed = self.left <= 0
-        self.left = -1
+    opened = SimpleNamespace(FileIO=disk.counted(File), BufferedWriter=io.BufferedWriter)
+    monkeypatch.setattr(atomic, "io", opened)
+    return disk
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_each_write_may_fail(asynchronous: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, disk = tmp_path / "last.ckpt", Disk(monkeypatch, code)
+    path, disk = tmp_path / "last.ckpt", failing_disk(monkeypatch, code)
     many = {"more": [torch.zeros(3000) for _ in range(6)]}  # larger than a buffer
     AtomicCheckpointIO().save_checkpoint(checkpoint(1), path)
     failures = 0

@@ -14,7 +14,8 @@ AssertEqual = Callable[..., None]
 
 
 def test_a_save_is_whole_on_all_ranks_or_on_none(tmp_path: Path) -> None:
-    launch(Path(__file__).with_name("folder_checks.py"), "check_*", 2, folder=tmp_path)
+    program = Path(__file__).with_name("folder_checks.py")
+    launch(program, "check_*", 2, folder=tmp_path, path=[Path(__file__).parents[2]])
 
 
 def test_saved_in_the_background_it_resumes(train: Train, tmp_path: Path, assert_equal: AssertEqual) -> None:
