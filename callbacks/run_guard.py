@@ -18,7 +18,7 @@ from lightning_muon.callbacks.arguments import check_whole, is_number, some
 from lightning_muon.callbacks.logging import log_scalars, log_text, warn
 from lightning_muon.callbacks.matrices import module_names
 from lightning_muon.callbacks.measures.gradient_norms import GradientNorms, real_entries
-from lightning_muon.callbacks.measures.spikes import SpikeFinder
+from lightning_muon.callbacks.measures.spikes import LEAST_SPREAD_OF_LOSS, LEAST_SPREAD_OF_NORM, SpikeFinder
 from lightning_muon.callbacks.monitor import check_only_one
 from lightning_muon.callbacks.shards import largest_entries
 from lightning_muon.optim.sharding.dtensor import local_tensor
@@ -83,7 +83,7 @@ class RunGuard(Callback):
         most_skips: The most steps that are skipped in a row.
         every_n_steps: How often to read the norms, in optimizer steps. Default: the trainer's ``log_every_n_steps``.
         spike_factor: How far above the median a spike is, in standard deviations of the values without outliers, of at
-            least a tenth of the median. Null: spikes are not told.
+            least a tenth of the median loss or 0.3 of the median norm. Null: spikes are not told.
 
     Raises:
         MisconfigurationException: If an argument is wrong, or the trainer has two of these.
@@ -209,8 +209,8 @@ class RunGuard(Callback):
             for place in {entry.place: None for entry in read}:
                 norms = [(entry.step, entry.norm) for entry in read if entry.place == place]
                 of = f" of optimizer {place}" if len(trainer.optimizers) > 1 else ""
-                self._tell_spikes(trainer, f"the norm of the gradient{of}", norms)
-            self._tell_spikes(trainer, "the loss", _mean_losses(trainer, losses))
+                self._tell_spikes(trainer, f"the norm of the gradient{of}", norms, LEAST_SPREAD_OF_NORM)
+            self._tell_spikes(trainer, "the loss", _mean_losses(trainer, losses), LEAST_SPREAD_OF_LOSS)
 
     def _skip_if_bad(self, trainer: Trainer, watched: GradientNorms, norms: Tensor) -> None:
         """Drop the gradients of an optimizer if one is not finite: its step then changes nothing."""
@@ -237,8 +237,10 @@ class RunGuard(Callback):
                 f" {some(names)} is not finite, whatever its scale",
             )
 
-    def _tell_spikes(self, trainer: Trainer, what: str, series: Sequence[tuple[int, float]]) -> None:
-        finder = self._spikes.setdefault(what, SpikeFinder(self.spike_factor or math.inf))
+    def _tell_spikes(
+        self, trainer: Trainer, what: str, series: Sequence[tuple[int, float]], least_spread: float
+    ) -> None:
+        finder = self._spikes.setdefault(what, SpikeFinder(self.spike_factor or math.inf, least_spread))
         for spike in finder.find(series):
             warn(
                 trainer,

@@ -50,7 +50,7 @@ from lightning_muon.cli.resume.checks import check_checkpoint, explain_other_wei
 from lightning_muon.cli.resume.newest import LAST, newest_checkpoint
 from lightning_muon.cli.resume.plan import ModuleArguments, ResumePlan
 from lightning_muon.cli.resume.reading import is_url
-from lightning_muon.cli.saved_config import NewFolders, SaveRunConfig
+from lightning_muon.cli.saved_config import MaskingParser, NewFolders, SaveRunConfig
 from lightning_muon.cli.secrets import Secrets
 
 # Otherwise `${model.dim}` would be looked up at the parser's root, which lies above the subcommand.
@@ -112,7 +112,7 @@ class MuonCLI(LightningCLI):
                 resolve_name(model_class) if isinstance(model_class, str) else model_class,
                 resolve_name(datamodule_class) if isinstance(datamodule_class, str) else datamodule_class,
                 save_config_callback=SaveRunConfig,
-                save_config_kwargs={"secrets": self.secrets},
+                parser_class=MaskingParser,
                 parser_kwargs={
                     "parser_mode": "omegaconf+",
                     "prog": program_name(),
@@ -176,7 +176,8 @@ class MuonCLI(LightningCLI):
         )
         saved = self.resume.saved_module
         self.secrets = Secrets(self.given, {} if saved is None else saved.arguments)
-        self.save_config_kwargs["secrets"] = self.secrets
+        for each in self._subcommand_parsers.values():
+            each.secrets = self.secrets
         without = None
         if saved is None:
             self._parse(parser, tail)

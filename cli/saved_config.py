@@ -17,25 +17,33 @@ from typing_extensions import override
 from lightning_muon.cli.secrets import Secrets
 
 
+class MaskingParser(LightningArgumentParser):
+    """A parser whose YAML, saved with a run or shown by ``--print_config``, holds no value from the environment.
+
+    Such a value is as it was written, ``${oc.env:TOKEN}``.
+
+    Attributes:
+        secrets: Which values come from the environment.
+    """
+
+    secrets = Secrets()
+
+    @override
+    def dump(self, namespace: Namespace, format: str = "parser_mode", **options: Any) -> str:
+        text: str = super().dump(namespace, format=format, **options)
+        if not self.secrets.written or format.startswith("json"):
+            return text
+        comments = [line for line in text.splitlines() if line.startswith("#")]
+        masked = yaml.safe_dump(self.secrets.masked(yaml.safe_load(text)), sort_keys=False, allow_unicode=True)
+        return "\n".join([*comments, masked])
+
+
 class SaveRunConfig(SaveConfigCallback):
     """Save the whole configuration of a run to its log directory; files of earlier runs stay.
 
     ``fit`` writes ``config.yaml``, another subcommand a file of its own name, such as ``validate.yaml``. A run in the
-    directory of an earlier one writes ``config-1.yaml``, ``config-2.yaml``, … A value from the environment is saved as
-    it was written, ``${oc.env:TOKEN}``.
-
-    Args:
-        parser: The parser of the subcommand.
-        config: What it parsed.
-        secrets: Which values come from the environment.
-        options: Passed to the parent.
+    directory of an earlier one writes ``config-1.yaml``, ``config-2.yaml``, …
     """
-
-    def __init__(
-        self, parser: LightningArgumentParser, config: Namespace, secrets: Secrets | None = None, **options: Any
-    ) -> None:
-        super().__init__(parser, config, **options)
-        self.secrets = Secrets() if secrets is None else secrets
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -49,18 +57,9 @@ class SaveRunConfig(SaveConfigCallback):
             file = next(directory / name for name in names if not (directory / name).exists())
             directory.mkdir(parents=True, exist_ok=True)
             unfinished = file.with_name(f".{file.name}.unfinished")
-            unfinished.write_text(self.text(), encoding="utf-8")
+            unfinished.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
             unfinished.replace(file)
         self.already_saved = True
-
-    def text(self) -> str:
-        """Return the configuration as YAML."""
-        text: str = self.parser.dump(self.config, skip_none=False)
-        if not self.secrets.written:
-            return text
-        comments = [line for line in text.splitlines() if line.startswith("#")]
-        masked = yaml.safe_dump(self.secrets.masked(yaml.safe_load(text)), sort_keys=False, allow_unicode=True)
-        return "\n".join([*comments, masked])
 
 
 class NewFolders:

@@ -9,8 +9,10 @@ from typing import NamedTuple
 PIECE = 25
 # The standard deviation of a normal distribution is so many times its median absolute deviation.
 SIGMAS_PER_MAD = 1.4826
-# The smallest spread that a series is taken to have, relative to its median: a smooth series has hardly any of its own.
-LEAST_SPREAD = 0.1
+# The smallest spread that a series is taken to have, relative to its median: a smooth loss has hardly any of its own,
+# while the norm of a gradient doubles now and then in a healthy run.
+LEAST_SPREAD_OF_LOSS = 0.1
+LEAST_SPREAD_OF_NORM = 0.3
 
 
 class Spike(NamedTuple):
@@ -25,16 +27,19 @@ class SpikeFinder:
     """Find the values of a series that are far above the median of those before them; each spike once.
 
     A value is in a spike if it is above the median by more than ``factor`` spreads. The spread is that of a normal
-    distribution with the same median absolute deviation, and at least a tenth of the median, so that with a factor of
-    10 a spike is at least twice as high as usual. The spike is over after a piece of the series without such values.
+    distribution with the same median absolute deviation, and at least ``least_spread`` of the median. The spike is over
+    after a piece of the series without such values.
 
     Args:
         factor: How many spreads a spike is high.
+        least_spread: The smallest spread, relative to the median: with 0.1 and a factor of 10 a spike is at least twice
+            as high as usual.
         window: How many values are compared with; at least a quarter of them must be there.
     """
 
-    def __init__(self, factor: float, window: int = 100) -> None:
+    def __init__(self, factor: float, least_spread: float = LEAST_SPREAD_OF_LOSS, window: int = 100) -> None:
         self.factor = factor
+        self.least_spread = least_spread
         self._least = window // 4
         self._values: deque[float] = deque(maxlen=window)
         self._in_a_spike = False
@@ -56,7 +61,7 @@ class SpikeFinder:
         """Return the median of the values, and the largest value that is not in a spike."""
         usual = _median(self._values)
         spread = SIGMAS_PER_MAD * _median(abs(value - usual) for value in self._values)
-        return usual, usual + self.factor * max(spread, LEAST_SPREAD * abs(usual))
+        return usual, usual + self.factor * max(spread, self.least_spread * abs(usual))
 
 
 def _median(values: Iterable[float]) -> float:

@@ -23,6 +23,8 @@ RoleName = Literal["matrix", "router", "embedding", "head", "vector", "other"]
 - ``other``: what only AdamW fits: bilinear forms, filters of depthwise convolutions, parameters of unknown role.
 """
 ROLES: tuple[RoleName, ...] = get_args(RoleName)
+Confidence = Literal["known", "by name", "guess"]
+"""How sure a role is: by the class of its module or the structure of the model; by a name that is usual; or a guess."""
 MUON_ROLES = frozenset[RoleName]({"matrix", "router"})
 """The roles that Muon updates unless a rule says otherwise; AdamW updates the others."""
 
@@ -50,7 +52,7 @@ class Role:
         is_embedding: Whether it is the table of an embedding, to which a head may be tied.
         is_layer: Whether it is the weight of a linear or convolutional layer, which may be an output head.
         decay: Whether it gets weight decay; vectors get none.
-        known: False if AdamW is only the fallback.
+        confidence: How sure this is.
     """
 
     name: RoleName
@@ -60,7 +62,7 @@ class Role:
     is_embedding: bool = False
     is_layer: bool = False
     decay: bool = True
-    known: bool = True
+    confidence: Confidence = "known"
 
 
 def role_of(owner: nn.Module, path: str, name: str, parameter: Tensor, parent: nn.Module | None = None) -> Role:
@@ -77,7 +79,7 @@ def role_of(owner: nn.Module, path: str, name: str, parameter: Tensor, parent: n
     """
     role = _role(owner, path, name, parameter, parent)
     if role.decay and getattr(parameter, "_no_weight_decay", False):
-        return replace(role, reason=f"{role.reason}, marked to have no decay", decay=False, known=True)
+        return replace(role, reason=f"{role.reason}, marked to have no decay", decay=False, confidence="known")
     return role
 
 
@@ -159,12 +161,12 @@ def _free_parameter(owner: nn.Module, path: str, name: str, parameter: Tensor) -
         if _ROUTER_CLASS.search(kind):
             return _matrices(layout, _ROUTER, fused, name="router")
         return _matrices(layout, f"hidden matrix of {kind}", fused)
-    return Role("other", "adamw", f"{parameter.ndim}-D parameter of {kind}, of unknown role", known=False)
+    return Role("other", "adamw", f"{parameter.ndim}-D parameter of {kind}, of unknown role", confidence="guess")
 
 
 def _experts(owner: nn.Module, name: str, weights: Tensor) -> Role:
     layout = expert_layout(owner, name, weights)
     if layout is None:
-        return Role("other", "adamw", "experts, stored (out, in) or (in, out): not known", known=False)
+        return Role("other", "adamw", "experts, stored (out, in) or (in, out): not known", confidence="guess")
     alternating = layout.interleaved > 1
     return _matrices(layout, "experts, a matrix each", "gate and up, which alternate" if alternating else "")

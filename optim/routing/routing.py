@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_muon.optim.routing.model_roles import model_roles
-from lightning_muon.optim.routing.roles import MUON_ROLES, ROLES, Role, RoleName
+from lightning_muon.optim.routing.roles import MUON_ROLES, ROLES, Confidence, Role, RoleName
 from lightning_muon.optim.routing.wrapped_names import plain_name
 from lightning_muon.optim.sharding.sharding import Sharding, Shardings
 from lightning_muon.optim.sharding.wrappers import find_ddp, find_shardings, full_shapes, reduce_unfrozen, without_ddp
@@ -57,6 +57,7 @@ class Route:
         reason: Why this algorithm, in one line.
         layout: Where the matrices of a muon parameter are.
         options: Hyperparameters that differ from the optimizer's.
+        confidence: How sure the role is; what a rule says is ``"known"``.
         sharding: Its sharding, if it is distributed over ranks and no DTensor.
         trained: Its route if it took a gradient, where it takes none.
     """
@@ -68,6 +69,7 @@ class Route:
     reason: str
     layout: MatrixLayout = field(default_factory=MatrixLayout)
     options: Mapping[str, Any] = field(default_factory=dict)
+    confidence: Confidence = "known"
     sharding: Sharding | None = None
     trained: "Route | None" = None
 
@@ -230,7 +232,7 @@ def find_routes(module: nn.Module, rules: Iterable[Rule] = (), *, per_head: bool
                 route = _route_by_rule(names[0], parameter, role, rules[first])
             else:
                 route = _route_by_role(names[0], parameter, role)
-                if not role.known and parameter.requires_grad:
+                if role.confidence == "guess" and parameter.requires_grad:
                     unknown.append(f"{names[0]} {tuple(parameter.shape)}")
             original = own.get(id(parameter), parameter)
             route = replace(route, parameter=original, sharding=shardings.get(original))
@@ -255,7 +257,7 @@ def _route_by_role(name: str, parameter: nn.Parameter, role: Role) -> Route:
     options = {} if role.decay else {"weight_decay": 0.0}
     if parameter.is_complex():
         return Route(name, parameter, "adamw", role.name, f"complex: {role.reason}", options=options)
-    return Route(name, parameter, role.algorithm, role.name, role.reason, role.layout, options)
+    return Route(name, parameter, role.algorithm, role.name, role.reason, role.layout, options, role.confidence)
 
 
 def _route_by_rule(name: str, parameter: nn.Parameter, role: Role, rule: Rule) -> Route:
@@ -278,7 +280,7 @@ def _route_by_rule(name: str, parameter: nn.Parameter, role: Role, rule: Rule) -
             raise ValueError(f"rule {rule.pattern!r} sends {name} to muon: {error}") from None
     route = _route_by_role(name, parameter, replace(role, algorithm=rule.algorithm, layout=layout))
     options = {**(route.options if rule.algorithm == "adamw" else {}), **rule.options}
-    return replace(route, reason=f"rule {rule.pattern!r}", options=options)
+    return replace(route, reason=f"rule {rule.pattern!r}", options=options, confidence="known")
 
 
 def _raise_unused(rule: Rule, names: Sequence[str]) -> None:

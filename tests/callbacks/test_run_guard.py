@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from lightning_muon.callbacks import NonFiniteError, RunGuard
-from lightning_muon.callbacks.measures.spikes import SpikeFinder
+from lightning_muon.callbacks.measures.spikes import LEAST_SPREAD_OF_NORM, SpikeFinder
 from lightning_muon.optim import MuonAdamW
 from lightning_muon.report import compare
 
@@ -275,6 +275,11 @@ def test_a_spike_is_told_once(regression: Any, fit: Fit, tensorboard: Any, event
 )
 def test_what_a_spike_is(series: list[float], steps: list[int]) -> None:
     assert [spike.step for spike in SpikeFinder(10.0).find(enumerate(series))] == steps
+
+
+def test_a_norm_may_double() -> None:
+    finder = SpikeFinder(10.0, LEAST_SPREAD_OF_NORM)
+    assert [spike.step for spike in finder.find(enumerate([1.0] * 40 + [3.9] + [1.0] * 59 + [4.1]))] == [100]
 
 
 @pytest.mark.parametrize(

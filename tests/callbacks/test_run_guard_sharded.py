@@ -19,9 +19,8 @@ def assert_alike(world_size: int, cases: list[tuple[str, str, int, int]]) -> Non
     for (name, folder, _, step), found in zip(cases, ranks[0], strict=True):
         newest = f"epoch={step // 3 * 3 - 1}-step={step // 3 * 3}.ckpt"
         # The first of which the rank has a part; of two rows, a third rank has none.
-        assert re.match(rf"RunGuard: in step {step} the norm of the gradient of net.[02].weight is", found["error"]), (
-            name
-        )
+        spoilt = rf"RunGuard: in step {step} the norm of the gradient of (net.[02].weight|attention.in_proj_weight) is"
+        assert re.match(spoilt, found["error"]), name
         assert f"'{folder}/{newest}' (after {step // 3 * 3} steps)" in found["error"], name
         assert newest == max(found["checkpoints"], key=lambda file: int(file.partition("step=")[2][:-5]))
         assert found["finite"], name
@@ -43,4 +42,4 @@ def test_all_ranks_decide_alike(tmp_path: Path) -> None:
 @pytest.mark.slow  # two minutes: at many steps, on more ranks
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_all_ranks_decide_alike_whenever_it_is(world_size: int, tmp_path: Path) -> None:
-    assert_alike(world_size, drawn(world_size, tmp_path, ("ddp", "fsdp2") * 6))
+    assert_alike(world_size, drawn(world_size, tmp_path, ("ddp", "fsdp2", "fsdp") * 4))

@@ -93,6 +93,17 @@ def test_on_the_command_line(run_with_token: Callable[..., MuonCLI]) -> None:
     assert files_with(SECRET) == []
 
 
+def test_print_config_shows_what_was_written(
+    run_with_token: Callable[..., MuonCLI], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_with_token("fit", "--config=token.yaml", "--print_config")
+    assert end.value.code == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["model"] == yaml.safe_load(CONFIG)["model"]
+    assert SECRET not in str(shown)
+
+
 def test_a_later_value_is_no_secret() -> None:
     given = [Given("model.token", "${oc.env:TOKEN}", "a.yaml", True), Given("model.token", "plain", None, True)]
     assert Secrets(given).masked({"model": {"token": "plain"}}) == {"model": {"token": "plain"}}
