@@ -1,0 +1,111 @@
+"""A data module whose loaders share the samples among the ranks, and resume exactly."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import Dataset
+from typing_extensions import override
+
+from lightning_muon.data.loader import EpochLoader
+
+
+class EpochDataModule(pl.LightningDataModule):
+    """Give a data module loaders that use each sample once an epoch, and go on in mid-epoch from a checkpoint.
+
+    A module of your own says what the datasets are::
+
+        class Pictures(EpochDataModule):
+            def train_dataloader(self):
+                return self.train_loader(self.train_set)
+
+            def val_dataloader(self):
+                return self.eval_loader(self.val_set)
+
+    The position in the epoch is in the checkpoint as the state of the data module, so that the number of ranks and the
+    batch size may be other ones on resume.
+
+    Args:
+        batch_size: Samples per batch and device.
+        num_workers: Processes that load samples, for each loader and device; 0: the training process does.
+        seed: Seed of the order of samples.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(self, batch_size: int = 32, num_workers: int = 0, seed: int = 0) -> None:
+        super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self._resumed: dict[str, int] = {}
+        self._train: EpochLoader | None = None
+        self._usual_reload: int | None = None
+
+    def train_loader(self, dataset: Dataset[Any], **options: Any) -> EpochLoader:
+        """Return the loader of a training set; a resumed run goes on in mid-epoch.
+
+        Args:
+            dataset: A dataset with ``__len__`` and ``__getitem__``.
+            options: Passed to ``DataLoader``, such as ``collate_fn``.
+        """
+        before, loader = self._train, self._loader(dataset, train=True, **options)
+        self._train = loader
+        if before is not None:  # Lightning loads the data anew
+            loader.go_on_after(before)
+            if self._usual_reload is not None and loader.batches.position.samples == 0:
+                self._reload_every(self._usual_reload)
+                self._usual_reload = None
+        elif self._resumed:
+            # Now, and not when Lightning restores the loader: before that, it has asked for the length.
+            loader.load_state_dict({**self._resumed, "seen": self._seen_by_lightning()})
+            self._resumed = {}
+            # Lightning counts the batches of an epoch once, but the next epoch has another number.
+            self._usual_reload = self._reload_every(1)
+        return loader
+
+    def _reload_every(self, epochs: int) -> int:
+        """Let Lightning ask for loaders anew after so many epochs, 0 for never; return what it was before."""
+        if self.trainer is None:
+            return 0
+        before: int = self.trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+        self.trainer.reload_dataloaders_every_n_epochs = epochs  # type: ignore[attr-defined]
+        return before
+
+    def _seen_by_lightning(self) -> int:
+        """Return the number of batches of the epoch that a resumed run is in; 0 where it begins one.
+
+        A run that ``max_steps`` stopped has ended its epoch, though the loader has not.
+        """
+        if self.trainer is None:
+            return 0
+        loop = self.trainer.fit_loop
+        is_in_epoch = loop.epoch_progress.current.ready > loop.epoch_progress.current.processed
+        return loop.epoch_loop.batch_progress.current.ready if is_in_epoch else 0
+
+    def eval_loader(self, dataset: Dataset[Any], **options: Any) -> EpochLoader:
+        """Return the loader of a set for validation or test: all samples in their order, each time."""
+        return self._loader(dataset, train=False, **options)
+
+    def _loader(self, dataset: Dataset[Any], **options: Any) -> EpochLoader:
+        usual = {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
+        return EpochLoader(
+            dataset,
+            self.batch_size,
+            seed=self.seed,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+            **{**usual, **options},
+        )
+
+    @override
+    def state_dict(self) -> dict[str, int]:
+        return {} if self._train is None else self._train.state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._resumed = dict(state_dict)

@@ -1,0 +1,103 @@
+"""A loader of torch that resumes exactly, and shares the samples of an epoch among the ranks."""
+
+from collections.abc import Iterator, Sized
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_muon.data.epoch_batches import EpochBatches, Position
+
+
+class EpochLoader:
+    """A ``DataLoader`` that uses each sample once an epoch over all ranks, and goes on where a checkpoint was saved.
+
+    Its state is the position in the epoch, which is the same on all ranks and for any number of workers. So a run may
+    resume in mid-epoch with other numbers of ranks and workers, and another batch size: the samples that are left are
+    those that were not used. Its epochs are its own: where a limit of the trainer ends an epoch before all samples are
+    used, the next one goes on with the rest. What workers draw at random, such as augmentations, is seeded by epoch and position, but a
+    resumed run draws other values than one without a break would.
+
+    Args:
+        dataset: A dataset with ``__len__`` and ``__getitem__``.
+        batch_size: Samples per batch and rank.
+        train: Whether each epoch has an order of its own, and the position is kept. For evaluation, without: each
+            iteration begins at the first sample, and keeps the dataset's order.
+        seed: Seed of the order and of the workers.
+        rank: Rank of this process.
+        world_size: Number of ranks.
+        options: Passed to ``torch.utils.data.DataLoader``: ``num_workers``, ``pin_memory``, ``collate_fn`` …
+
+    Attributes:
+        seen: The number of batches of this iteration so far.
+
+    Raises:
+        ValueError: If there are fewer samples than ranks, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        *,
+        train: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        **options: Any,
+    ) -> None:
+        if not isinstance(dataset, Sized):
+            raise TypeError(f"{type(dataset).__name__} has no length: EpochLoader needs to know where an epoch ends")
+        self.train = train
+        self.batches = EpochBatches(
+            len(dataset), batch_size, shuffle=train, seed=seed, rank=rank, world_size=world_size
+        )
+        self.seen = 0
+        self._is_resumed = False
+        self._of_workers = torch.Generator()
+        self.loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_sampler=self.batches,
+            generator=self._of_workers,
+            persistent_workers=options.get("num_workers", 0) > 0,
+            **options,
+        )
+
+    def __len__(self) -> int:
+        """Return the number of batches of an iteration; after a resume, those before it included."""
+        return self.seen + len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches that are left of the epoch; if none is, those of the next."""
+        if not self.train:
+            return iter(self.loader)
+        batches = self.batches
+        if batches.position.samples == batches.length:
+            batches.position = Position(batches.position.epoch + 1)
+        if not self._is_resumed:
+            self.seen = 0
+        self._is_resumed = False
+        return self._iterate()
+
+    def _iterate(self) -> Iterator[Any]:
+        batches = self.batches
+        self._of_workers.manual_seed(hash((batches.seed, *batches.position)))
+        for batch in self.loader:
+            batches.position = batches.after(batches.position)
+            self.seen += 1
+            yield batch
+
+    def go_on_after(self, other: "EpochLoader") -> None:
+        """Take the position of a loader whose place this one takes; a new epoch if that one was at the end of its own."""
+        position, length = other.batches.position, self.batches.length
+        is_over = position.samples == other.batches.length or length != other.batches.length
+        self.batches.position = Position(position.epoch + 1) if is_over else position
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position, as Lightning saves it in checkpoints, and the number of batches of this iteration."""
+        return {**self.batches.position._asdict(), "seen": self.seen}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go to a position."""
+        self.batches.position = Position(state_dict["epoch"], state_dict["samples"])
+        self.seen, self._is_resumed = state_dict["seen"], True
