@@ -84,7 +84,8 @@ class EpochDataModule(pl.LightningDataModule):
         if self.trainer is None:
             return 0
         loop = self.trainer.fit_loop
-        is_in_epoch = loop.epoch_progress.current.ready > loop.epoch_progress.current.processed
+        epochs = loop.epoch_progress.current
+        is_in_epoch = epochs.ready > epochs.processed  # type: ignore[attr-defined]
         return loop.epoch_loop.batch_progress.current.ready if is_in_epoch else 0
 
     def eval_loader(self, dataset: Dataset[Any], **options: Any) -> EpochLoader:

@@ -93,7 +93,11 @@ def documents(piece: Piece, field: str) -> Iterator[Document]:
             for content, is_end in _parts(span):
                 yield Document(piece.split or "train", content, is_end)
             continue
-        texts = _RowGroups(span.path).texts(span.start, span.end, field) if span.path.suffix == _PARQUET else _json_texts(span, field)
+        texts = (
+            _RowGroups(span.path).texts(span.start, span.end, field)
+            if span.path.suffix == _PARQUET
+            else _json_texts(span, field)
+        )
         for text in texts:
             yield Document(piece.split or _split_of(text), text, is_end=True)
 
@@ -199,12 +203,16 @@ def _json_texts(span: Span, field: str) -> Iterator[str]:
             except ValueError as error:
                 raise ValueError(f"{place}: the line is no JSON: {error}") from None
             if not isinstance(entry, dict):
-                raise ValueError(f"{place}: the line is no JSON object")  # noqa: TRY004 - a wrong file, not a wrong call
+                raise ValueError(f"{place}: the line is no JSON object")
             if field not in entry:
                 raise ValueError(f"{place}: there is no key {field!r}, but {', '.join(map(repr, entry)) or 'none'}")
             if not isinstance(entry[field], str):
                 raise ValueError(f"{place}: {field!r} is no text")
             yield entry[field]
+
+
+def _parquet_texts(span: Span, field: str) -> Iterator[str]:
+    return _RowGroups(span.path).texts(span.start, span.end, field)
 
 
 class _RowGroups:
@@ -228,5 +236,5 @@ class _RowGroups:
         for batch in self._file.iter_batches(_ROWS, row_groups=list(range(start, end)), columns=[field]):
             for text in batch.column(0).to_pylist():
                 if not isinstance(text, str):
-                    raise ValueError(f"{self.path}: an entry of the column {field!r} is no text")  # noqa: TRY004
+                    raise ValueError(f"{self.path}: an entry of the column {field!r} is no text")
                 yield text

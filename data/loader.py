@@ -15,8 +15,10 @@ class EpochLoader:
     Its state is the position in the epoch, which is the same on all ranks and for any number of workers. So a run may
     resume in mid-epoch with other numbers of ranks and workers, and another batch size: the samples that are left are
     those that were not used. Its epochs are its own: where a limit of the trainer ends an epoch before all samples are
-    used, the next one goes on with the rest. What workers draw at random, such as augmentations, is seeded by epoch and position, but a
-    resumed run draws other values than one without a break would.
+    used, the next one goes on with the rest.
+
+    What workers draw at random, such as augmentations, is seeded by epoch and position, but a resumed run draws other
+    values than one without a break would.
 
     Args:
         dataset: A dataset with ``__len__`` and ``__getitem__``.
@@ -88,7 +90,7 @@ class EpochLoader:
             yield batch
 
     def go_on_after(self, other: "EpochLoader") -> None:
-        """Take the position of a loader whose place this one takes; a new epoch if that one was at the end of its own."""
+        """Take the position of the loader before this one, or begin an epoch if that one was at the end of its own."""
         position, length = other.batches.position, self.batches.length
         is_over = position.samples == other.batches.length or length != other.batches.length
         self.batches.position = Position(position.epoch + 1) if is_over else position

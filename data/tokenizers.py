@@ -137,7 +137,9 @@ def load_tokenizer(name: str | Path, end: str | None = None) -> Tokenizer:
     if path.is_dir():
         path /= "tokenizer.json"
     if not path.is_file():
-        raise FileNotFoundError(f"tokenizer: there is no file {path}; give 'bytes', a tokenizer.json or a .tiktoken file")
+        raise FileNotFoundError(
+            f"tokenizer: there is no file {path}; give 'bytes', a tokenizer.json or a .tiktoken file"
+        )
     if path.suffix == ".tiktoken":
         return TiktokenTokenizer(path, end)
     if path.suffix == ".json":

@@ -63,8 +63,8 @@ class TokenShards:
 class PackedTokens:
     """Samples of a sequence of tokens, packed without gaps: sample i begins at token i × ``context``.
 
-    A dataset for torch's ``DataLoader``. The last token of a sample, a target only, is the first of the next, so that each token is predicted once. What is
-    left at the end, shorter than a sample, is not used.
+    A dataset for torch's ``DataLoader``. The last token of a sample, a target only, is the first of the next, so that
+    each token is predicted once. What is left at the end, shorter than a sample, is not used.
 
     Args:
         tokens: The tokens.

@@ -40,7 +40,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "optim.sharding.wrappers",  # what a shard is under FSDP1
     ),
     "strategies": ("optim.saved_groups",),  # which group of a checkpoint a parameter was in
-    "cli": ("callbacks", "optim", "report", "strategies"),
+    "data": (),
+    "cli": ("callbacks", "data", "optim", "report", "strategies"),
 }
 # Distributions that a room must work without.
 FORBIDDEN: dict[str, tuple[str, ...]] = {

@@ -81,5 +81,3 @@ def run(
     if save is not None and is_ended:
         trainer.save_checkpoint(save)
     return {"used": module.used, "evaluated": module.evaluated, "weight": float(module.weight)}
-
-

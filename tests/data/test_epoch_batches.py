@@ -33,7 +33,7 @@ def test_more_ranks_of_smaller_batches_take_the_same_steps() -> None:
 
 
 def test_the_number_of_ranks_may_change_at_any_step() -> None:
-    draw = random.Random(0)
+    draw = random.Random(0)  # noqa: S311 - for a test
     for _ in range(300):
         length, position, used = draw.randrange(4, 60), Position(epoch=2), []
         while position.samples < length:
