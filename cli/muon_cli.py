@@ -177,7 +177,7 @@ class MuonCLI(LightningCLI):
         saved = self.resume.saved_module
         self.secrets = Secrets(self.given, {} if saved is None else saved.arguments)
         for each in self._subcommand_parsers.values():
-            each.secrets = self.secrets
+            each.secrets = self.secrets  # type: ignore[attr-defined]  # of MaskingParser
         without = None
         if saved is None:
             self._parse(parser, tail)
