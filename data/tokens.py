@@ -1,5 +1,6 @@
 """Tokens in memory-mapped files, and the samples that are cut from them."""
 
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,11 +10,15 @@ import numpy as np
 # version, and the number of tokens. https://github.com/karpathy/llm.c/blob/master/dev/data/data_common.py
 _HEADER_BYTES = 1024
 _DTYPE_OF_MAGIC = {20240520: np.uint16, 20240801: np.uint32}
+# Mapped pages count as memory of the process until they are dropped. A read maps its neighbours too, if they are cached:
+# 16 pages of 4 KiB on Linux.
+_BYTES_TO_DROP = 1 << 26
+_BYTES_AROUND = 1 << 16
 DTYPES = {"uint8": np.uint8, "uint16": np.uint16, "uint32": np.uint32}
 
 
 class TokenShards:
-    """Files of tokens, read as one sequence; nothing is loaded before it is asked for.
+    """Files of tokens, read as one sequence. They are memory-mapped, so they may be larger than memory.
 
     A file holds unsigned integers, little-endian, one after the other; or a shard of llm.c with its header, which says
     its dtype.
@@ -33,7 +38,7 @@ class TokenShards:
         if not paths:
             raise ValueError("there is no file of tokens")
         self.paths = [Path(path) for path in paths]
-        self._shards = [_open(path, dtype) for path in self.paths]
+        self._shards = [_Shard(path, dtype) for path in self.paths]
         self._ends = np.cumsum([len(shard) for shard in self._shards])
 
     def __len__(self) -> int:
@@ -50,13 +55,13 @@ class TokenShards:
             raise IndexError(f"tokens {start} to {start + count} of {len(self)}")
         tokens = np.empty(count, dtype=np.int64)
         done = 0
-        shard = int(np.searchsorted(self._ends, start, side="right"))
+        number = int(np.searchsorted(self._ends, start, side="right"))
         while done < count:
-            first = start + done - (int(self._ends[shard - 1]) if shard else 0)
-            piece = self._shards[shard][first : first + count - done]
+            first = start + done - (int(self._ends[number - 1]) if number else 0)
+            piece = self._shards[number].read(first, count - done)
             tokens[done : done + len(piece)] = piece
             done += len(piece)
-            shard += 1
+            number += 1
         return tokens
 
 
@@ -94,18 +99,43 @@ class PackedTokens:
         return self.tokens.read(index * self.context, self.context + 1)
 
 
-def _open(path: Path, dtype: str) -> np.ndarray:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header = np.frombuffer(file.read(_HEADER_BYTES), dtype="<i4") if size >= _HEADER_BYTES else np.zeros(3)
-    of_header = _DTYPE_OF_MAGIC.get(int(header[0]))
-    kind = np.dtype(of_header or DTYPES[dtype]).newbyteorder("<")
-    offset = _HEADER_BYTES if of_header else 0
-    if (size - offset) % kind.itemsize:
-        raise ValueError(f"{path}: {size} bytes are no whole number of {kind.name} tokens")
-    count = (size - offset) // kind.itemsize
-    if of_header and count != header[2]:
-        raise ValueError(f"{path}: its header says {header[2]} tokens, and it has {count}")
-    if count == 0:
-        return np.empty(0, dtype=kind)
-    return np.memmap(path, dtype=kind, mode="r", offset=offset, shape=(count,))
+class _Shard:
+    """A file of tokens; each process maps it when it reads first."""
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = np.frombuffer(file.read(_HEADER_BYTES), dtype="<i4") if size >= _HEADER_BYTES else np.zeros(3)
+        of_header = _DTYPE_OF_MAGIC.get(int(header[0]))
+        self.path = path
+        self.dtype = np.dtype(of_header or DTYPES[dtype]).newbyteorder("<")
+        self.offset = _HEADER_BYTES if of_header else 0
+        if (size - self.offset) % self.dtype.itemsize:
+            raise ValueError(f"{path}: {size} bytes are no whole number of {self.dtype.name} tokens")
+        self.count = (size - self.offset) // self.dtype.itemsize
+        if of_header and self.count != header[2]:
+            raise ValueError(f"{path}: its header says {header[2]} tokens, and it has {self.count}")
+        self._map: mmap.mmap | None = None
+        self._mapped = 0  # bytes, at most, since they were dropped
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_map": None}
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Return a copy of at most ``count`` tokens, fewer at the end of the file."""
+        count = min(count, self.count - start)
+        if count <= 0:
+            return np.empty(0, dtype=self.dtype)
+        if self._map is None:
+            with self.path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        begin = self.offset + start * self.dtype.itemsize
+        tokens = np.frombuffer(self._map, self.dtype, count, begin).copy()
+        self._mapped += tokens.nbytes + _BYTES_AROUND
+        if self._mapped > _BYTES_TO_DROP and hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._mapped = 0
+        return tokens

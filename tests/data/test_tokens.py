@@ -1,5 +1,7 @@
 """Files of tokens are one sequence, and samples are cut from it without gaps."""
 
+import mmap
+import pickle
 from itertools import pairwise
 from pathlib import Path
 
@@ -64,3 +66,29 @@ def test_a_file_that_is_not_as_it_says_is_refused(tmp_path: Path) -> None:
         PackedTokens(short, context=20)
     with pytest.raises(ValueError, match="context must be at least 1, got 0"):
         PackedTokens(short, context=0)
+
+
+def test_a_copy_for_a_worker_process_is_small_and_reads_the_same(tmp_path: Path) -> None:
+    shards = TokenShards([write(tmp_path / "a.bin", np.arange(50_000), "uint32")], "uint32")
+    shards.read(0, 10)
+    copy = pickle.dumps(shards)
+    assert len(copy) < 2000
+    assert np.array_equal(pickle.loads(copy).read(49_990, 10), np.arange(49_990, 50_000))
+
+
+def test_pages_are_dropped_again(tmp_path: Path) -> None:
+    """Otherwise all that was read counts as memory of the process."""
+    path = tmp_path / "large.bin"
+    with path.open("wb") as file:
+        file.truncate(1 << 29)
+    shards = TokenShards([path])
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    if not Path("/proc/self/statm").is_file():
+        pytest.skip("the memory of a process is read from Linux' /proc")
+    before = resident()
+    for start in range(0, len(shards) - 300, 16_384):
+        shards.read(start, 257)
+    assert resident() - before < 1 << 27
