@@ -10,8 +10,8 @@ import numpy as np
 # version, and the number of tokens. https://github.com/karpathy/llm.c/blob/master/dev/data/data_common.py
 _HEADER_BYTES = 1024
 _DTYPE_OF_MAGIC = {20240520: np.uint16, 20240801: np.uint32}
-# Mapped pages count as memory of the process until they are dropped. A read maps its neighbours too, if they are cached:
-# 16 pages of 4 KiB on Linux.
+# Mapped pages count as memory of the process until they are dropped. A read maps their neighbours too, if they are
+# cached: 16 pages of 4 KiB on Linux.
 _BYTES_TO_DROP = 1 << 26
 _BYTES_AROUND = 1 << 16
 DTYPES = {"uint8": np.uint8, "uint16": np.uint16, "uint32": np.uint32}
