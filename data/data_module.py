@@ -49,11 +49,16 @@ class EpochDataModule(pl.LightningDataModule):
     def train_loader(self, dataset: Dataset[Any], **options: Any) -> EpochLoader:
         """Return the loader of a training set; a resumed run goes on in mid-epoch.
 
+        An epoch of the trainer is one of the data, or the whole run if ``max_steps`` makes that shorter.
+
         Args:
             dataset: A dataset with ``__len__`` and ``__getitem__``.
             options: Passed to ``DataLoader``, such as ``collate_fn``.
         """
-        before, loader = self._train, self._loader(dataset, train=True, **options)
+        most_batches = None
+        if self.trainer and self.trainer.max_steps > 0:
+            most_batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
+        before, loader = self._train, self._loader(dataset, train=True, most_batches=most_batches, **options)
         self._train = loader
         if before is not None:  # Lightning loads the data anew
             loader.go_on_after(before)

@@ -1,6 +1,7 @@
 """A loader of torch that resumes exactly, and shares the samples of an epoch among the ranks."""
 
 from collections.abc import Iterator, Sized
+from itertools import islice
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ class EpochLoader:
         seed: Seed of the order and of the workers.
         rank: Rank of this process.
         world_size: Number of ranks.
+        most_batches: The most batches of an iteration, such as those of the whole run: the trainer's fractions of an
+            epoch, such as ``val_check_interval=0.25``, are then fractions of them.
         options: Passed to ``torch.utils.data.DataLoader``: ``num_workers``, ``pin_memory``, ``collate_fn`` …
 
     Attributes:
@@ -46,6 +49,7 @@ class EpochLoader:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        most_batches: int | None = None,
         **options: Any,
     ) -> None:
         if not isinstance(dataset, Sized):
@@ -54,6 +58,7 @@ class EpochLoader:
         self.batches = EpochBatches(
             len(dataset), batch_size, shuffle=train, seed=seed, rank=rank, world_size=world_size
         )
+        self.most_batches = most_batches
         self.seen = 0
         self._is_resumed = False
         self._of_workers = torch.Generator()
@@ -67,7 +72,8 @@ class EpochLoader:
 
     def __len__(self) -> int:
         """Return the number of batches of an iteration; after a resume, those before it included."""
-        return self.seen + len(self.batches)
+        batches = self.seen + len(self.batches)
+        return batches if self.most_batches is None else min(batches, self.most_batches)
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches that are left of the epoch; if none is, those of the next."""
@@ -84,7 +90,7 @@ class EpochLoader:
     def _iterate(self) -> Iterator[Any]:
         batches = self.batches
         self._of_workers.manual_seed(hash((batches.seed, *batches.position)))
-        for batch in self.loader:
+        for batch in islice(self.loader, len(self) - self.seen):
             batches.position = batches.after(batches.position)
             self.seen += 1
             yield batch

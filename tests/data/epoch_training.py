@@ -41,13 +41,13 @@ class Numbers(EpochDataModule):
 
 
 class SaveInEpoch(Callback):
-    """Save after the last step, while its epoch goes on."""
+    """Save after the last step but one, as a kill in the last one leaves it."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == trainer.max_steps:
+        if trainer.global_step == trainer.max_steps - 1:
             trainer.save_checkpoint(self.path)
 
 
@@ -60,7 +60,7 @@ def run(
     is_ended: bool = False,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """The samples of each batch of this rank, with their epochs; a checkpoint before or after the end of the run."""
+    """The samples of each batch that a checkpoint, in the run or after its end, knows of, with their epochs."""
     world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     module = Counting()
     trainer = Trainer(
@@ -80,4 +80,5 @@ def run(
     trainer.fit(module, datamodule=Numbers(batch_size, workers), ckpt_path=ckpt_path)
     if save is not None and is_ended:
         trainer.save_checkpoint(save)
-    return {"used": module.used, "evaluated": module.evaluated, "weight": float(module.weight)}
+    used = module.used if save is None or is_ended else module.used[:-1]
+    return {"used": used, "evaluated": module.evaluated, "weight": float(module.weight)}
