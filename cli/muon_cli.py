@@ -31,9 +31,9 @@ from lightning_muon.callbacks.stopping.receiver import SignalReceiver, StoppedBy
 from lightning_muon.cli.config_files import without_empty_sections
 from lightning_muon.cli.errors.files import check_folders, explain_file_error
 from lightning_muon.cli.errors.parser import check_strategy, explain
-from lightning_muon.cli.errors.settings import check_settings
+from lightning_muon.cli.errors.settings import check_lengths, check_settings
 from lightning_muon.cli.errors.user import message_for_the_user
-from lightning_muon.cli.given import INTERPOLATION, Given, flatten, plain_key, read_given, value_of
+from lightning_muon.cli.given import INTERPOLATION, Given, read_given, value_of
 from lightning_muon.cli.output import (
     OTHER_COMMANDS,
     debugging,
@@ -250,22 +250,9 @@ class MuonCLI(LightningCLI):
 
     def _check_values(self) -> None:
         """Refuse values out of range, before anything is made of them."""
-        subcommand = self.config["subcommand"]
-        config = self.config[subcommand].as_dict()
-        self._check_lengths()
-        check_settings({**config, "model": dict(self.resume.used.arguments)}, self.given)
-
-    def _check_lengths(self) -> None:
-        """Refuse lengths, such as a schedule's, that follow ``trainer.max_steps`` where that is -1, for no limit."""
-        if self.config[self.config["subcommand"]].get("trainer.max_steps") != -1:
-            return
-        for key, value in flatten(dict(self.resume.used.arguments), "model"):
-            name = plain_key(key)
-            if value == -1 and "trainer.max_steps" in str(value_of(self.given, name)):
-                raise ValueError(
-                    f"{name} follows trainer.max_steps, which is -1, for no limit:"
-                    f" give --{name}, or --trainer.max_steps"
-                )
+        config = {**self.config[self.config["subcommand"]].as_dict(), "model": dict(self.resume.used.arguments)}
+        check_lengths(config, self.given)
+        check_settings(config, self.given)
 
     # ---- running
 
