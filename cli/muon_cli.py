@@ -30,6 +30,7 @@ from lightning_muon.callbacks.stop_on_signal import StopOnSignal
 from lightning_muon.callbacks.stopping.receiver import SignalReceiver, StoppedBySignal
 from lightning_muon.cli.config_files import without_empty_sections
 from lightning_muon.cli.errors.files import check_folders, explain_file_error
+from lightning_muon.cli.errors.missing import check_complete
 from lightning_muon.cli.errors.parser import check_strategy, explain
 from lightning_muon.cli.errors.settings import check_lengths, check_settings
 from lightning_muon.cli.errors.user import message_for_the_user
@@ -50,6 +51,7 @@ from lightning_muon.cli.resume.checks import check_checkpoint, explain_other_wei
 from lightning_muon.cli.resume.newest import LAST, newest_checkpoint
 from lightning_muon.cli.resume.plan import ModuleArguments, ResumePlan
 from lightning_muon.cli.resume.reading import is_url
+from lightning_muon.cli.routing_table import PrintRouting
 from lightning_muon.cli.saved_config import MaskingParser, NewFolders, SaveRunConfig
 from lightning_muon.cli.secrets import Secrets
 
@@ -81,6 +83,7 @@ class MuonCLI(LightningCLI):
     - SIGTERM and Ctrl-C end a fit after its step, with a checkpoint and the command to resume, within ``--grace``
       seconds, see :class:`~lightning_muon.callbacks.StopOnSignal`; anything else ends at once. The exit codes are 143
       and 130.
+    - ``fit`` begins with the table of which algorithm updates which parameter, if ``route_parameters`` made the groups.
     - An error of the user is one line on stderr and exit code 2; a run that ``RunGuard`` ends is one line, with the
       command to resume, and exit code 1. ``LIGHTNING_MUON_DEBUG=1`` shows the traceback.
 
@@ -253,6 +256,7 @@ class MuonCLI(LightningCLI):
         config = {**self.config[self.config["subcommand"]].as_dict(), "model": dict(self.resume.used.arguments)}
         check_lengths(config, self.given)
         check_settings(config, self.given)
+        check_complete("model", self.config[self.config["subcommand"]].as_dict().get("model"), self.given)
 
     # ---- running
 
@@ -263,6 +267,7 @@ class MuonCLI(LightningCLI):
         callbacks: list[Callback] = [KeepCommandLineOnResume(self.resume, self.secrets)]
         if self.subcommand == "fit":
             callbacks.append(StopOnSignal(self.config["fit"]["grace"], partial(resume_command, self._args)))
+            callbacks.append(PrintRouting())
         self.trainer_defaults = {"callbacks": callbacks}
 
     @override

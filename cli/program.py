@@ -55,6 +55,11 @@ def main(
         if arguments[:1] == ["consolidate"]:
             consolidate(arguments[1:])
             raise SystemExit(0)
+        if arguments[:1] == ["routes"]:
+            from lightning_muon.cli.routes import RoutesCLI  # noqa: PLC0415
+
+            RoutesCLI(model_class, datamodule_class, default_config=default_config, args=arguments[1:])
+            raise SystemExit(0)
         from lightning_muon.cli.muon_cli import MuonCLI  # noqa: PLC0415 - it takes seconds to import
 
         return MuonCLI(model_class, datamodule_class, default_config=default_config, args=args)
