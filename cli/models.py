@@ -12,7 +12,9 @@ no code of a folder is executed.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,17 @@ from lightning_muon.cli.errors.suggestions import nearest, nearest_path
 
 # What is trained is looked for in this order, then among the other tasks.
 _TASKS = ("Seq2SeqLM", "SpeechSeq2Seq", "MaskedLM", "CausalLM", "ImageTextToText", "ImageClassification")
+_WEIGHTS = ContextVar("weights", default=True)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Let :func:`hugging_face` make models of any size on the meta device, where weights take no memory."""
+    token = _WEIGHTS.set(False)
+    try:
+        yield
+    finally:
+        _WEIGHTS.reset(token)
 
 
 def hugging_face(
@@ -66,14 +79,16 @@ def hugging_face(
     built = _class(transformers, model_class, settings, values.get("architectures"))
     if hasattr(settings, "use_cache") and "use_cache" not in overrides:
         settings.use_cache = False  # of use for generating only, and it takes memory in training
+    weights = _WEIGHTS.get()
     try:
         model: nn.Module
-        if pretrained and not _on_meta():
-            model = built.from_pretrained(pretrained, config=settings, local_files_only=True, dtype=torch.float32)
-        elif hasattr(built, "from_config"):
-            model = built.from_config(settings, dtype=torch.float32)
-        else:
-            model = built(settings)
+        with nullcontext() if weights else torch.device("meta"):
+            if pretrained and weights:
+                model = built.from_pretrained(pretrained, config=settings, local_files_only=True, dtype=torch.float32)
+            elif hasattr(built, "from_config"):
+                model = built.from_config(settings, dtype=torch.float32)
+            else:
+                model = built(settings)
     except Exception as error:  # libraries raise what they like on values that do not fit to one another
         raise ValueError(f"hugging_face: {built.__name__} of {model_type or folder}: {_line(error)}") from error
     return model.train()  # Lightning leaves what is in evaluation mode there, as from_pretrained does
@@ -164,11 +179,6 @@ def _class(transformers: Any, name: str | None, settings: Any, architectures: li
         if type(settings) in getattr(transformers, auto)._model_mapping:
             return getattr(transformers, auto)
     return transformers.AutoModel
-
-
-def _on_meta() -> bool:
-    """Return whether modules are being made without their weights."""
-    return torch.empty(0).device.type == "meta"
 
 
 def _line(error: BaseException) -> str:

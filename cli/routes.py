@@ -1,7 +1,6 @@
 """The command ``routes``: which algorithm updates each parameter of a model, and why, without training it."""
 
 import json
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -9,22 +8,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from rich.console import Console
 from torch import nn
 from typing_extensions import override
 
+from lightning_muon.cli.models import without_weights
 from lightning_muon.cli.muon_cli import MuonCLI
 from lightning_muon.cli.output import OTHER_COMMANDS, say
-from lightning_muon.optim import MatrixLayout, Route, Rule, find_routes, routing_table
+from lightning_muon.cli.routing_table import print_routes
+from lightning_muon.optim import MatrixLayout, Route, Rule, find_routes
 
 _HUGGING_FACE = "lightning_muon.cli.models.hugging_face"
 _TIMM = "lightning_muon.cli.models.timm_model"
-_WIDTH = 240  # characters of the table where no terminal limits it
 
 
 class RoutesCLI(MuonCLI):
@@ -68,6 +66,8 @@ class RoutesCLI(MuonCLI):
         routes.add_argument("--rules", type=list[Rule] | None, default=None, help=given_rules)
         per_head = "Cut attention into its heads. Default: the module's `per_head`."
         routes.add_argument("--per_head", type=bool | None, default=None, help=per_head)
+        strict = "Make it an error if the role of a parameter is a guess. Default: the module's `strict_routing`."
+        routes.add_argument("--strict", action="store_true", help=strict)
         self._add_arguments(routes)
         # A config that was saved with a run has these too.
         routes.add_method_arguments(Trainer, "fit", skip=set(self.subcommands()["routes"]))
@@ -96,8 +96,7 @@ class RoutesCLI(MuonCLI):
     @override
     def instantiate_classes(self) -> None:
         only_model = Namespace(model=self.config["routes"]["model"])  # type: ignore[no-untyped-call]
-        of_hugging_face = self.resume.used.class_path == _HUGGING_FACE
-        with torch.device("meta" if of_hugging_face else torch.get_default_device()):
+        with without_weights():
             self.model = self._subcommand_parsers["routes"].instantiate_classes(only_model)["model"]
             if isinstance(self.model, LightningModule) and is_overridden("configure_model", self.model):
                 self.model.configure_model()
@@ -108,21 +107,20 @@ class RoutesCLI(MuonCLI):
         rules, per_head = options["rules"], options["per_head"]
         rules = getattr(self.model, "rules", None) if rules is None else rules
         per_head = getattr(self.model, "per_head", False) if per_head is None else per_head
+        strict = options["strict"] or getattr(self.model, "strict_routing", False)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            routes = find_routes(self.model, rules or (), per_head=bool(per_head))
+            routes = find_routes(self.model, rules or (), per_head=bool(per_head), strict=bool(strict))
         messages = [str(warning.message) for warning in told]
         if options["json"]:
             print(json.dumps(as_json(self.model, routes, messages), indent=1))
             return
-        width = None if sys.stdout.isatty() else _WIDTH
-        console = Console(width=width)
-        console.print(routing_table(routes, every_parameter=options["every_parameter"]))
+        print_routes(routes, every_parameter=options["every_parameter"])
         elements = Counter[str]()
         for route in routes:
             elements[route.algorithm] += route.shape.numel()
         parts = ", ".join(f"{algorithm} {count:,}" for algorithm, count in sorted(elements.items(), reverse=True))
-        console.print(f"{type(self.model).__name__}: {len(routes)} parameters; elements: {parts}", highlight=False)
+        print(f"{type(self.model).__name__}: {len(routes)} parameters; elements: {parts}")
         for message in messages:
             say(f"warning: {message}")
 

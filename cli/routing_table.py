@@ -1,11 +1,16 @@
-"""The routing table in the log of a run."""
+"""The table of routes on the terminal, and in the log of a run."""
 
-import rich
+import sys
+from collections.abc import Sequence
+
 from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
 from typing_extensions import override
 
-from lightning_muon.optim import routing_table
-from lightning_muon.optim.routing.from_groups import routes_of_groups
+from lightning_muon.optim import Route, routing_table
+from lightning_muon.optim.routing.used import used_routes
+
+_WIDTH = 240  # characters, in a file or a pipe: names stay whole
 
 
 class PrintRouting(Callback):
@@ -17,7 +22,12 @@ class PrintRouting(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        routes = routes_of_groups(groups) if trainer.is_global_zero else []
+        routes = used_routes(trainer.optimizers) if trainer.is_global_zero else []
         if routes:
-            rich.print(routing_table(routes))
+            print_routes(routes)
+
+
+def print_routes(routes: Sequence[Route], *, every_parameter: bool = False) -> None:
+    """Print routes as a table: a row for each reason, or for each parameter."""
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
+    console.print(routing_table(routes, every_parameter=every_parameter))
