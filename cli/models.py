@@ -74,7 +74,7 @@ def hugging_face(
         raise ValueError("hugging_face: give one of model_type, config and pretrained")
     overrides = overrides or {}
     folder = config or pretrained
-    values = _config_file(folder) if folder else {"model_type": model_type}
+    values: dict[str, Any] = _config_file(folder) if folder else {"model_type": model_type}
     settings = _settings(transformers, values, overrides)
     built = _class(transformers, model_class, settings, values.get("architectures"))
     if hasattr(settings, "use_cache") and "use_cache" not in overrides:

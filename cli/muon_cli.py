@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, cast
 
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import PositiveFloat
@@ -180,7 +180,7 @@ class MuonCLI(LightningCLI):
         saved = self.resume.saved_module
         self.secrets = Secrets(self.given, {} if saved is None else saved.arguments)
         for each in self._subcommand_parsers.values():
-            each.secrets = self.secrets
+            cast("MaskingParser", each).secrets = self.secrets
         without = None
         if saved is None:
             self._parse(parser, tail)

@@ -1,5 +1,6 @@
 """The routes that optimizers use are those that routing found."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -25,7 +26,7 @@ def facts(routes: list[Route]) -> dict[str, tuple[object, ...]]:
 
 
 @pytest.mark.parametrize("optimizer", [MuonAdamW, torch.optim.AdamW])
-def test_all_that_the_table_shows(optimizer: type[torch.optim.Optimizer]) -> None:
+def test_all_that_the_table_shows(optimizer: Callable[..., torch.optim.Optimizer]) -> None:
     model = Model()
     rules = [Rule("first.weight", "adamw", {"lr": 0.5}), Rule("head.bias", "frozen")]
     made = optimizer(route_parameters(model, rules), lr=0.1)
