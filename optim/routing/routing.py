@@ -107,7 +107,12 @@ class LeftOut(dict[Tensor, Route]):
 
 
 def route_parameters(
-    module: nn.Module, rules: Iterable[Rule] = (), *, part: nn.Module | None = None, per_head: bool = False
+    module: nn.Module,
+    rules: Iterable[Rule] = (),
+    *,
+    part: nn.Module | None = None,
+    per_head: bool = False,
+    strict: bool = False,
 ) -> list[dict[str, Any]]:
     """Sort the parameters of a model into groups for :class:`~lightning_muon.optim.MuonAdamW`.
 
@@ -134,6 +139,7 @@ def route_parameters(
             and value, and its inputs of the output projection. The attention modules or their ``config`` say the
             numbers of heads; where none does, the reason says so, and a rule may, with
             ``MatrixLayout(blocks=heads)``.
+        strict: Make it an error if a role is a guess.
 
     Returns:
         One group per algorithm, role and set of options: ``params``, and beside it ``param_names``, ``reasons`` and,
@@ -154,7 +160,7 @@ def route_parameters(
         raise TypeError(f"route_parameters takes the module, not its parameters; got {type(module).__name__}")
     suffix = "" if part is None else f"_{_path_in(without_ddp(module), part)}"
     of_part = {id(parameter) for parameter in (module if part is None else part).parameters()}
-    routes = find_routes(module, rules, per_head=per_head)
+    routes = find_routes(module, rules, per_head=per_head, strict=strict)
     trained = [route for route in routes if route.algorithm != "frozen" and id(route.parameter) in of_part]
     if not trained:
         raise ValueError(
@@ -214,7 +220,9 @@ def routing_table(routes: Iterable[Route], *, every_parameter: bool = False) -> 
     return table
 
 
-def find_routes(module: nn.Module, rules: Iterable[Rule] = (), *, per_head: bool = False) -> list[Route]:
+def find_routes(
+    module: nn.Module, rules: Iterable[Rule] = (), *, per_head: bool = False, strict: bool = False
+) -> list[Route]:
     """Find the route of each parameter of a model, in the order of ``named_parameters()``.
 
     Arguments and errors are those of :func:`route_parameters`.
@@ -245,11 +253,13 @@ def find_routes(module: nn.Module, rules: Iterable[Rule] = (), *, per_head: bool
         if index not in used:
             _raise_unused(rule, [route.name for route in routes])
     if unknown:
-        warnings.warn(
+        message = (
             f"adamw updates {', '.join(unknown)}: their role is not known. If they contain matrices, say so with"
-            " a rule, such as Rule('*.weight', 'muon', layout=MatrixLayout(stacked=True)).",
-            stacklevel=3,
+            " a rule, such as Rule('*.weight', 'muon', layout=MatrixLayout(stacked=True))."
         )
+        if strict:
+            raise ValueError(message)
+        warnings.warn(message, stacklevel=3)
     return routes
 
 
