@@ -7,6 +7,7 @@
 - :mod:`~lightning_muon.data.documents`: the documents in text, JSON lines and Parquet files
 - :mod:`~lightning_muon.data.tokenizers`: bytes, ``tokenizer.json``, tiktoken
 - :mod:`~lightning_muon.data.prepare`: text to files of tokens, on all cores
+- :mod:`~lightning_muon.data.text`: the data module of a language model
 """
 
 from importlib import import_module
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from lightning_muon.data.epoch_batches import EpochBatches, Position
     from lightning_muon.data.loader import EpochLoader
     from lightning_muon.data.prepare import PreparedTokens, prepare_tokens
+    from lightning_muon.data.text import TextDataModule
     from lightning_muon.data.tokenizers import Tokenizer, load_tokenizer
     from lightning_muon.data.tokens import PackedTokens, TokenShards
 
@@ -27,6 +29,7 @@ __all__ = [
     "PackedTokens",
     "Position",
     "PreparedTokens",
+    "TextDataModule",
     "TokenShards",
     "Tokenizer",
     "load_tokenizer",
@@ -40,6 +43,7 @@ _PLACES = {
     "PackedTokens": "tokens",
     "Position": "epoch_batches",
     "PreparedTokens": "prepare",
+    "TextDataModule": "text",
     "TokenShards": "tokens",
     "Tokenizer": "tokenizers",
     "load_tokenizer": "tokenizers",
