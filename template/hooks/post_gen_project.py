@@ -46,6 +46,18 @@ def remove_droppings() -> None:
                     dropping.unlink()
 
 
+def settle_task() -> None:
+    """Keep only the chosen task: its part of the package, of the tests and of the configs."""
+    task = Path("tasks", ANSWERS["task"])
+    targets = {"src": Path("src", ANSWERS["package_name"]), "tests": Path("tests"), "configs": Path("configs")}
+    for part, target in targets.items():
+        if (task / part).is_dir():
+            shutil.copytree(task / part, target, dirs_exist_ok=True)
+    with Path("configs", "default.yaml").open("a", encoding="utf-8") as file:
+        file.write((task / "default.yaml").read_text(encoding="utf-8"))
+    shutil.rmtree("tasks")
+
+
 def settle_license() -> None:
     """Keep only the chosen licence."""
     Path("licenses", ANSWERS["license"]).replace("LICENSE")
@@ -96,6 +108,7 @@ def say_where_the_dependency_is() -> None:
 if __name__ == "__main__":
     require_real_folders()
     remove_droppings()
+    settle_task()
     settle_license()
     if ANSWERS["lightning_muon"] == "dependency":
         shutil.rmtree(VENDORED)

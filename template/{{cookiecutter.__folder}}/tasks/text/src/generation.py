@@ -1,5 +1,6 @@
 """Sampling: continue sequences of tokens with any network that predicts the next one."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -39,17 +40,22 @@ def generate(
     Raises:
         ValueError: If an argument is out of range.
     """
-    if temperature < 0:
-        raise ValueError(f"temperature must be at least 0, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be over 0 and at most 1, got {top_p}")
+    check_sampling(temperature, top_k, top_p)
     following = _cached(net, context) if isinstance(net, GPT) else _uncached(net, context)
     for _ in range(count):
         chosen = _draw(following(tokens)[:, -1].float(), temperature, top_k, top_p)
         tokens = torch.cat([tokens, chosen], dim=1)
     return tokens
+
+
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise a ValueError if an argument of :func:`generate` is out of range."""
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be over 0 and at most 1, got {top_p}")
 
 
 def _uncached(net: nn.Module, context: int) -> Callable[[Tensor], Tensor]:

@@ -1,0 +1,183 @@
+"""A data module for language models: text or tokens in files, in samples of equal length."""
+
+import glob
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+from typing_extensions import override
+
+from lightning_muon.data.data_module import EpochDataModule
+from lightning_muon.data.documents import SPLITS
+from lightning_muon.data.loader import EpochLoader
+from lightning_muon.data.prepare import PreparedTokens, prepare_tokens
+from lightning_muon.data.tokenizers import Tokenizer, load_tokenizer
+from lightning_muon.data.tokens import PackedTokens, TokenShards
+
+# Enough to estimate how frequent tokens are.
+_BASELINE_TOKENS = 1 << 24
+
+
+class TextDataModule(EpochDataModule):
+    """Samples of text for training, validation and test, each token predicted once an epoch.
+
+    Text becomes tokens once, see :func:`~lightning_muon.data.prepare_tokens`; files of tokens (``.bin``: raw integers, or
+    shards of llm.c) are used as they are. A subclass may have a text of its own, by :meth:`default_files`.
+
+    Args:
+        files: Patterns of files, such as ``corpus/**/*.txt``; or those of each split, ``{train: …, val: …}``. Text in
+            any encoding, JSON lines, Parquet, or tokens. Of tokens, files with ``val`` or ``test`` in their names are
+            for these splits.
+        tokenizer: ``bytes``; a ``tokenizer.json`` or a folder that holds one; or a ``.tiktoken`` file.
+        end: The token between documents, by its text; default: the usual one of the vocabulary.
+        field: The key of the text in JSON lines, or its column in Parquet.
+        dtype: The integers of ``.bin`` files without a header: ``uint8``, ``uint16`` or ``uint32``.
+        context: Input tokens per sample.
+        batch_size: Samples per batch and device.
+        val_samples: Samples of a validation or test, spread over the split; at most all.
+        prompt: The text that ``predict`` continues.
+        data_dir: Folder of the prepared tokens.
+        num_workers: Processes that load samples, for each device.
+        seed: Seed of the order of samples.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        files: str | list[str] | dict[str, str | list[str]] | None = None,
+        tokenizer: str = "bytes",
+        end: str | None = None,
+        field: str = "text",
+        dtype: str = "uint16",
+        context: int = 256,
+        batch_size: int = 16,
+        val_samples: int = 512,
+        prompt: str = "def ",
+        data_dir: str = "data",
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed)
+        for name, value in (("context", context), ("val_samples", val_samples)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not prompt:
+            raise ValueError("prompt must have at least one character")
+        self.files = files
+        self.tokenizer_path = tokenizer
+        self.end = end
+        self.field = field
+        self.dtype = dtype
+        self.context = context
+        self.val_samples = val_samples
+        self.prompt = prompt
+        self.data_dir = data_dir
+
+    def default_files(self) -> Iterable[Path]:
+        """Return the files of the text, where ``files`` does not say."""
+        raise ValueError("--data.files: say which files the text is in")
+
+    @override
+    def prepare_data(self) -> None:
+        if not self._are_tokens:
+            self._prepare()
+
+    @override
+    def train_dataloader(self) -> EpochLoader:
+        return self.train_loader(PackedTokens(self.tokens("train"), self.context))
+
+    @override
+    def val_dataloader(self) -> EpochLoader:
+        return self._spread("val")
+
+    @override
+    def test_dataloader(self) -> EpochLoader:
+        return self._spread("test")
+
+    @override
+    def predict_dataloader(self) -> list[Tensor]:
+        """Return one batch with the prompt, shape (1, tokens)."""
+        (prompt,) = self.tokenizer.encode([self.prompt])
+        return [torch.from_numpy(prompt.astype(np.int64))[None]]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Text to tokens, and back."""
+        return load_tokenizer(self.tokenizer_path, self.end)
+
+    @cached_property
+    def unigram_loss(self) -> float:
+        """Validation loss, in nats per token, of a model that predicts how frequent tokens are in training."""
+        tokens = [shards.read(0, min(len(shards), _BASELINE_TOKENS)) for shards in map(self.tokens, ("train", "val"))]
+        size = 1 + max(int(found.max()) for found in tokens)
+        train, val = (np.bincount(found, minlength=size) for found in tokens)
+        log_frequency = np.log((train + 1) / (train + 1).sum())
+        return -float((val * log_frequency).sum() / val.sum())
+
+    def tokens(self, split: str) -> TokenShards:
+        """Return the tokens of ``"train"``, ``"val"`` or ``"test"``.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        if not self._are_tokens:
+            return self._prepared.split(split)
+        paths = self._paths[split] if isinstance(self._paths, Mapping) else _of_split(self._paths, split)
+        if not paths:
+            raise ValueError(f"--data.files: no file of tokens is for the split {split!r}: none has it in its name")
+        return TokenShards(paths, self.dtype)
+
+    @cached_property
+    def _paths(self) -> list[Path] | dict[str, list[Path]]:
+        if isinstance(self.files, Mapping):
+            if unknown := set(self.files) - set(SPLITS):
+                raise ValueError(f"--data.files: {unknown.pop()!r} is no split; there are {', '.join(SPLITS)}")
+            return {split: _matches(patterns) for split, patterns in self.files.items()}
+        return _readable(self.default_files()) if self.files is None else _matches(self.files)
+
+    @property
+    def _are_tokens(self) -> bool:
+        paths = [path for of in self._paths.values() for path in of] if isinstance(self._paths, Mapping) else self._paths
+        kinds = {path.suffix == ".bin" for path in paths}
+        if len(kinds) > 1:
+            raise ValueError("--data.files: give either text or files of tokens (.bin), not both")
+        return kinds == {True}
+
+    @cached_property
+    def _prepared(self) -> PreparedTokens:
+        return self._prepare()
+
+    def _prepare(self) -> PreparedTokens:
+        return prepare_tokens(self._paths, self.data_dir, self.tokenizer_path, end=self.end, field=self.field)
+
+    def _spread(self, split: str) -> EpochLoader:
+        samples = PackedTokens(self.tokens(split), self.context)
+        count = min(len(samples), max(self.val_samples, self.trainer.world_size if self.trainer else 1))
+        return self.eval_loader(Subset(samples, [index * len(samples) // count for index in range(count)]))  # type: ignore[arg-type]
+
+
+def _matches(patterns: str | Sequence[str]) -> list[Path]:
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    found = (Path(match) for pattern in patterns for match in glob.glob(pattern, recursive=True))  # noqa: PTH207 - absolute patterns too
+    paths = _readable(found)
+    if not paths:
+        raise FileNotFoundError(f"--data.files {', '.join(patterns)}: no file matches in {Path.cwd()}")
+    return paths
+
+
+def _readable(paths: Iterable[Path]) -> list[Path]:
+    files = sorted({path for path in paths if path.is_file()})
+    for path in files:
+        path.open("rb").close()  # an unreadable file is told before anything is written
+    return files
+
+
+def _of_split(paths: Sequence[Path], split: str) -> list[Path]:
+    own = {path: next((name for name in ("val", "test") if name in path.stem.lower()), "train") for path in paths}
+    return [path for path in paths if own[path] == split]
