@@ -16,26 +16,13 @@ PRESETS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name !=
 STRATEGIES = sorted(path for path in CONFIGS.glob("strategy/*.yaml") if path.stem != "fsdp")  # fsdp needs a GPU
 
 
-def test_it_learns_and_writes(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fitted = run("fit", "--trainer.max_steps=60", "--model.optimizer.lr=0.02")
-    metrics = fitted.trainer.callback_metrics
-    assert metrics["val/loss"] < 0.8 * metrics["val/unigram_loss"]
-    assert metrics["val/perplexity"] == pytest.approx(float(metrics["val/loss"].exp()), rel=1e-3)
-
-    logged = EventAccumulator(fitted.trainer.log_dir).Reload().Tags()["scalars"]
-    rates = {f"lr-MuonAdamW/{role}" for role in ("matrix", "embedding", "head", "vector")}
+def test_a_run_is_logged_and_reported(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fitted = run("fit", "--trainer.max_steps=30", "--trainer.log_every_n_steps=10")
+    events = EventAccumulator(fitted.trainer.log_dir).Reload().Tags()
+    assert {f"{card}/text_summary" for card in ("routing", "config")} <= set(events["tensors"])
     monitors = {"weight_rms/max", "bf16_headroom/min", "orthogonality_error/mean", "weight_decay/matrix"}
-    texts = {f"{card}/text_summary" for card in ("routing", "config")}
-    assert texts <= set(EventAccumulator(fitted.trainer.log_dir).Reload().Tags()["tensors"])
-    assert rates | monitors | {"train/loss", "val/loss", "val/perplexity", "val/unigram_loss"} <= set(logged)
-
+    assert {"lr-MuonAdamW/matrix", "train/loss", "val/loss"} | monitors <= set(events["scalars"])
     capsys.readouterr()
-    checkpoint = next(tmp_path.rglob("last.ckpt"))
-    run("predict", f"--ckpt_path={checkpoint}", "--data.prompt=the ", "--model.sample_bytes=30")
-    written = capsys.readouterr().out
-    assert "the " in written
-    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["version_0"]
-
     with pytest.raises(SystemExit):
         main(args=["report", "logs"])
     assert "│ val/loss, final" in capsys.readouterr().out
@@ -70,29 +57,16 @@ def test_every_strategy_trains(run: Run, preset: Path) -> None:
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    ("option", "line"),
-    [
-        ("--model.temperature=.nan", "temperature must be over 0 and finite, got nan"),
-        ("--model.temperature=0", "temperature must be over 0 and finite, got 0.0"),
-        ("--model.sample_bytes=-1", "sample_bytes must be at least 0, got -1"),
-        ("--model.net.heads=0", "heads must be at least 1, got 0"),
-        ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches must be at least 1, got 0"),
-    ],
-)
-def test_values_that_cannot_work_are_refused_in_a_line(
-    run: Run, capsys: pytest.CaptureFixture[str], option: str, line: str
-) -> None:
+def test_a_value_that_cannot_work_is_refused_in_a_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        run("predict", option)
-    assert capsys.readouterr().err.splitlines()[-1] == f"error: {line}"
+        run("validate", "--trainer.accumulate_grad_batches=0")
+    line = "error: trainer.accumulate_grad_batches must be at least 1, got 0"
+    assert capsys.readouterr().err.splitlines()[-1] == line
 
 
 PLATEAU = ["--model.lr_scheduler=lightning.pytorch.cli.ReduceLROnPlateau", "--model.lr_scheduler.monitor=val/loss"]
 
 
-@pytest.mark.parametrize(
-    "options", [["--model.net.tied_embeddings=true"], ["--model.optimizer=AdamW"], ["--trainer.logger=false"], PLATEAU]
-)
+@pytest.mark.parametrize("options", [["--model.optimizer=AdamW"], ["--trainer.logger=false"], PLATEAU])
 def test_variants_train(run: Run, options: list[str]) -> None:
     assert run("fit", *options, "--trainer.max_steps=2", "--trainer.limit_val_batches=1").trainer.global_step == 2

@@ -10,7 +10,7 @@ from lightning_muon.cli import main
 if __name__ == "__main__":
     main(
         # Import paths, so that `report` starts without torch and Lightning.
-        "{{ cookiecutter.package_name }}.module.TextModule",
-        "{{ cookiecutter.package_name }}.data.TextData",
+        "{{ cookiecutter.package_name }}.module.{{ cookiecutter.__module_class }}",
+        "{{ cookiecutter.package_name }}.data.{{ cookiecutter.__data_class }}",
         default_config=Path(__file__).parents[2] / "configs" / "default.yaml",
     )
