@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -182,7 +182,10 @@ def build(how: Mapping[str, Any]) -> nn.Module:
         cls = getattr(transformers, how["transformers"])
         model = cls.from_config(settings) if how["transformers"].startswith("Auto") else cls(settings)
     elif "timm" in how:
-        model = import_timm().create_model(how["timm"], **config)
+        timm = import_timm()
+        module, _, name = how["timm"].rpartition(".")
+        create = getattr(importlib.import_module(module), name) if module else partial(timm.create_model, name)
+        model = create(**config)
     elif "diffusers" in how:
         model = getattr(importlib.import_module("diffusers"), how["diffusers"])(**config)
     else:
