@@ -26,8 +26,8 @@ FOLDER = Path(__file__).parent
 Verdict = Literal["right", "guessed", "wrong with a warning", "wrong"]
 """``guessed`` is right, by a guess that the warning names."""
 
-_MUON = ("matrix", "router", "adapter_muon")
-_ADAMW = ("embedding", "head", "vector", "other", "table", "adamw")
+_MUON = ("matrix", "router")
+_ADAMW = ("embedding", "head", "adapter", "vector", "other", "table", "adamw")
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def build(how: Mapping[str, Any]) -> nn.Module:
     if "peft" in how:
         peft = importlib.import_module("peft")
         config = {key: tuple(value) if key.endswith("_tuple") else value for key, value in config.items()}
-        model = peft.get_peft_model(build(how["on"]), getattr(peft, how["peft"])(**config))
+        model = peft.get_peft_model(build(how["base"]), getattr(peft, how["peft"])(**config))
     elif "transformers" in how:
         transformers = importlib.import_module("transformers")
         transformers.logging.set_verbosity_error()
