@@ -44,7 +44,7 @@ class Answer:
         Raises:
             ValueError: If a word is not known.
         """
-        role, *words = text.split()
+        role, *words = text.split() or [""]
         layout: dict[str, Any] = {}
         for word in words:
             key, _, value = word.partition("=")
@@ -79,6 +79,7 @@ class Entry:
 
     name: str
     library: str
+    file: str
     build: Mapping[str, Any]
     answers: Mapping[str, str]
     shared: Mapping[str, str]
@@ -149,19 +150,16 @@ def entries() -> dict[str, Entry]:
                 raise ValueError(f"{path}: {name}: what is {', '.join(map(str, unknown))}?")
             common = {pattern: text for key in entry.get("like", ()) for pattern, text in shared[key].items()}
             library = path.stem.partition("-")[0].replace("_", " ")
-            found[name] = Entry(name, library, entry["build"], entry.get("answers") or {}, common)
+            found[name] = Entry(name, library, path.name, entry["build"], entry.get("answers") or {}, common)
     return found
-
-
-def shared_patterns() -> set[tuple[str, str]]:
-    """Return each pattern that entries of a library share."""
-    return {(entry.library, pattern) for entry in entries().values() for pattern in entry.shared}
 
 
 def missing(build: Mapping[str, Any]) -> str:
     """Return the name of the library that an entry needs and that is not installed, or nothing."""
     names = [name for name in ("transformers", "diffusers", "peft", "timm") if name in build]
+    names += ["transformers"] if "peft" in build else []
     names += [build["class"].partition(".")[0]] if "class" in build else []
+    names += ["torch_geometric"] if build.get("class", "").startswith("tests.corpus.graphs") else []
     return next((name for name in names if importlib.util.find_spec(name) is None), "")
 
 

@@ -24,6 +24,10 @@ class GraphClassifier(nn.Module):
         out: Tensor = self.lin2(self.lin1(x.sum(0, keepdim=True)).relu())
         return out
 
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return torch.randn(9, 12), torch.randint(0, 9, (2, 20))
+
 
 class RelationalNetwork(nn.Module):
     """Two relational layers on nodes without features: the example for AIFB."""
@@ -37,6 +41,10 @@ class RelationalNetwork(nn.Module):
         """Return the logits of all nodes."""
         out: Tensor = self.conv2(self.conv1(None, edge_index, edge_type).relu(), edge_index, edge_type)
         return out
+
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return torch.randint(0, 20, (2, 40)), torch.randint(0, 6, (40,))
 
 
 class HeterogeneousTransformer(nn.Module):
@@ -56,6 +64,12 @@ class HeterogeneousTransformer(nn.Module):
             x = conv(x, edges)
         out: Tensor = self.lin(x["author"])
         return out
+
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        edges = torch.randint(0, 5, (2, 12))
+        kinds = (("author", "writes", "paper"), ("paper", "written_by", "author"))
+        return {kind: torch.randn(5, 10) for kind in ("author", "paper")}, dict.fromkeys(kinds, edges)
 
 
 class GraphTransformer(nn.Module):
@@ -83,6 +97,10 @@ class GraphTransformer(nn.Module):
         out: Tensor = self.mlp(x.sum(0, keepdim=True))
         return out
 
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return torch.randint(0, 28, (9,)), torch.randn(9, 20), torch.randint(0, 9, (2, 20)), torch.randint(0, 4, (20,))
+
 
 class LinkPredictor(nn.Module):
     """Autoencoder of a graph: the inner products of what the encoder gives are the output."""
@@ -97,3 +115,7 @@ class LinkPredictor(nn.Module):
         """Return means and logarithms of deviations."""
         x = self.conv1(x, edge_index).relu()
         return self.conv_mu(x, edge_index), self.conv_logstd(x, edge_index)
+
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return torch.randn(9, 12), torch.randint(0, 9, (2, 20))

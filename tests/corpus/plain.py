@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_
 def mlp(*widths: int) -> nn.Sequential:
     """Return linear layers with ReLU between them."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -47,6 +49,10 @@ class GAN(nn.Module):
         out: Tensor = self.discriminator(self.generator(torch.randn(count, self.noise, 1, 1)))
         return out
 
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return (2,)
+
 
 class SpectralGAN(nn.Module):
     """SN-GAN: the discriminator's layers have spectral_norm; some by the old function, some as parametrizations."""
@@ -70,6 +76,10 @@ class SpectralGAN(nn.Module):
         images = self.generator(torch.randn(count, self.noise)).unflatten(1, (2, 8, 8))
         out: Tensor = self.discriminator(images)
         return out
+
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return (2,)
 
 
 class _ResidualBlock(nn.Module):
@@ -131,6 +141,10 @@ class CycleGAN(nn.Module):
         fake_b, fake_a = self.G_AB(a), self.G_BA(b)
         return self.D_A(fake_a), self.D_B(fake_b), self.G_BA(fake_b), self.G_AB(fake_a)
 
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 16)
+
 
 class NeRF(nn.Module):
     """The network of neural radiance fields: a density from the position, a color from the direction too."""
@@ -158,6 +172,10 @@ class NeRF(nn.Module):
             h = layer(h).relu()
         return torch.cat([self.rgb_linear(h), alpha], -1)
 
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return torch.randn(4, 63), torch.randn(4, 27)
+
 
 class Siren(nn.Module):
     """A network with sines for one image, a list of layers called net."""
@@ -173,6 +191,10 @@ class Siren(nn.Module):
             x = torch.sin(30 * layer(x))
         out: Tensor = last(x)
         return out
+
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return (torch.rand(4, 2),)
 
 
 class _FeatureTokenizer(nn.Module):
@@ -207,6 +229,10 @@ class FTTransformer(nn.Module):
         out: Tensor = self.head(self.norm(self.blocks(self.tokenizer(numbers, categories))[:, 0]))
         return out
 
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return torch.randn(4, 5), torch.randint(0, 3, (4, 2))
+
 
 class ActorCritic(nn.Module):
     """A policy and a value on one trunk, as in PPO's code; the deviation of the policy is a free parameter."""
@@ -222,6 +248,10 @@ class ActorCritic(nn.Module):
         """Return the mean and the deviation of the policy, and the value."""
         h = self.trunk(x)
         return self.mu(h), self.log_std.exp(), self.value(h)
+
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return (torch.randn(4, 11),)
 
 
 class SoftActorCritic(nn.Module):
@@ -242,6 +272,10 @@ class SoftActorCritic(nn.Module):
         both = torch.cat([x, self.mean(h).tanh()], -1)
         return self.log_deviation(h), self.q1(both), self.q2(both)
 
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return (torch.randn(4, 11),)
+
 
 class LanguageLSTM(nn.Module):
     """Tokens, an LSTM of two layers, and a head."""
@@ -256,6 +290,10 @@ class LanguageLSTM(nn.Module):
         """Return the logits of the next tokens."""
         out: Tensor = self.decoder(self.rnn(self.encoder(tokens))[0])
         return out
+
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return (torch.randint(0, 50, (2, 6)),)
 
 
 class Translator(nn.Module):
@@ -272,6 +310,10 @@ class Translator(nn.Module):
         """Return the logits of the target."""
         out: Tensor = self.generator(self.transformer(self.src_tok_emb(source), self.tgt_tok_emb(target)))
         return out
+
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return torch.randint(0, 50, (2, 6)), torch.randint(0, 50, (2, 5))
 
 
 def _double(inputs: int, outputs: int) -> nn.Sequential:
@@ -300,6 +342,10 @@ class UNet(nn.Module):
             x = merge(torch.cat([kept.pop(), up(x)], 1))
         out: Tensor = self.outc(x)
         return out
+
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return (torch.randn(2, 3, 16, 16),)
 
 
 class _ArcFaceLoss(nn.Module):
@@ -331,6 +377,10 @@ class FaceRecognition(nn.Module):
         out: Tensor = self.loss(self.embedding(self.backbone(images)), labels)
         return out
 
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return torch.randn(4, 3, 16, 16), torch.randint(0, 20, (4,))
+
 
 class TemporalConvolutions(nn.Module):
     """A TCN: dilated convolutions with weight_norm, by the old function or as a parametrization."""
@@ -351,6 +401,10 @@ class TemporalConvolutions(nn.Module):
         out: Tensor = self.out(self.proj(x.mean(-1)).relu())
         return out
 
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return (torch.randn(2, 4, 12),)
+
 
 class OrthogonalRNN(nn.Module):
     """A recurrent network whose recurrent matrix an orthogonal parametrization keeps orthogonal."""
@@ -369,6 +423,10 @@ class OrthogonalRNN(nn.Module):
                 h = (self.input(step) + self.recurrent(h)).tanh()
         out: Tensor = self.output(h)
         return out
+
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return (torch.randn(2, 4, 6),)
 
 
 class DLRM(nn.Module):
@@ -390,6 +448,10 @@ class DLRM(nn.Module):
         out: Tensor = self.top_l(torch.cat([x, products], 1))
         return out
 
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return torch.randn(4, 6), torch.randint(0, 30, (4, 3))
+
 
 class TwoTowers(nn.Module):
     """Users and items in one space: the inner product of both towers is the output."""
@@ -403,6 +465,10 @@ class TwoTowers(nn.Module):
         """Return a score for each pair."""
         first, second = self.user_tower(self.user_embedding(users)), self.item_tower(self.item_embedding(items))
         return (first * second).sum(-1)
+
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return torch.randint(0, 30, (4,)), torch.randint(0, 30, (4,))
 
 
 class VAE(nn.Module):
@@ -422,6 +488,10 @@ class VAE(nn.Module):
         z = mean + torch.randn_like(mean) * (log_variance / 2).exp()
         return self.fc4(self.fc3(z).relu()).sigmoid(), mean, log_variance
 
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return (torch.rand(4, 64),)
+
 
 class Ensemble(nn.Module):
     """Networks of one shape, whose outputs are averaged."""
@@ -433,6 +503,10 @@ class Ensemble(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the mean."""
         return torch.stack([member(x) for member in self.members]).mean(0)
+
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return (torch.randn(4, 10),)
 
 
 class MultiTask(nn.Module):
@@ -447,6 +521,10 @@ class MultiTask(nn.Module):
         """Return the output of each task."""
         h = self.body(x)
         return {name: task(h) for name, task in self.tasks.items()}
+
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return (torch.randn(4, 12),)
 
 
 class NoisyDuelingDQN(nn.Module):
@@ -464,6 +542,10 @@ class NoisyDuelingDQN(nn.Module):
         advantage: Tensor = self.advantage(self.advantage_hidden(h).relu())
         value: Tensor = self.value(self.value_hidden(h).relu())
         return value + advantage - advantage.mean(-1, keepdim=True)
+
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return (torch.randn(4, 8),)
 
 
 class _NoisyLinear(nn.Module):
@@ -503,6 +585,10 @@ class NormalizingFlow(nn.Module):
             x = coupling(x)
         return x
 
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return (torch.randn(4, 8),)
+
 
 class AirbenchNet(nn.Module):
     """A small convolutional network for CIFAR-10 like those of the speedruns: a whitening layer that is frozen."""
@@ -523,3 +609,7 @@ class AirbenchNet(nn.Module):
         """Return the logits."""
         out: Tensor = self.head(self.layers(self.whiten(x)).flatten(1))
         return out
+
+    def example(self) -> tuple[Any, ...]:
+        """Return arguments of forward."""
+        return (torch.randn(4, 3, 24, 24),)

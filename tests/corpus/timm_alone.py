@@ -27,8 +27,6 @@ class _Names(type):
 class _Absent(ModuleType):
     """A module in which every name is an empty class."""
 
-    __path__: list[str] = []
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
