@@ -5,8 +5,10 @@ The files beside this one are the data; README.md says how to read them.
 
 import importlib
 import importlib.util
+import math
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache, partial
@@ -63,7 +65,8 @@ class Answer:
     def fits(self, route: Route) -> bool:
         """Return whether a route is this answer."""
         if self.role in _MUON:
-            return (route.algorithm, route.role, _plain(route.layout)) == ("muon", self.role, _plain(self.layout))
+            meant, found = (_plain(layout, route.shape) for layout in (self.layout, route.layout))
+            return (route.algorithm, route.role, found) == ("muon", self.role, meant)
         if route.algorithm != "adamw":
             return False
         if self.role == "vector":  # its essence is that it does not decay
@@ -123,13 +126,18 @@ def _said(role: str, layout: MatrixLayout) -> str:
     return " ".join([role, *(f"{key}={value}" for key, value in changed.items())])
 
 
-def _plain(layout: MatrixLayout) -> tuple[Any, ...]:
-    """Return what a layout means: blocks and equal ``split_sizes`` are the same."""
+def _plain(layout: MatrixLayout, shape: Sequence[int]) -> tuple[Any, ...]:
+    """Return what a layout means for a shape.
+
+    Blocks and equal ``split_sizes`` are the same; which way round a whole square matrix is stored changes nothing.
+    """
     sizes = layout.split_sizes
     blocks = len(sizes) if len(set(sizes)) == 1 else layout.blocks
     sizes = sizes if len(set(sizes)) > 1 else ()
-    cut = bool(sizes) or blocks > 1
-    return layout.stacked, layout.transposed, blocks, sizes, cut and layout.interleaved, cut and layout.along_inputs
+    if not sizes and blocks == 1:
+        _, rows, *columns = shape if layout.stacked else (1, *shape)
+        return layout.stacked, layout.transposed and rows != math.prod(columns)
+    return layout.stacked, layout.transposed, blocks, sizes, layout.interleaved, layout.along_inputs
 
 
 @cache
@@ -148,7 +156,9 @@ def entries() -> dict[str, Entry]:
                 raise ValueError(f"{path}: {name} comes twice")
             if unknown := set(entry) - {"build", "like", "answers"}:
                 raise ValueError(f"{path}: {name}: what is {', '.join(map(str, unknown))}?")
-            common = {pattern: text for key in entry.get("like", ()) for pattern, text in shared[key].items()}
+            common: dict[str, str] = {}
+            for key in entry.get("like", ()):
+                common = common | {pattern: text for pattern, text in shared[key].items() if pattern not in common}
             library = path.stem.partition("-")[0].replace("_", " ")
             found[name] = Entry(name, library, path.name, entry["build"], entry.get("answers") or {}, common)
     return found
@@ -202,6 +212,7 @@ def judge(entry: Entry, model: nn.Module) -> list[Judged]:
         warnings.simplefilter("always")
         routes = find_routes(model)
     warned = "\n".join(str(warning.message) for warning in caught)
+    ruled = re.findall(r"""Rule\(["']([^"']+)["']""", warned)
     patterns = list(entry.patterns())
     used: set[str] = set()
     judged, unknown = [], []
@@ -213,7 +224,8 @@ def judge(entry: Entry, model: nn.Module) -> list[Judged]:
             continue
         used.add(first[0])
         trained = route.trained or route
-        guess = trained.confidence == "guess" and (route.name in warned or not route.parameter.requires_grad)
+        said = route.name in warned or any(fnmatchcase(route.name, pattern) for pattern in ruled)
+        guess = trained.confidence == "guess" and (said or not route.parameter.requires_grad)
         if any(answer.fits(trained) for answer in first[1]):
             verdict: Verdict = "guessed" if guess else "right"
         else:
