@@ -411,13 +411,14 @@ class OrthogonalRNN(nn.Module):
 
     def __init__(self, inputs: int = 6, width: int = 16, classes: int = 3) -> None:
         super().__init__()
+        self.width = width
         self.input = nn.Linear(inputs, width)
         self.recurrent = parametrizations.orthogonal(nn.Linear(width, width, bias=False))
         self.output = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits at the end of a series (batch, time, features)."""
-        h = x.new_zeros(len(x), self.recurrent.out_features)
+        h = x.new_zeros(len(x), self.width)
         with parametrize.cached():
             for step in x.unbind(1):
                 h = (self.input(step) + self.recurrent(h)).tanh()
