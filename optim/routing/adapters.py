@@ -21,8 +21,8 @@ from lightning_muon.optim.update.matrix_layout import MatrixLayout
 # The names without peft: https://github.com/microsoft/LoRA (A, B), https://github.com/kohya-ss/sd-scripts and diffusers
 # (down, up), torchtune (a, b).
 _LORA_NAME = re.compile(r"^lora_(a|b|down|mid|up)$", re.IGNORECASE)
-# The modules of peft that give the prompts of a frozen model.
-_PROMPT_CLASS = re.compile(r"(Prefix|Prompt)(Encoder|Embedding)$")
+# What peft trains as it is: copies of modules, among them a new head.
+_COPIES = frozenset({"modules_to_save", "original_module"})
 _INPUT_FACTORS = frozenset({"lora_A", "lora_a", "lora_down"})
 _OUTPUT_FACTORS = frozenset({"lora_B", "lora_b", "lora_up"})
 
@@ -48,16 +48,16 @@ def adapter_role(place: Place) -> Role | None:
 def _in_peft(place: Place) -> tuple[str, Place | None] | None:
     """Return the name of what a layer of peft trains beside its base layer, and the place of that layer.
 
-    Each class of such layers lists these names: ``adapter_layer_names``.
+    Each class of such layers lists these names: ``adapter_layer_names``. A model of peft keeps the prompts that it
+    learns in ``prompt_encoder``.
     """
     for depth, (name, module) in enumerate(place.steps()):
         names = getattr(module, "adapter_layer_names", ())
-        if isinstance(names, tuple | list) and name in names:
+        if name not in _COPIES and isinstance(names, tuple | list) and name in names:
             path = ".".join(reversed(place.names[depth:]))
-            around = place.around[depth:]
-            return name, replace(place, owner=module, path=path, name="weight", around=around)
-        if _PROMPT_CLASS.search(type(module).__name__):
-            return type(module).__name__, None
+            return name, replace(place, owner=module, path=path, name="weight", around=place.around[depth:])
+        if name == "prompt_encoder" and hasattr(module, "peft_config"):
+            return "learned prompts", None
     return None
 
 

@@ -5,6 +5,7 @@ import re
 from torch import Tensor, nn
 
 from lightning_muon.optim.routing.declared import declared_widths
+from lightning_muon.optim.routing.heads import first_number
 from lightning_muon.optim.routing.place import Place
 from lightning_muon.optim.routing.roles import Role, matrices, unknown
 from lightning_muon.optim.update.matrix_layout import MatrixLayout
@@ -16,6 +17,7 @@ _ROUTER_CLASS = re.compile(r"(Router|Gat(e|ing))$")
 # https://github.com/MoonshotAI/Moonlight/blob/master/examples/toy_train.py
 ROUTER = "hidden matrix, router of experts"
 
+_NUMBERS = ("num_experts", "n_routed_experts", "num_local_experts", "n_experts")
 _GATE_UP = ("gate_up", "w13")
 _DOWN = ("down", "w2")
 
@@ -46,7 +48,8 @@ def expert_role(place: Place) -> Role | None:
     """Return the role of a stack of experts, (E, m, n), or of a router that owns its matrix; ``None`` for others."""
     owner, parameter = place.owner, place.parameter
     if parameter.ndim == 2 and _ROUTER_CLASS.search(place.kind) and place.name in {"weight", "kernel"}:
-        return matrices(MatrixLayout(), ROUTER, name="router", confidence="by name")
+        says_so = first_number([owner], *_NUMBERS) == parameter.shape[0]
+        return matrices(MatrixLayout(), ROUTER, name="router", confidence="known" if says_so else "by name")
     if parameter.ndim != 3 or not _EXPERT_NAME.search(f"{place.kind}.{place.path}.{place.name}"):
         return None
     layout = expert_layout(owner, place.name, parameter, place.around[0] if place.around else None)

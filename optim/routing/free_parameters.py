@@ -30,7 +30,7 @@ _LAYER_CLASS = re.compile(r"(Linear|Dense|Conv(\dd)?)$")
 # (attention_biases) excludes them from weight decay.
 _ELEMENTWISE = frozenset(
     {"bias", "biases", "scale", "scales", "shift", "shifts", "gain", "gains", "gamma", "beta", "alpha", "sigma", "std"}
-    | {"logvar", "temperature", "tau", "lambda", "lambdas", "lamb", "skip", "layerscale"}
+    | {"logvar", "temperature", "tau", "lambda", "lambdas", "lamb", "skip", "layerscale", "scaler", "scalers"}
 )
 # Decay and skip of a state space, step size, and the mixing of time steps in RWKV: the code of Mamba and of S4 marks
 # them to have no decay, https://github.com/state-spaces/mamba/blob/main/mamba_ssm/modules/mamba_simple.py.
@@ -40,16 +40,19 @@ _STATE_SPACE = re.compile(
 )
 # Rows that are looked up, or that stand for positions, tokens, queries and codes.
 _TABLE = re.compile(
-    r"embed|token|codebook|codevector|prototype|centroid|(^|_)emb(s|_|$)|(^|_)pos(ition|$|_)|(^|_)rel(ative)?(_|$)"
-    r"|(^|_)(latents|queries|slots|prompts?|probe|registers?)(_|$)",
+    r"embed|token|codebook|codevector|prototype|centroid|(^|_)emb(s|_|$)|(^|_)pos(ition|$|_)"
+    r"|(^|_)rel(ative)?_(h|w|k|v|height|width)$|(^|_)(height|width)_rel$|(^|_)(latents|queries|slots|prompts?|probe|registers?)(_|$)",
     re.IGNORECASE,
 )
 # Vectors of attention in graphs: torch-geometric's att, att_src, att_l and others.
 _ATTENTION_VECTOR = re.compile(r"^att(n|ention)?(_(src|dst|edge|l|r|i|j|msg))?$")
 # A row for each class in a loss: ArcFace, CosFace and others (https://github.com/deepinsight/insightface), the proxies
 # of https://github.com/KevinMusgrave/pytorch-metric-learning.
-_LOSS_CLASS = re.compile(r"Loss$|Criterion$|Margin|(Arc|Cos|Sphere|Mag|Ada|Curricular)Face|ArcFace|Proxy|Prox(ies|y)")
+_LOSS_CLASS = re.compile(r"Loss$|Criterion$|Margin|(Arc|Cos|Sphere|Mag|Ada|Curricular)Face|Proxy")
 _LOSS_PATH = re.compile(r"(^|_)(loss|criterion|arcface|cosface)(_|$)", re.IGNORECASE)
+# One of these words is in the name of a matrix; a mask or a score of each weight has its shape, and is none.
+_MATRIX_WORD = re.compile(r"weight|kernel|proj|matrix|root|lin(ear)?$|^[a-zA-Z]\d?$|(^|_)w\d*$", re.IGNORECASE)
+_NO_MATRIX_WORD = re.compile(r"(^|_)(masks?|scores?|noise|class|loss|task|sample|importance)(_|$)", re.IGNORECASE)
 _PROJECTION = re.compile(r"(^|_)(q|k|v|o|qkv|kv|in|out|up|down|gate|gate_up|query|key|value)_proj$|^(to_)?(qkv|kv)$")
 
 
@@ -92,11 +95,12 @@ def _by_structure(place: Place) -> Role | None:
     heads = heads_of([place.owner])
     if place.parameter.ndim == 3 and heads and tuple(place.parameter.shape[:2]) == (1, heads.queries):
         return vector(f"a vector for each of {heads.queries} heads")
-    layout = declared_layout(place) or layout_by_bias(place)
-    if layout is not None:
-        return _matrix(place, layout, "known")
+    if _MATRIX_WORD.search(name := place.name) and not _NO_MATRIX_WORD.search(name):
+        layout = declared_layout(place) or layout_by_bias(place)
+        if layout is not None:
+            return _matrix(place, layout, "known")
     if place.parameter.ndim == 3 and (layout := by_head_layout(place, sorted(OUTPUT_PROJECTIONS))):
-        return matrices(layout, f"hidden matrix of {place.kind}, (in, heads, size)")
+        return matrices(layout, f"hidden matrix of {place.kind}, with its heads apart")
     return None
 
 
@@ -108,8 +112,10 @@ def _by_usual_name(place: Place) -> Role | None:
     is_projection = bool(_PROJECTION.search(place.stem)) or layout != MatrixLayout() or bool(said)
     if is_projection and (place.name.endswith("_weight") or _is_square(place.parameter) or layout != MatrixLayout()):
         return matrices(layout, f"hidden matrix of {place.kind}", said, confidence="by name")
-    if place.name == "weight" and _LAYER_CLASS.search(place.kind):
-        return _matrix(place, MatrixLayout(), "by name")
+    if re.fullmatch(r"weight\d*|W", place.name) and _LAYER_CLASS.search(place.kind):
+        return (
+            _matrix(place, MatrixLayout(), "by name") if place.name == "weight" or _is_square(place.parameter) else None
+        )
     return None
 
 

@@ -26,6 +26,8 @@ _SOMETIMES = {"in_proj": (2, 3), "wi": (2,)}
 # Query, key and value of one head, or of one group of query heads that share key and value, then of the next: the
 # name in GPT-NeoX, BLOOM, Persimmon and Falcon.
 _BY_GROUP = "query_key_value"
+# Rows of a key and of a value in each head, in timm's LeViT, EfficientFormer, TinyViT and EfficientViT.
+_ROWS = ("key_dim", "val_dim")
 # CodeGen was trained on four devices, and keeps the query, value and key of each together.
 _CODEGEN_PIECES = 4
 
@@ -37,7 +39,7 @@ class Fused:
     Args:
         layout: Where the blocks are in a weight (out, in).
         said: What to say beside the number of equal blocks: how they are fused, or why they are not cut.
-        confidence: Whether a usual name says it, or the structure around.
+        confidence: ``"known"`` if the modules around give the sizes, ``"by name"`` if the name alone says it.
     """
 
     layout: MatrixLayout
@@ -50,7 +52,8 @@ def fused(place: Place, fan_out: int, fan_in: int) -> Fused | None:
     for name, module in place.as_projection():
         layout, said = fused_layout(name, module, fan_out, fan_in)
         if layout != MatrixLayout() or said:
-            return Fused(layout, said)
+            sure = layout != MatrixLayout() and name.lower() not in _HALVES
+            return Fused(layout, said, "known" if sure else "by name")
     if _feeds_half_of_it(place, fan_out, fan_in):
         return Fused(MatrixLayout(blocks=2), "2 halves, one of which gates the other", "known")
     return None
@@ -125,7 +128,8 @@ def _by_sizes(name: str, parent: nn.Module | None, fan_out: int) -> tuple[Matrix
     As in LeViT (arXiv:2104.01136) and its successors, whose heads come one after another, each with query, key and
     value, or with key and value alone; EfficientViT has a projection for each head.
     """
-    key, value = (first_number([parent], size) for size in ("key_dim", "val_dim"))
+    sizes_said = ("dim_head_qk", "dim_head_v") if name in _HALVES and hasattr(parent, "dim_head_qk") else _ROWS
+    key, value = (first_number([parent], size) for size in sizes_said)
     number = getattr(parent, "num_heads", None)
     if key is None or value is None or not isinstance(number, int):
         return None
@@ -142,7 +146,7 @@ def _feeds_half_of_it(place: Place, fan_out: int, fan_in: int) -> bool:
 
     As in a gated linear unit, arXiv:2002.05202: one half is multiplied by the activation of the other.
     """
-    if fan_out % 2:
+    if fan_out % 2 or fan_out == fan_in:  # if they are equal, the layers may be beside each other
         return False
     for module in place.around:
         pair = list(islice(_layers(module), 3))

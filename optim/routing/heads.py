@@ -75,9 +75,9 @@ def heads_of(modules: Iterable[nn.Module]) -> Heads | None:
     return None
 
 
-def first_number(places: Iterable[object], name: str) -> int | None:
-    """Return the first positive whole number under a name."""
-    return _first(places, (name,))
+def first_number(places: Iterable[object], *names: str) -> int | None:
+    """Return the first positive whole number under one of some names."""
+    return _first(places, names)
 
 
 def _first(places: Iterable[object], names: Sequence[str]) -> int | None:

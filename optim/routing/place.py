@@ -54,14 +54,18 @@ class Place:
         """Yield the names that say what a layer is for, each with the module in which it has this name.
 
         The first is the owner's name. Where the module around contains no other matrix, as a convolution with its norm
-        or a layer with dropout behind it, the name of that module says it as well: ``"qkv"`` of ``"qkv.linear"``.
+        or a layer with dropout behind it, the name of that module says it as well: ``"qkv"`` of ``"qkv.linear"``. So
+        does that of a list of such layers.
         """
         names, around = self.names, self.around
         if not names:
             yield "", None
         for index, name in enumerate(names):
             yield name, around[index] if index < len(around) else None
-            if index >= len(around) or not (name in _ADAPTED or _contains_one_matrix(around[index])):
+            if index >= len(around):
+                break
+            in_list = isinstance(around[index], nn.ModuleList)
+            if not (in_list or name in _ADAPTED or _contains_one_matrix(around[index])):
                 break
 
     def in_list(self) -> "Place":
