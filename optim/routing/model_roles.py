@@ -28,6 +28,11 @@ class _Use:
     layer: str  # of which it is the weight: the owner's path, but where the weight is parametrized
     place: Place  # in that layer
 
+    @property
+    def owners(self) -> tuple[nn.Module, ...]:
+        """The module that owns it, or whose weight it gives, and those around, up to the model."""
+        return self.place.owner, *self.place.around
+
 
 def model_roles(model: nn.Module, *, per_head: bool = False) -> list[tuple[list[str], nn.Parameter, Role]]:
     """Return each parameter of a model once, with all its names (several where it is tied) and its role.
@@ -54,8 +59,8 @@ def model_roles(model: nn.Module, *, per_head: bool = False) -> list[tuple[list[
                 role = replace(use.role, name="head", algorithm="adamw", decay=True, reason=heads[use.layer])
         if per_head and role.algorithm == "muon":
             place = same[0].place
-            names, owners = [*place.names, ""], (place.owner, *place.around)  # the model has no name
-            whole, role = role, by_head(role, place.name, same[0].parameter.shape, names, owners)
+            names = [*place.names, ""]  # the model has no name
+            whole, role = role, by_head(role, place.name, same[0].parameter.shape, names, same[0].owners)
             cut = cut or role.layout != whole.layout
         names = [plain_name(f"{use.path}.{use.name}" if use.path else use.name) for use in same]
         result.append((names, same[0].parameter, role))

@@ -1,5 +1,7 @@
 """Weights that their layers compute: the parameters behind them have the role of the weight."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from lightning_muon.optim import MatrixLayout, Rule, find_routes
 from lightning_muon.optim.routing.routing import Route
 from tests.optim.routed_models import Conv1D
+
+Parametrized = Callable[[nn.Module], nn.Module]
 
 
 def routes(model: nn.Module, rules: list[Rule] | None = None) -> dict[str, Route]:
@@ -30,7 +34,9 @@ def old_weight_norm(layer: nn.Module) -> nn.Module:
         (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), "weight_orig", ""),
     ],
 )
-def test_the_direction_is_a_matrix_and_the_magnitude_a_vector(parametrized, direction, magnitude) -> None:  # type: ignore[no-untyped-def]
+def test_the_direction_is_a_matrix_and_the_magnitude_a_vector(
+    parametrized: Parametrized, direction: str, magnitude: str
+) -> None:
     model = nn.ModuleDict({"body": parametrized(nn.Linear(4, 8)), "head": nn.Linear(8, 3)})
     found = routes(model)[f"body.{direction}"]
     assert (found.algorithm, found.role, found.layout, found.confidence) == ("muon", "matrix", MatrixLayout(), "known")
@@ -64,7 +70,7 @@ def test_the_layout_is_that_of_the_layer() -> None:
 
 
 @pytest.mark.parametrize("parametrized", [parametrizations.weight_norm, old_weight_norm])
-def test_a_parametrized_head_is_a_head(parametrized) -> None:  # type: ignore[no-untyped-def]
+def test_a_parametrized_head_is_a_head(parametrized: Parametrized) -> None:
     by_order = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), parametrized(nn.Linear(8, 3)))
     by_name = nn.ModuleDict({"head": parametrized(nn.Linear(8, 3)), "body": nn.Linear(4, 8)})
     for model in (by_order, by_name):
@@ -73,9 +79,8 @@ def test_a_parametrized_head_is_a_head(parametrized) -> None:  # type: ignore[no
 
 
 def test_an_embedding_stays_one() -> None:
-    assert routes(parametrizations.spectral_norm(nn.Embedding(5, 4)))["parametrizations.weight.original"].role == (
-        "embedding"
-    )
+    found = routes(parametrizations.spectral_norm(nn.Embedding(5, 4)))
+    assert found["parametrizations.weight.original"].role == "embedding"
 
 
 class Symmetric(nn.Module):
@@ -116,14 +121,14 @@ def test_factors_of_a_weight_are_a_guess_and_a_rule_matches_them() -> None:
 
 def test_by_head_too() -> None:
     attention = nn.ModuleDict({name: parametrizations.weight_norm(nn.Linear(8, 8)) for name in ("q_proj", "k_proj")})
-    attention.num_heads = 4
+    vars(attention)["num_heads"] = 4
     model = nn.ModuleDict({"attention": attention, "head": nn.Linear(8, 3)})
     found = {route.name: route.layout for route in find_routes(model, per_head=True)}
     assert found["attention.q_proj.parametrizations.weight.original1"] == MatrixLayout(blocks=4)
 
 
-def test_a_copy_in_place_of_the_weight_is_no_parametrization() -> None:
-    """A parameter whose name ends alike, but no hook computes another from it."""
+def test_a_name_alone_is_no_parametrization() -> None:
+    """No hook computes another parameter from it."""
     layer = nn.Linear(4, 8)
     layer.weight_v = nn.Parameter(torch.zeros(3, 5))
     with pytest.warns(UserWarning, match="weight_v"):
