@@ -41,7 +41,7 @@ _STATE_SPACE = re.compile(
 # Rows that are looked up, or that stand for positions, tokens, queries and codes.
 _TABLE = re.compile(
     r"embed|token|codebook|codevector|prototype|centroid|(^|_)emb(s|_|$)|(^|_)pos(ition|$|_)"
-    r"|(^|_)rel(ative)?_(h|w|k|v|height|width)$|(^|_)(height|width)_rel$|(^|_)(latents|queries|slots|prompts?|probe|registers?)(_|$)",
+    r"|(^|_)rel(ative)?_(h|w|k|v|height|width)$|(^|_)(height|width)_rel$|(^|_)query$|(^|_)(latents|queries|slots|prompts?|probe|registers?)(_|$)",
     re.IGNORECASE,
 )
 # Vectors of attention in graphs: torch-geometric's att, att_src, att_l and others.
@@ -69,7 +69,10 @@ def _by_name(place: Place) -> Role | None:
         return vector("vectors of a state space", "by name")
     if _ELEMENTWISE & set(re.split(r"_|(?<=[a-z])(?=[A-Z])|(?<=[a-z])(?=\d)", name.lower())):
         return vector("bias, scale or shift, by its name", "by name")
-    if _TABLE.search(name):
+    is_projection = name.endswith(("proj", "projection", "_weight")) or (
+        name == "query" and _is_square(place.parameter)
+    )
+    if _TABLE.search(name) and not is_projection:
         return Role("embedding", "adamw", "embedding, by its name", confidence="by name")
     if _EMBEDDING_CLASS.search(kind):
         return Role("embedding", "adamw", "embedding", is_embedding=True, confidence="by name")

@@ -74,7 +74,7 @@ def fused_layout(name: str, parent: nn.Module | None, fan_out: int, fan_in: int)
     if (found := state_space_layout(name, parent, fan_out) or _by_sizes(name, parent, fan_out)) is not None:
         return found
     if name in _HALVES and fan_out % 2 == 0:
-        return MatrixLayout(blocks=2), ""
+        return MatrixLayout() if _is_shared(parent, fan_out) else MatrixLayout(blocks=2), ""
     if name == "qkv_proj" and kind.startswith("CodeGen") and fan_out % (3 * _CODEGEN_PIECES) == 0:
         layout = MatrixLayout(blocks=3, interleaved=_CODEGEN_PIECES)
         return layout, f"query, value and key, fused in {_CODEGEN_PIECES} pieces"
@@ -95,6 +95,12 @@ def fused_layout(name: str, parent: nn.Module | None, fan_out: int, fan_in: int)
         return MatrixLayout(split_sizes=sizes), f"query, key and value of {listed(heads.fused)} heads, fused"
     whole = "fused, in blocks not known to be equal: left whole"
     return MatrixLayout(), whole if name in _ATTENTION or name in _HALVES else ""
+
+
+def _is_shared(attention: nn.Module | None, fan_out: int) -> bool:
+    """Return whether a projection has the rows of the key alone, which is also the value, as in DeepSeek-V4."""
+    heads = heads_of([attention]) if attention is not None else None
+    return heads is not None and heads.size is not None and heads.size * heads.keys == fan_out
 
 
 def _is_by_group(name: str, parent: nn.Module | None) -> bool:

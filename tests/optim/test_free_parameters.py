@@ -43,6 +43,8 @@ def route(owner: nn.Module) -> Route:
         ("Mixer", {"in_features": 4, "out_features": 6}, {"weight": (6, 5)}),
         ("SplineLinear", {"in_features": 4, "out_features": 6}, {"spline_weight": (6, 4, 8)}),
         ("GraphConv", {}, {"weight": (3, 8, 8)}),
+        ("Mixer", {}, {"query": (8, 8)}),
+        ("Mixer", {}, {"prompts_projection": (6, 4)}),
         ("Mixer", {}, {"q_proj": (6, 4)}),  # stored (out, in) or (in, out)
     ],
 )
@@ -145,6 +147,7 @@ def test_vectors_of_any_shape_do_not_decay(kind: str, said: dict[str, int], shap
         ("Attention", "emb_rel_k", (1, 9, 8)),
         ("Decoder", "query_tokens", (1, 32, 8)),
         ("Resampler", "latents", (16, 8)),
+        ("Projector", "query", (16, 8)),
         ("Quantizer", "codevectors", (1, 16, 8)),
         ("Attention", "adaption_prompt", (1, 4, 8)),
         ("NumericalFeatureTokenizer", "weight", (5, 8)),

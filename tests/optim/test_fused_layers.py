@@ -62,6 +62,13 @@ def test_heads_first() -> None:
     assert_cut(found, [part.flatten(0, 1) for part in found.parameter.detach().view(2, 3, 4, WIDTH).unbind(1)])
 
 
+def test_a_key_that_is_also_the_value_is_whole() -> None:
+    """DeepSeek-V4's."""
+    said = {"num_heads": 4, "num_key_value_heads": 1, "head_dim": 4}
+    assert routes(module({"kv_proj": nn.Linear(WIDTH, 4)}, **said))["kv_proj.weight"].layout == MatrixLayout()
+    assert routes(module({"kv_proj": nn.Linear(WIDTH, 8)}, **said))["kv_proj.weight"].layout == MatrixLayout(blocks=2)
+
+
 def test_deberta() -> None:
     attention = module({"in_proj": nn.Linear(WIDTH, 24)}, "DisentangledSelfAttention", num_attention_heads=2)
     found = routes(attention)["in_proj.weight"]

@@ -30,7 +30,7 @@ def group(**options: object) -> dict[str, object]:
         (group(momentum=math.nan), "mine.*momentum must be at least 0 and below 1, got nan"),
         (
             group(role="heads"),
-            "mine.*role is 'heads', choose one of matrix, router, embedding, head, adapter, vector, other",
+            "mine.*'heads', choose one of matrix, router, embedding, head, adapter, vector, other",
         ),
         (group(lr="fast"), "mine.*lr must be a number, got 'fast'"),
         (group(momentum=1.0), "mine.*momentum must be at least 0 and below 1"),
