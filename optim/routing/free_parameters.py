@@ -25,12 +25,13 @@ _NORM_CLASS = re.compile(r"Norm(\dd)?$")
 _LAYER_CLASS = re.compile(r"(Linear|Dense|Conv(\dd)?)$")
 
 # What is added to each element or multiplied with it, by one word of the name: LayerScale (CaiT, arXiv:2103.17239),
-# scale_shift_table (PixArt, arXiv:2310.00426), skip_weights and lambdas (modded-nanogpt), r_w_bias (XLNet,
-# arXiv:1906.08237). Position biases are among them: the code of Swin (relative_position_bias_table) and of LeViT
-# (attention_biases) excludes them from weight decay.
+# scale_shift_table (PixArt, arXiv:2310.00426), modulation (Wan, arXiv:2503.20314), skip_weights and lambdas
+# (https://github.com/KellerJordan/modded-nanogpt), r_w_bias (XLNet, arXiv:1906.08237). Position biases are among them:
+# the code of Swin (relative_position_bias_table) and of LeViT (attention_biases) excludes them from weight decay.
 _ELEMENTWISE = frozenset(
     {"bias", "biases", "scale", "scales", "shift", "shifts", "gain", "gains", "gamma", "beta", "alpha", "sigma", "std"}
     | {"logvar", "temperature", "tau", "lambda", "lambdas", "lamb", "skip", "layerscale", "scaler", "scalers"}
+    | {"modulation", "modulate"}
 )
 # Decay and skip of a state space, step size, and the mixing of time steps in RWKV: the code of Mamba and of S4 marks
 # them to have no decay, https://github.com/state-spaces/mamba/blob/main/mamba_ssm/modules/mamba_simple.py.
@@ -50,6 +51,7 @@ _ATTENTION_VECTOR = re.compile(r"^att(n|ention)?(_(src|dst|edge|l|r|i|j|msg))?$"
 # of https://github.com/KevinMusgrave/pytorch-metric-learning.
 _LOSS_CLASS = re.compile(r"Loss$|Criterion$|Margin|(Arc|Cos|Sphere|Mag|Ada|Curricular)Face|Proxy")
 _LOSS_PATH = re.compile(r"(^|_)(loss|criterion|arcface|cosface)(_|$)", re.IGNORECASE)
+_CONVOLUTION = re.compile(r"conv", re.IGNORECASE)
 # One of these words is in the name of a matrix; a mask or a score of each weight has its shape, and is none.
 _MATRIX_WORD = re.compile(r"weight|kernel|proj|matrix|root|lin(ear)?$|^[a-zA-Z]\d?$|(^|_)w\d*$", re.IGNORECASE)
 _NO_MATRIX_WORD = re.compile(r"(^|_)(masks?|scores?|noise|class|loss|task|sample|importance)(_|$)", re.IGNORECASE)
@@ -110,7 +112,7 @@ def _by_structure(place: Place) -> Role | None:
 def _by_usual_name(place: Place) -> Role | None:
     """Return the role of a matrix whose name, or whose owner's class, is that of a layer: stored (out, in)."""
     if place.parameter.ndim != 2:
-        return None
+        return _convolution(place)
     layout, said = fused_layout(place.stem, place.owner, *place.parameter.shape)
     is_projection = bool(_PROJECTION.search(place.stem)) or layout != MatrixLayout() or bool(said)
     if is_projection and (place.name.endswith("_weight") or _is_square(place.parameter) or layout != MatrixLayout()):
@@ -119,6 +121,19 @@ def _by_usual_name(place: Place) -> Role | None:
         return (
             _matrix(place, MatrixLayout(), "by name") if place.name == "weight" or _is_square(place.parameter) else None
         )
+    return None
+
+
+def _convolution(place: Place) -> Role | None:
+    """Return the role of the weight of a class that is named after a convolution, (out, in, kernel…)."""
+    dimensions = re.search(r"Conv(\d)d$", place.kind)
+    shape = place.parameter.shape
+    if not _CONVOLUTION.search(place.kind) or place.name != "weight" or place.parameter.ndim < 3:
+        return None
+    if shape[1] == 1 < shape[0]:
+        return Role("other", "adamw", "depthwise convolution, by its name: filters", confidence="by name")
+    if dimensions and len(shape) == 2 + int(dimensions[1]):
+        return _matrix(place, MatrixLayout(), "by name")
     return None
 
 

@@ -73,7 +73,7 @@ def fused_layout(name: str, parent: nn.Module | None, fan_out: int, fan_in: int)
     kind = type(parent).__name__
     if (found := state_space_layout(name, parent, fan_out) or _by_sizes(name, parent, fan_out)) is not None:
         return found
-    if name in _HALVES and fan_out % 2 == 0:
+    if name in _HALVES and fan_out % 2 == 0 and not ("kv" in name and fan_out > 2 * (width_behind(parent) or fan_out)):
         return MatrixLayout() if _is_shared(parent, fan_out) else MatrixLayout(blocks=2), ""
     if name == "qkv_proj" and kind.startswith("CodeGen") and fan_out % (3 * _CODEGEN_PIECES) == 0:
         layout = MatrixLayout(blocks=3, interleaved=_CODEGEN_PIECES)

@@ -101,6 +101,7 @@ def test_a_matrix_is_told_by_declared_widths_or_by_a_bias(
         ("CrossAttention", "qkv_weight", (12, 4)),
         ("CrossAttention", "k_proj", (4, 4)),
         ("AntiSymmetricConv", "W", (4, 4)),
+        ("MotionConv2d", "weight", (6, 4, 3, 3)),
     ],
 )
 def test_a_matrix_is_told_by_a_usual_name(kind: str, name: str, shape: tuple[int, ...]) -> None:
@@ -118,6 +119,7 @@ def test_a_matrix_is_told_by_a_usual_name(kind: str, name: str, shape: tuple[int
         ("Attention", {}, {"relative_position_bias_table": (49, 4)}),
         ("Attention", {}, {"r_w_bias": (4, 8)}),
         ("Block", {}, {"scale_shift_table": (6, 8)}),
+        ("Block", {}, {"modulation": (1, 6, 8)}),
         ("Block", {}, {"layer_scale_1": (8, 1, 1)}),
         ("Block", {}, {"layerScale": (2, 8)}),
         ("NoisyLinear", {"in_features": 4, "out_features": 6}, {"sigma_weight": (6, 4)}),
@@ -157,6 +159,12 @@ def test_vectors_of_any_shape_do_not_decay(kind: str, said: dict[str, int], shap
 def test_tables_are_embeddings(kind: str, name: str, shape: tuple[int, ...]) -> None:
     found = route(module(kind, **{name: shape}))
     assert (found.algorithm, found.role, found.confidence) == ("adamw", "embedding", "by name")
+
+
+@pytest.mark.filterwarnings("error")
+def test_filters_of_a_depthwise_convolution_that_is_no_layer_of_torch() -> None:
+    found = route(module("ShortConvolution", weight=(8, 1, 4)))
+    assert (found.algorithm, found.role, found.confidence) == ("adamw", "other", "by name")
 
 
 @pytest.mark.filterwarnings("error")

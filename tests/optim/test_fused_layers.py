@@ -69,6 +69,13 @@ def test_a_key_that_is_also_the_value_is_whole() -> None:
     assert routes(module({"kv_proj": nn.Linear(WIDTH, 8)}, **said))["kv_proj.weight"].layout == MatrixLayout(blocks=2)
 
 
+def test_keys_and_values_wider_than_the_queries_are_whole() -> None:
+    """As of differential attention, which has two keys."""
+    found = routes(module({"to_kv": nn.Linear(WIDTH, 24), "to_out": nn.Linear(8, WIDTH)}))["to_kv.weight"]
+    assert found.layout == MatrixLayout()
+    assert "left whole" in found.reason
+
+
 def test_deberta() -> None:
     attention = module({"in_proj": nn.Linear(WIDTH, 24)}, "DisentangledSelfAttention", num_attention_heads=2)
     found = routes(attention)["in_proj.weight"]
