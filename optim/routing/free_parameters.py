@@ -42,7 +42,8 @@ _STATE_SPACE = re.compile(
 # Rows that are looked up, or that stand for positions, tokens, queries and codes.
 _TABLE = re.compile(
     r"embed|token|codebook|codevector|prototype|centroid|(^|_)emb(s|_|$)|(^|_)pos(ition|$|_)"
-    r"|(^|_)rel(ative)?_(h|w|k|v|height|width)$|(^|_)(height|width)_rel$|(^|_)query$|(^|_)(latents|queries|slots|prompts?|probe|registers?)(_|$)",
+    r"|(^|_)rel(ative)?_(h|w|k|v|height|width)$|(^|_)(height|width)_rel$|(^|_)query$"
+    r"|(^|_)(latents|queries|slots|prompts?|probe|registers?)(_|$)",
     re.IGNORECASE,
 )
 # Vectors of attention in graphs: torch-geometric's att, att_src, att_l and others.
@@ -69,11 +70,11 @@ def _by_name(place: Place) -> Role | None:
     name, kind = place.name, place.kind
     if _is_of_state_space(place):
         return vector("vectors of a state space", "by name")
-    if _ELEMENTWISE & set(re.split(r"_|(?<=[a-z])(?=[A-Z])|(?<=[a-z])(?=\d)", name.lower())):
+    words = re.split(r"_|(?<=[a-z])(?=[A-Z])|(?<=[a-z])(?=\d)", name)
+    if not _ELEMENTWISE.isdisjoint(word.lower() for word in words):
         return vector("bias, scale or shift, by its name", "by name")
-    is_projection = name.endswith(("proj", "projection", "_weight")) or (
-        name == "query" and _is_square(place.parameter)
-    )
+    may_be_matrix = name == "query" and _is_square(place.parameter)
+    is_projection = may_be_matrix or name.endswith(("proj", "projection", "_weight"))
     if _TABLE.search(name) and not is_projection:
         return Role("embedding", "adamw", "embedding, by its name", confidence="by name")
     if _EMBEDDING_CLASS.search(kind):
@@ -117,11 +118,8 @@ def _by_usual_name(place: Place) -> Role | None:
     is_projection = bool(_PROJECTION.search(place.stem)) or layout != MatrixLayout() or bool(said)
     if is_projection and (place.name.endswith("_weight") or _is_square(place.parameter) or layout != MatrixLayout()):
         return matrices(layout, f"hidden matrix of {place.kind}", said, confidence="by name")
-    if re.fullmatch(r"weight\d*|W", place.name) and _LAYER_CLASS.search(place.kind):
-        return (
-            _matrix(place, MatrixLayout(), "by name") if place.name == "weight" or _is_square(place.parameter) else None
-        )
-    return None
+    is_weight = place.name == "weight" or (re.fullmatch(r"weight\d|W", place.name) and _is_square(place.parameter))
+    return _matrix(place, MatrixLayout(), "by name") if is_weight and _LAYER_CLASS.search(place.kind) else None
 
 
 def _convolution(place: Place) -> Role | None:
