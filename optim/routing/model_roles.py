@@ -9,8 +9,10 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_muon.optim.routing.by_head import by_head
-from lightning_muon.optim.routing.output_head import Layer, is_head_name, output_heads
+from lightning_muon.optim.routing.module_tree import Layer
+from lightning_muon.optim.routing.output_head import Verdict, is_head_name, output_heads
 from lightning_muon.optim.routing.roles import Role, role_of
+from lightning_muon.optim.routing.widths import Module, Widths, module_widths
 from lightning_muon.optim.routing.wrapped_names import plain_name
 
 
@@ -36,7 +38,7 @@ def model_roles(model: nn.Module, *, per_head: bool = False) -> list[tuple[list[
         ValueError: If a lazy module has not yet seen a batch.
     """
     uses = _uses(model)
-    heads = output_heads(model, _layers(uses))
+    heads = output_heads(model, _layers(uses), _widths(uses))
     by_parameter: defaultdict[int, list[_Use]] = defaultdict(list)
     for use in uses:
         by_parameter[id(use.parameter)].append(use)
@@ -47,7 +49,7 @@ def model_roles(model: nn.Module, *, per_head: bool = False) -> list[tuple[list[
         role = next((use.role for use in same if use.role.algorithm == "adamw"), same[0].role)
         for use in same:
             if use.path in heads and use.role.is_layer:
-                role = replace(use.role, name="head", algorithm="adamw", reason=heads[use.path])
+                role = _judged(use.role, heads[use.path])
         if per_head and role.algorithm == "muon":
             path = [*reversed(plain_name(same[0].path).split(".")), ""]  # the model has no name
             whole, role = role, by_head(role, same[0].name, same[0].parameter.shape, path, same[0].owners)
@@ -62,6 +64,12 @@ def model_roles(model: nn.Module, *, per_head: bool = False) -> list[tuple[list[
             stacklevel=4,
         )
     return result
+
+
+def _judged(role: Role, verdict: Verdict) -> Role:
+    """Return the role of a layer that is a head, or may be one."""
+    role = replace(role, reason=verdict.reason, confidence=verdict.confidence)
+    return replace(role, name="head", algorithm="adamw") if verdict.is_head else role
 
 
 def _uses(model: nn.Module) -> list[_Use]:
@@ -101,3 +109,37 @@ def _layers(uses: Sequence[_Use]) -> list[Layer]:
             layers.append(Layer(use.path, use.parameter.shape, use.role.layout, key in embeddings))
         seen.add(key)
     return layers
+
+
+def _widths(uses: Sequence[_Use]) -> Widths:
+    """Return the widths that each module with parameters takes and gives, once each."""
+    by_path: defaultdict[str, list[_Use]] = defaultdict(list)
+    for use in uses:
+        by_path[use.path].append(use)
+    modules = []
+    for path, of_one in by_path.items():
+        owner, trained = of_one[0].owners[0], any(use.parameter.requires_grad for use in of_one)
+        if widths := module_widths(owner):
+            modules.append(Module(path, frozenset(widths[0]), frozenset(widths[1]), trained))
+            continue
+        takes: set[int] = set()
+        gives: set[int] = set()
+        rows = 0
+        is_matrix = is_convolution = False
+        for use in of_one:
+            shape = use.parameter.shape
+            if use.role.is_embedding and len(shape) == 2:
+                rows, width = shape
+                takes, gives = takes | {width}, gives | {width}
+            elif use.role.is_layer:
+                layer = Layer(path, shape, use.role.layout)
+                takes, gives = takes | {layer.inputs}, gives | {layer.outputs}
+                is_matrix, is_convolution = True, len(shape) > 2
+            elif len(shape) > 1:  # a fused projection, a stack of experts, a free parameter
+                sizes = set(shape[-3:] if len(shape) < 4 else shape[:2])
+                takes, gives = takes | sizes, gives | sizes
+                is_matrix = True
+            elif use.name == "weight" and use.parameter.numel() > 1:  # a norm
+                takes, gives = takes | set(shape), gives | set(shape)
+        modules.append(Module(path, frozenset(takes), frozenset(gives), trained, rows, is_matrix, is_convolution))
+    return Widths(modules)
