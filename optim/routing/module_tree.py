@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 from torch import Size, nn
 
@@ -55,10 +56,10 @@ class Layer:
 class Part:
     """A module, unwrapped, that contains layers, or is one.
 
-    ``name`` is its name in the module around it; ``children`` are its parts, in the order of registration.
+    ``path`` is its name in the model; ``children`` are its parts by their names, in the order of registration.
     """
 
-    name: str
+    path: str
     module: nn.Module
     children: dict[str, "Part"] = field(default_factory=dict)
     layer: Layer | None = None
@@ -69,6 +70,11 @@ class Part:
             yield self.layer
         for child in self.children.values():
             yield from child.layers()
+
+    @property
+    def name(self) -> str:
+        """Its name in the module around it."""
+        return self.path.rpartition(".")[2]
 
     @cached_property
     def paths(self) -> frozenset[str]:
@@ -83,6 +89,17 @@ class Part:
         # The class of a whole model may be named after its attention, so only named parts are judged by names.
         of_attention = _ATTENTION_CLASS.search(type(self.module).__name__) or _ATTENTION_NAME.search(self.name)
         return bool(self.name and of_attention)
+
+    @property
+    def is_residual(self) -> bool:
+        """Whether it gives the width that it takes, although its last layer is a wider one."""
+        first, *_, last = [next(self.layers()), *self.layers()]
+        return last.outputs > first.inputs and any(layer.fits(first) for layer in self.layers())
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether each of its layers can take the output of the one before."""
+        return all(layer.fits(later) for layer, later in pairwise(self.layers()))
 
     @property
     def is_image_to_image(self) -> bool:
@@ -101,7 +118,7 @@ def layer_tree(model: nn.Module, layers: Iterable[Layer]) -> Part:
             if name in WRAPPED:
                 part.module = module
             else:
-                part = part.children.setdefault(name, Part(name, module))
+                part = part.children.setdefault(name, Part(f"{part.path}.{name}".lstrip("."), module))
         part.layer = layer
     return root
 
@@ -109,28 +126,41 @@ def layer_tree(model: nn.Module, layers: Iterable[Layer]) -> Part:
 def blocks_among(module: nn.Module, children: Sequence[Part]) -> list[Part]:
     """Return the children that are repeated blocks.
 
-    A block returns what it takes: the width of its first layer is that of its last. It is in a list of modules, or
-    beside a twin. In a list, a module with attention is a block as well. Twins that take one width and give another, as
-    the members of an ensemble, are networks, and so are those that turn images into images.
+    A block gives the width that it takes, and is in a list of modules or beside a twin. In a list, a module with
+    attention is a block as well. Twins that take one width and give another, as the members of an ensemble, are
+    networks, and so are those that turn images into images. Twins of which each takes what the one before took and gave
+    are blocks too.
     """
     candidates = [child for child in children if not child.layer]
     listed = isinstance(module, nn.ModuleList | nn.Sequential)
-    anatomies = [_anatomy(child.module) for child in candidates]
-    blocks = []
-    for child, anatomy in zip(candidates, anatomies, strict=True):
+    kinds = [_anatomy(child.module) for child in candidates]
+    blocks = _concatenating(candidates)
+    for child, kind in zip(candidates, kinds, strict=True):
         first, *_, last = [next(child.layers()), *child.layers()]
-        chains = last.fits(first) and not child.is_image_to_image
-        repeated = anatomies.count(anatomy) > 1 or isinstance(module, nn.ModuleList)
-        if isinstance(child.module, _Blocks) or (chains and repeated) or (listed and _attends(child)):
+        chains = (last.fits(first) or (listed and child.is_residual)) and not child.is_image_to_image
+        repeated = kinds.count(kind) > 1 or isinstance(module, nn.ModuleList)
+        is_new = child not in blocks
+        if is_new and (isinstance(child.module, _Blocks) or (chains and repeated) or (listed and _attends(child))):
             blocks.append(child)
     return blocks
 
 
 def is_chain(children: Sequence[Part]) -> bool:
     """Return whether each of some modules can take the output of the one before."""
-    firsts = [next(child.layers()) for child in children]
-    lasts = [[*child.layers()][-1] for child in children]
-    return all(last.fits(first) for last, first in zip(lasts, firsts[1:], strict=False))
+    ends = [(next(child.layers()), [*child.layers()][-1]) for child in children]
+    # A convolution on the edges of a graph takes both nodes of an edge.
+    return all(last.fits(first) or first.inputs == 2 * last.outputs for (_, last), (first, _) in pairwise(ends))
+
+
+def _concatenating(children: Sequence[Part]) -> list[Part]:
+    """Return the modules of one class of which each takes what the one before took and gave, three at least in a row."""
+    ends = [(next(child.layers()), [*child.layers()][-1], type(child.module)) for child in children]
+    joined = [
+        kind is later_kind and later.inputs == first.inputs + last.outputs
+        for (first, last, kind), (later, _, later_kind) in pairwise(ends)
+    ]
+    runs = [joined[index - 1 : index + 1] == [True, True] for index in range(1, len(joined))]
+    return [child for index, child in enumerate(children) if any(runs[max(index - 2, 0) : index + 1])]
 
 
 def _attends(part: Part) -> bool:

@@ -17,6 +17,7 @@ Use = Literal["none", "raw", "earlier", "part", "taken"]
 - ``part``: later modules, with other outputs beside it, or a part of it: where outputs are joined or cut;
 - ``taken``: a later module.
 """
+_VOCABULARY = 1000  # rows that make a table one of a vocabulary, beside a larger one
 _CUTS = range(2, 10)  # shift, scale and gate of adaptive norms cut an output into up to nine
 
 
@@ -53,12 +54,19 @@ class Widths:
     def __init__(self, modules: Iterable[Module]) -> None:
         self.modules: Sequence[Module] = list(modules)
         self.position = {module.path: index for index, module in enumerate(self.modules)}
-        self._tables = {module.rows for module in self.modules if module.rows}
+        tables = {module.rows for module in self.modules if module.rows}
+        self._vocabularies = {rows for rows in tables if rows == max(tables) or rows > _VOCABULARY}
 
-    def use_of(self, layer: Layer) -> Use:
-        """Return who may use the output of a layer."""
+    def use_of(self, layer: Layer, apart: frozenset[str] = frozenset()) -> Use:
+        """Return who may use the output of a layer.
+
+        Args:
+            layer: The layer.
+            apart: Modules that cannot, because they are inside another network.
+        """
         own, width = self.position[layer.path], layer.outputs
-        past, later = self.modules[: own + 1], self.modules[own + 1 :]
+        past = [module for module in self.modules[: own + 1] if module.path not in apart]
+        later = [module for module in self.modules[own + 1 :] if module.path not in apart]
         before = {given for module in past for given in module.gives}
         # Registered before the layers that give its input: then inputs of later ones are not joined with its output.
         is_ahead = layer.inputs not in {given for module in past[:-1] for given in module.gives} and any(
@@ -73,7 +81,8 @@ class Widths:
             if module.trained or width > IMAGE_CHANNELS:
                 if width in module.takes or _is_reshaped(layer, module, between):
                     return "taken"
-                wider = {taken for taken in module.takes if taken not in known and not _divides(channels, taken)}
+                flattened = set() if module.is_convolution else channels
+                wider = {taken for taken in module.takes if taken not in known and not _divides(flattened, taken)}
                 is_joined = not is_ahead and module.is_matrix and any(taken > width for taken in wider - between)
                 is_part = is_part or is_joined or any(_is_cut(width, taken) for taken in module.takes - between)
             between |= module.gives
@@ -82,8 +91,12 @@ class Widths:
             return "part"
         if not any(width in module.takes for module in past[:-1]):
             return "none"
-        given = any(width in module.gives for module in self.modules if module.path != layer.path)
+        given = any(width in module.gives for module in (*past[:-1], *later))
         return "earlier" if given else "raw"
+
+    def inside(self, path: str) -> list[str]:
+        """Return the modules in a module, in the order of registration."""
+        return [module.path for module in self.modules if module.path == path or module.path.startswith(f"{path}.")]
 
     def comes_from_inside(self, layer: Layer) -> bool:
         """Return whether the input of a layer is the output of another module, perhaps flattened."""
@@ -98,7 +111,7 @@ class Widths:
             return False
         streams = {width for module in self.modules if not module.is_matrix for width in module.gives}
         sides = ((layer.outputs, layer.inputs), (layer.inputs, layer.outputs))
-        return any(rows in self._tables and rows > own and rows not in streams for rows, own in sides)
+        return any(rows in self._vocabularies and rows > own > IMAGE_CHANNELS and rows not in streams for rows, own in sides)
 
 
 def _is_reshaped(layer: Layer, module: Module, between: set[int]) -> bool:
@@ -112,7 +125,8 @@ def _is_reshaped(layer: Layer, module: Module, between: set[int]) -> bool:
 
 
 def _is_cut(width: int, taken: int) -> bool:
-    return taken > IMAGE_CHANNELS and width % taken == 0 and width // taken in _CUTS
+    halves = width == 2 * taken > 2 * 2
+    return halves or (taken > IMAGE_CHANNELS and width % taken == 0 and width // taken in _CUTS)
 
 
 def _divides(channels: set[int], width: int) -> bool:
