@@ -15,6 +15,8 @@ from lightning_muon.optim.routing.roles import Role, role_of
 from lightning_muon.optim.routing.widths import Module, Widths, module_widths
 from lightning_muon.optim.routing.wrapped_names import plain_name
 
+_HEADLESS = Verdict("hidden matrix, the last one: no output head was found", "guess", is_head=False)
+
 
 @dataclass(frozen=True)
 class _Use:
@@ -38,7 +40,7 @@ def model_roles(model: nn.Module, *, per_head: bool = False) -> list[tuple[list[
         ValueError: If a lazy module has not yet seen a batch.
     """
     uses = _uses(model)
-    heads = output_heads(model, _layers(uses), _widths(uses))
+    heads = _find_heads(model, uses)
     by_parameter: defaultdict[int, list[_Use]] = defaultdict(list)
     for use in uses:
         by_parameter[id(use.parameter)].append(use)
@@ -64,6 +66,36 @@ def model_roles(model: nn.Module, *, per_head: bool = False) -> list[tuple[list[
             stacklevel=4,
         )
     return result
+
+
+def _find_heads(model: nn.Module, uses: Sequence[_Use]) -> dict[str, Verdict]:
+    """Return a verdict for each layer that is a head or may be one, by the name of its module.
+
+    What is frozen is judged as if all were trained, which it may be later.
+    """
+    heads = output_heads(model, _layers(uses), _widths(uses))
+    if not all(use.parameter.requires_grad for use in uses):
+        thawed = output_heads(model, _layers(uses, frozen=True), _widths(uses, frozen=True))
+        frozen = {use.path for use in uses if use.role.is_layer and not use.parameter.requires_grad}
+        heads = {path: verdict for path, verdict in thawed.items() if path in frozen} | heads
+    if not any(verdict.is_head for verdict in heads.values()) and (last := _last_of_headless(uses)):
+        heads[last] = _HEADLESS
+    return heads
+
+
+def _last_of_headless(uses: Sequence[_Use]) -> str | None:
+    """Return the last layer of a model without a head, unless a table of embeddings is likely to be its head.
+
+    A table serves as the head without a layer, in ``F.linear(features, table)``, if it is as wide as the features.
+    """
+    layers = [use for use in uses if use.role.is_layer and use.parameter.requires_grad]
+    if not layers:
+        return None
+    last = layers[-1]
+    width = Layer(last.path, last.parameter.shape, last.role.layout).outputs
+    norms = [use.parameter.shape[-1] for use in uses if use.parameter.ndim == 1 and use.name == "weight"]
+    tables = {use.parameter.shape[-1] for use in uses if use.role.is_embedding}
+    return None if tables & {width, *norms[-1:]} else last.path
 
 
 def _judged(role: Role, verdict: Verdict) -> Role:
@@ -93,17 +125,18 @@ def _around(path: str, modules: Mapping[str, nn.Module]) -> list[nn.Module]:
     return [modules[".".join(names[:count])] for count in reversed(range(len(names)))]
 
 
-def _layers(uses: Sequence[_Use]) -> list[Layer]:
+def _layers(uses: Sequence[_Use], *, frozen: bool = False) -> list[Layer]:
     """Return the layers that may be heads: trained or tied; once each, and again under a second name of a head.
 
-    Frozen layers are neither heads nor twins of blocks: a target network, a teacher, the network of a loss.
+    Frozen layers are neither heads nor twins of blocks: a target network, a teacher, the network of a loss. They are
+    only taken with ``frozen``.
     """
     embeddings = {id(use.parameter) for use in uses if use.role.is_embedding}
     layers = []
     seen = set()
     for use in uses:
         key = id(use.parameter)
-        if not use.role.is_layer or not (use.parameter.requires_grad or key in embeddings):
+        if not use.role.is_layer or not (frozen or use.parameter.requires_grad or key in embeddings):
             continue
         if key not in seen or is_head_name(plain_name(use.path).rpartition(".")[2]):
             layers.append(Layer(use.path, use.parameter.shape, use.role.layout, key in embeddings))
@@ -111,14 +144,14 @@ def _layers(uses: Sequence[_Use]) -> list[Layer]:
     return layers
 
 
-def _widths(uses: Sequence[_Use]) -> Widths:
+def _widths(uses: Sequence[_Use], *, frozen: bool = False) -> Widths:
     """Return the widths that each module with parameters takes and gives, once each."""
     by_path: defaultdict[str, list[_Use]] = defaultdict(list)
     for use in uses:
         by_path[use.path].append(use)
     modules = []
     for path, of_one in by_path.items():
-        owner, trained = of_one[0].owners[0], any(use.parameter.requires_grad for use in of_one)
+        owner, trained = of_one[0].owners[0], frozen or any(use.parameter.requires_grad for use in of_one)
         if widths := module_widths(owner):
             modules.append(Module(path, frozenset(widths[0]), frozenset(widths[1]), trained))
             continue

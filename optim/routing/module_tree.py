@@ -153,7 +153,7 @@ def is_chain(children: Sequence[Part]) -> bool:
 
 
 def _concatenating(children: Sequence[Part]) -> list[Part]:
-    """Return the modules of one class of which each takes what the one before took and gave, three at least in a row."""
+    """Return modules of one class, three at least in a row, of which each takes what the one before took and gave."""
     ends = [(next(child.layers()), [*child.layers()][-1], type(child.module)) for child in children]
     joined = [
         kind is later_kind and later.inputs == first.inputs + last.outputs

@@ -8,8 +8,8 @@ from typing import Literal
 from torch import nn
 
 from lightning_muon.optim.routing.module_tree import Layer, Part, blocks_among, is_chain, layer_tree
-from lightning_muon.optim.routing.widths import Use, Widths
 from lightning_muon.optim.routing.roles import Confidence
+from lightning_muon.optim.routing.widths import Use, Widths
 
 _TIED = "output head, tied to an embedding"
 _VOCABULARY = "output head, one side is the vocabulary"
@@ -35,7 +35,9 @@ _LAST_NAME = re.compile(
     re.IGNORECASE,
 )
 _MODULATION_NAME = re.compile(r"ada|modulat|norm|scale|shift", re.IGNORECASE)
-_CRITIC_NAME = re.compile(r"(^|_)(disc|discriminators?|critics?|adversary|net_?d|d|q|qf|q_?nets?|vf?)(\d|_|$)", re.IGNORECASE)
+_CRITIC_NAME = re.compile(
+    r"(^|_)(disc|discriminators?|critics?|adversary|net_?d|d|q|qf|q_?nets?|vf?)(\d|_|$)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A layer that may be a head: it is in no attention and no block, and nothing follows it in an ``nn.Sequential``."""
+    """A layer that may be a head: in no attention and no block, and nothing follows it in an ``nn.Sequential``."""
 
     layer: Layer
     parent: Part
@@ -119,7 +121,11 @@ def output_heads(model: nn.Module, layers: Iterable[Layer], widths: Widths) -> d
         is_sink = verdicts.get(layer.path) == Verdict(_SINK.format(layer.outputs))
         if is_sink and any(heads.isdisjoint(follower.paths) for follower in place.followers):
             verdicts[layer.path] = Verdict(_SINK_INSIDE.format(layer.outputs), "guess")
-        if place.kind == "end" and heads.isdisjoint(place.network.paths) and (last := _last(candidate, uses[layer.path])):
+        if (
+            place.kind == "end"
+            and heads.isdisjoint(place.network.paths)
+            and (last := _last(candidate, uses[layer.path]))
+        ):
             verdicts[layer.path] = last
     return verdicts
 
@@ -165,7 +171,9 @@ def _candidates(part: Part, parent: Part, place: _Place) -> Iterator[_Candidate]
             yield from (candidate for candidate in inside if candidate.place.kind == "named")
 
 
-def _kind(part: Part, child: Part, kind: str, *, is_end: bool, is_beside: bool) -> Literal["end", "named", "beside", "inside"]:
+def _kind(
+    part: Part, child: Part, kind: str, *, is_end: bool, is_beside: bool
+) -> Literal["end", "named", "beside", "inside"]:
     """Return the kind of place of a child, from that of the part around it."""
     if kind == "inside" or (kind == "beside" and not is_end):
         return "inside"
@@ -204,7 +212,8 @@ def _verdict(
             return None if _MODULATION_NAME.search(layer.path) else Verdict(_CUT, "guess", is_head=False)
         if place.kind in ("end", "named") or (place.kind == "beside" and from_inside):
             return Verdict(_SINK.format(layer.outputs))
-        return Verdict(_SINK_INSIDE.format(layer.outputs), "guess")
+        # What takes the inputs of the model is a stem, whose outputs are put together with others.
+        return Verdict(_SINK_INSIDE.format(layer.outputs), "guess") if from_inside else None
     return None
 
 

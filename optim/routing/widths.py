@@ -83,7 +83,7 @@ class Widths:
                     return "taken"
                 flattened = set() if module.is_convolution else channels
                 wider = {taken for taken in module.takes if taken not in known and not _divides(flattened, taken)}
-                is_joined = not is_ahead and module.is_matrix and any(taken > width for taken in wider - between)
+                is_joined = not is_ahead and not module.rows and any(taken > width for taken in wider - between)
                 is_part = is_part or is_joined or any(_is_cut(width, taken) for taken in module.takes - between)
             between |= module.gives
             known |= module.gives
@@ -111,7 +111,9 @@ class Widths:
             return False
         streams = {width for module in self.modules if not module.is_matrix for width in module.gives}
         sides = ((layer.outputs, layer.inputs), (layer.inputs, layer.outputs))
-        return any(rows in self._vocabularies and rows > own > IMAGE_CHANNELS and rows not in streams for rows, own in sides)
+        return any(
+            rows in self._vocabularies and rows > own > IMAGE_CHANNELS and rows not in streams for rows, own in sides
+        )
 
 
 def _is_reshaped(layer: Layer, module: Module, between: set[int]) -> bool:
