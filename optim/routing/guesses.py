@@ -27,10 +27,11 @@ def about_guesses(routes: Sequence[Route]) -> str:
     if len(patterns) > _SHOWN:
         lines.append(f"  and {len(patterns) - _SHOWN} more, which the rules below name")
     lines += [
-        "Check each, and say with a rule what is right: adamw for an output head, a table and what is no matrix; muon for a",
-        "hidden matrix, with layout=MatrixLayout(stacked=True) where it is a stack of them. The guesses as rules, in Python",
+        "Check each, and say with a rule what is right: adamw for an output head, a table and what is no matrix;",
+        "muon for a hidden matrix, with layout=MatrixLayout(stacked=True) where it is a stack of them.",
+        "As guessed, in Python",
         *(f'    Rule("{pattern}", "{members[0].algorithm}"),' for pattern, members in patterns.items()),
-        "and in a configuration file",
+        "or in a configuration file",
         "    rules:",
         *(
             f"      - {{pattern: {json.dumps(pattern)}, algorithm: {members[0].algorithm}}}"

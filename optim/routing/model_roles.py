@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_muon.optim.routing.by_head import by_head
+from lightning_muon.optim.routing.head_names import is_head_name
 from lightning_muon.optim.routing.module_tree import Layer
-from lightning_muon.optim.routing.output_head import Verdict, is_head_name, output_heads
+from lightning_muon.optim.routing.output_head import Verdict, output_heads
 from lightning_muon.optim.routing.roles import Role, role_of
 from lightning_muon.optim.routing.widths import Module, Widths, module_widths
 from lightning_muon.optim.routing.wrapped_names import plain_name

@@ -102,6 +102,11 @@ class Part:
         return all(layer.fits(later) for layer, later in pairwise(self.layers()))
 
     @property
+    def has_embedding(self) -> bool:
+        """Whether there is an embedding in it."""
+        return any(isinstance(module, nn.Embedding) for module in self.module.modules())
+
+    @property
     def is_image_to_image(self) -> bool:
         """Whether it is a network that turns an image into an image."""
         first, *_, last = [*self.layers(), None, *self.layers()]

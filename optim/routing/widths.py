@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from torch import nn
@@ -57,6 +58,11 @@ class Widths:
         tables = {module.rows for module in self.modules if module.rows}
         self._vocabularies = {rows for rows in tables if rows == max(tables) or rows > _VOCABULARY}
 
+    @cached_property
+    def streams(self) -> frozenset[int]:
+        """Widths of norms and embeddings, which are those of residual streams."""
+        return frozenset(width for module in self.modules if not module.is_matrix for width in module.gives)
+
     def use_of(self, layer: Layer, apart: frozenset[str] = frozenset()) -> Use:
         """Return who may use the output of a layer.
 
@@ -109,10 +115,10 @@ class Widths:
         """Return whether one side of a layer counts the rows of an embedding, such as the words of a vocabulary."""
         if len(layer.shape) != 2:
             return False
-        streams = {width for module in self.modules if not module.is_matrix for width in module.gives}
         sides = ((layer.outputs, layer.inputs), (layer.inputs, layer.outputs))
         return any(
-            rows in self._vocabularies and rows > own > IMAGE_CHANNELS and rows not in streams for rows, own in sides
+            rows in self._vocabularies and rows > own > IMAGE_CHANNELS and rows not in self.streams
+            for rows, own in sides
         )
 
 
