@@ -12,7 +12,7 @@ from lightning_muon.optim.routing.head_names import (
     is_called_modulation,
 )
 from lightning_muon.optim.routing.head_places import Candidate, candidates_in, entries
-from lightning_muon.optim.routing.module_tree import Layer, layer_tree
+from lightning_muon.optim.routing.module_tree import Layer, Part, layer_tree
 from lightning_muon.optim.routing.roles import Confidence
 from lightning_muon.optim.routing.widths import Use, Widths
 
@@ -160,8 +160,11 @@ def _in_view_of_others(
     heads = {path for path, verdict in verdicts.items() if verdict.is_head}
     if layer.path in verdicts:
         is_sink = verdicts[layer.path] == Verdict(_SINK.format(layer.outputs))
-        goes_on = any(heads.isdisjoint(follower.paths) for follower in place.followers)
-        return Verdict(_PERHAPS_SINK.format(layer.outputs), "guess") if is_sink and goes_on else None
+        if not is_sink or not any(_goes_on(follower, heads) for follower in place.followers):
+            return None
+        if is_called_last(layer.path):
+            return Verdict(_CALLED_LAST, "by name")
+        return Verdict(_PERHAPS_SINK.format(layer.outputs), "guess")
     if place.kind != "end":
         return None
     if heads.isdisjoint(place.network.paths):
@@ -171,6 +174,12 @@ def _in_view_of_others(
     beside = [other for other in candidates if other.parent is candidate.parent and other.place.kind == "end"]
     twins = [other.layer.path for other in beside if other.layer.inputs == layer.inputs]
     return next((verdicts[twin] for twin in twins if twin in heads), None)
+
+
+def _goes_on(follower: Part, heads: Set[str]) -> bool:
+    """Return whether what comes after a head contains none, so that it may go on with the output of that head."""
+    is_modulation = all(is_called_modulation(path) for path in follower.paths)
+    return heads.isdisjoint(follower.paths) and not is_modulation
 
 
 def _last(candidate: Candidate, use: Use, streams: Set[int]) -> Verdict | None:
