@@ -78,6 +78,8 @@ def _find_heads(model: nn.Module, uses: Sequence[_Use]) -> dict[str, Verdict]:
     if not all(use.parameter.requires_grad for use in uses):
         thawed = output_heads(model, _layers(uses, frozen=True), _widths(uses, frozen=True))
         frozen = {use.path for use in uses if use.role.is_layer and not use.parameter.requires_grad}
+        # What only looks like the last layer, because the ones behind it are frozen, is hidden.
+        heads = {path: verdict for path, verdict in heads.items() if verdict.confidence != "guess" or path in thawed}
         heads = {path: verdict for path, verdict in thawed.items() if path in frozen} | heads
     if not any(verdict.is_head for verdict in heads.values()) and (last := _last_of_headless(uses)):
         heads[last] = _HEADLESS

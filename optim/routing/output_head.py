@@ -72,7 +72,7 @@ def output_heads(model: nn.Module, layers: Iterable[Layer], widths: Widths) -> d
             verdicts[candidate.layer.path] = verdict
     for candidate in candidates:
         path = candidate.layer.path
-        if verdict := _in_view_of_others(candidate, candidates, uses, verdicts, widths.streams):
+        if verdict := _in_view_of_others(candidate, candidates, uses, verdicts, widths):
             verdicts[path] = verdict
     return verdicts
 
@@ -104,7 +104,7 @@ def _verdict(
         return Verdict(_MULTIPLE.format(layer.outputs), "guess", is_head=False) if is_odd else None
 
     narrows = layer.inputs != layer.outputs
-    is_listed = isinstance(candidate.parent.module, nn.Sequential | nn.ModuleList)
+    is_listed = isinstance(candidate.parent.module, nn.Sequential | nn.ModuleList) or len(place.network.paths) == 1
     is_beside = place.kind == "beside" and from_inside and not in_encoder(layer.path)
     if is_sink and (narrows or is_listed) and (place.kind == "end" or is_beside):
         return Verdict(_SINK.format(layer.outputs))
@@ -153,14 +153,15 @@ def _in_view_of_others(
     candidates: Sequence[Candidate],
     uses: Mapping[str, Use],
     verdicts: Mapping[str, Verdict],
-    streams: Set[int],
+    widths: Widths,
 ) -> Verdict | None:
     """Judge a layer again when the heads by name and by widths are known; ``None`` leaves it as it is."""
     layer, place, use = candidate.layer, candidate.place, uses[candidate.layer.path]
     heads = {path for path, verdict in verdicts.items() if verdict.is_head}
     if layer.path in verdicts:
         is_sink = verdicts[layer.path] == Verdict(_SINK.format(layer.outputs))
-        if not is_sink or not any(_goes_on(follower, heads) for follower in place.followers):
+        is_last = widths.is_ahead(layer) or not any(_goes_on(follower, heads) for follower in place.followers)
+        if not is_sink or is_last:
             return None
         if is_called_last(layer.path):
             return Verdict(_CALLED_LAST, "by name")
@@ -168,7 +169,7 @@ def _in_view_of_others(
     if place.kind != "end":
         return None
     if heads.isdisjoint(place.network.paths):
-        return _last(candidate, use, streams)
+        return _last(candidate, use, widths.streams)
     if use == "taken" or layer.inputs == layer.outputs or _is_multiple(layer, candidates, uses):
         return None
     beside = [other for other in candidates if other.parent is candidate.parent and other.place.kind == "end"]

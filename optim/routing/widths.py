@@ -74,10 +74,7 @@ class Widths:
         past = [module for module in self.modules[: own + 1] if module.path not in apart]
         later = [module for module in self.modules[own + 1 :] if module.path not in apart]
         before = {given for module in past for given in module.gives}
-        # Registered before the layers that give its input: then inputs of later ones are not joined with its output.
-        is_ahead = layer.inputs not in {given for module in past[:-1] for given in module.gives} and any(
-            layer.inputs in module.gives for module in later
-        )
+        is_ahead = self.is_ahead(layer)
         known = before | {taken for module in past for taken in module.takes}
         channels = {given for module in past if module.is_convolution for given in module.gives}
         between: set[int] = set()
@@ -99,6 +96,12 @@ class Widths:
             return "none"
         given = any(width in module.gives for module in (*past[:-1], *later))
         return "earlier" if given else "raw"
+
+    def is_ahead(self, layer: Layer) -> bool:
+        """Return whether a layer was registered before what gives its input: then nothing later goes on with it."""
+        own = self.position[layer.path]
+        before, after = self.modules[:own], self.modules[own + 1 :]
+        return any(layer.inputs in m.gives for m in after) and not any(layer.inputs in m.gives for m in before)
 
     def inside(self, path: str) -> list[str]:
         """Return the modules in a module, in the order of registration."""
