@@ -9,11 +9,19 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_muon.optim.routing.by_head import by_head
+<<<<<<< HEAD
 from lightning_muon.optim.routing.head_names import is_head_name
 from lightning_muon.optim.routing.module_tree import Layer
 from lightning_muon.optim.routing.output_head import Verdict, output_heads
 from lightning_muon.optim.routing.roles import Role, role_of
 from lightning_muon.optim.routing.widths import Module, Widths, module_widths
+=======
+from lightning_muon.optim.routing.output_head import Layer, is_head_name, output_heads
+from lightning_muon.optim.routing.parameter_role import role_of
+from lightning_muon.optim.routing.parametrized import unparametrized
+from lightning_muon.optim.routing.place import Place
+from lightning_muon.optim.routing.roles import Role
+>>>>>>> leaves_tmp
 from lightning_muon.optim.routing.wrapped_names import plain_name
 
 _HEADLESS = Verdict("hidden matrix, the last one: no output head was found", "guess", is_head=False)
@@ -27,7 +35,13 @@ class _Use:
     name: str
     parameter: nn.Parameter
     role: Role
-    owners: tuple[nn.Module, ...]  # the module that owns it, and those around, up to the model
+    layer: str  # of which it is the weight: the owner's path, but where the weight is parametrized
+    place: Place  # in that layer
+
+    @property
+    def owners(self) -> tuple[nn.Module, ...]:
+        """The module that owns it, or whose weight it gives, and those around, up to the model."""
+        return self.place.owner, *self.place.around
 
 
 def model_roles(model: nn.Module, *, per_head: bool = False) -> list[tuple[list[str], nn.Parameter, Role]]:
@@ -51,11 +65,17 @@ def model_roles(model: nn.Module, *, per_head: bool = False) -> list[tuple[list[
     for same in by_parameter.values():
         role = next((use.role for use in same if use.role.algorithm == "adamw"), same[0].role)
         for use in same:
+<<<<<<< HEAD
             if use.path in heads and use.role.is_layer:
                 role = _judged(use.role, heads[use.path])
+=======
+            if use.layer in heads and use.role.is_layer:
+                role = replace(use.role, name="head", algorithm="adamw", decay=True, reason=heads[use.layer])
+>>>>>>> leaves_tmp
         if per_head and role.algorithm == "muon":
-            path = [*reversed(plain_name(same[0].path).split(".")), ""]  # the model has no name
-            whole, role = role, by_head(role, same[0].name, same[0].parameter.shape, path, same[0].owners)
+            place = same[0].place
+            names = [*place.names, ""]  # the model has no name
+            whole, role = role, by_head(role, place.name, same[0].parameter.shape, names, same[0].owners)
             cut = cut or role.layout != whole.layout
         names = [plain_name(f"{use.path}.{use.name}" if use.path else use.name) for use in same]
         result.append((names, same[0].parameter, role))
@@ -117,8 +137,10 @@ def _uses(model: nn.Module) -> list[_Use]:
         for name, parameter in owner.named_parameters(recurse=False):
             if isinstance(parameter, UninitializedParameter):
                 raise ValueError(f"{path}.{name} has no shape yet: run a batch through the lazy module first")
-            role = role_of(owner, plain, name, parameter, around[0] if around else None)
-            uses.append(_Use(path, name, parameter, role, (owner, *around)))
+            place = Place(owner, plain, name, parameter, tuple(around))
+            in_layer = unparametrized(place)
+            layer = path if in_layer.path == plain else path.removesuffix(f".parametrizations.{in_layer.name}")
+            uses.append(_Use(path, name, parameter, role_of(place), layer, in_layer))
     return uses
 
 
@@ -141,8 +163,8 @@ def _layers(uses: Sequence[_Use], *, frozen: bool = False) -> list[Layer]:
         key = id(use.parameter)
         if not use.role.is_layer or not (frozen or use.parameter.requires_grad or key in embeddings):
             continue
-        if key not in seen or is_head_name(plain_name(use.path).rpartition(".")[2]):
-            layers.append(Layer(use.path, use.parameter.shape, use.role.layout, key in embeddings))
+        if key not in seen or is_head_name(plain_name(use.layer).rpartition(".")[2]):
+            layers.append(Layer(use.layer, use.parameter.shape, use.role.layout, key in embeddings))
         seen.add(key)
     return layers
 

@@ -36,8 +36,10 @@ def route_parameters(
 
     Muon updates hidden matrices: of linear layers, convolutions (as out × in·kernel), recurrent layers, stacks of
     experts and fused projections (each block by itself). AdamW updates embeddings, output heads and weights tied to
-    them, norms, biases and other vectors; vectors without weight decay. Each role has a group of its own, for which
-    ``MuonAdamW`` may have a learning rate of its own: ``lr_by_role``. Complex parameters go to AdamW.
+    them, norms, biases and other vectors; vectors without weight decay. AdamW also updates the factors of LoRA and what
+    other adapters train, unless a rule says otherwise, such as ``Rule("*.lora_[AB].*", "muon")``. Each role has a group
+    of its own, for which ``MuonAdamW`` may have a learning rate of its own: ``lr_by_role``. Complex parameters go to
+    AdamW.
 
     Frozen parameters are left out, and are not updated even if they are unfrozen later, so freeze before routing. To
     unfreeze a part during training, add its parameters, as Lightning's ``BackboneFinetuning`` does::
@@ -63,7 +65,8 @@ def route_parameters(
         One group per algorithm, role and set of options: ``params``, and beside it ``param_names``, ``reasons`` and,
         for Muon, ``layouts``, in the same order; ``algorithm``; ``role``; ``name``, which Lightning's
         ``LearningRateMonitor`` shows. The name is that of the role: ``matrix``, ``router``, ``embedding``, ``head``,
-        ``vector`` or ``other``; with the algorithm, as in ``head_muon``, where a rule chose another than the role's.
+        ``adapter``, ``vector`` or ``other``; with the algorithm, as in ``head_muon``, where a rule chose another than
+        the role's.
         Muon's groups come first, and the roles in this order. Under DDP and FSDP1 also ``shardings``, and in the first
         group ``left_out``, if parameters are: only the optimizer reads these, and they are empty in copies and
         checkpoints.

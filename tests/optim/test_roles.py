@@ -114,6 +114,7 @@ def test_a_linear_layer_whose_class_speaks_of_norms_is_one() -> None:
     assert muon(nn.Sequential(kind(8, 8), nn.Linear(8, 3))) == {"0.weight"}
 
 
+<<<<<<< HEAD
 def test_magnitudes_of_weight_norm_are_vectors() -> None:
     with pytest.warns(FutureWarning):
         layer = nn.utils.weight_norm(nn.Linear(8, 8))
@@ -126,13 +127,22 @@ def test_magnitudes_of_weight_norm_are_vectors() -> None:
 def test_one_output_makes_a_layer_not_a_vector() -> None:
     model = nn.ModuleDict({"gate": nn.Linear(8, 1), "head": nn.Linear(8, 2)})
     assert muon(model) == {"gate.weight"}
+=======
+def test_a_layer_with_one_output_or_one_input_is_a_vector_unless_it_is_the_head() -> None:
+    model = nn.Sequential(nn.Linear(1, 8), nn.Linear(8, 8), nn.Conv2d(8, 1, 1), nn.Linear(8, 2), nn.Linear(2, 1))
+    routes = {route.name: route for route in find_routes(model)}
+    assert muon(model) == {"1.weight", "3.weight"}
+    for name, why in (("0.weight", "one input"), ("2.weight", "one output")):
+        assert (routes[name].role, routes[name].options) == ("vector", {"weight_decay": 0.0})
+        assert routes[name].reason == f"vector: the layer has {why}"
+    assert (routes["4.weight"].role, routes["4.weight"].options) == ("head", {})
+>>>>>>> leaves_tmp
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_parameter_marked_by_its_module_does_not_decay() -> None:
-    """As the A_log of Mamba is."""
-    model = nn.ParameterDict({"A_log": torch.zeros(8, 4)})
-    model["A_log"]._no_weight_decay = True
+    model = nn.ParameterDict({"state": torch.zeros(8, 4)})
+    model["state"]._no_weight_decay = True
     group = route_parameters(model)[0]
     assert (group["algorithm"], group["weight_decay"]) == ("adamw", 0.0)
 
@@ -298,8 +308,12 @@ def test_a_parameter_of_unknown_role_is_announced() -> None:
     class StateSpace(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.A_log = nn.Parameter(torch.zeros(8, 4))
+            self.state = nn.Parameter(torch.zeros(8, 4))
             self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
 
+<<<<<<< HEAD
     with pytest.warns(UserWarning, match=r"adamw updates A_log \(8, 4\): .*, of unknown role"):
+=======
+    with pytest.warns(UserWarning, match=r"adamw updates state \(8, 4\): their role is not known"):
+>>>>>>> leaves_tmp
         assert muon(StateSpace()) == set()
