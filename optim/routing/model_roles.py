@@ -9,19 +9,14 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_muon.optim.routing.by_head import by_head
-<<<<<<< HEAD
 from lightning_muon.optim.routing.head_names import is_head_name
 from lightning_muon.optim.routing.module_tree import Layer
 from lightning_muon.optim.routing.output_head import Verdict, output_heads
-from lightning_muon.optim.routing.roles import Role, role_of
-from lightning_muon.optim.routing.widths import Module, Widths, module_widths
-=======
-from lightning_muon.optim.routing.output_head import Layer, is_head_name, output_heads
 from lightning_muon.optim.routing.parameter_role import role_of
 from lightning_muon.optim.routing.parametrized import unparametrized
 from lightning_muon.optim.routing.place import Place
 from lightning_muon.optim.routing.roles import Role
->>>>>>> leaves_tmp
+from lightning_muon.optim.routing.widths import Module, Widths, module_widths
 from lightning_muon.optim.routing.wrapped_names import plain_name
 
 _HEADLESS = Verdict("hidden matrix, the last one: no output head was found", "guess", is_head=False)
@@ -65,13 +60,8 @@ def model_roles(model: nn.Module, *, per_head: bool = False) -> list[tuple[list[
     for same in by_parameter.values():
         role = next((use.role for use in same if use.role.algorithm == "adamw"), same[0].role)
         for use in same:
-<<<<<<< HEAD
-            if use.path in heads and use.role.is_layer:
-                role = _judged(use.role, heads[use.path])
-=======
             if use.layer in heads and use.role.is_layer:
-                role = replace(use.role, name="head", algorithm="adamw", decay=True, reason=heads[use.layer])
->>>>>>> leaves_tmp
+                role = _judged(use.role, heads[use.layer])
         if per_head and role.algorithm == "muon":
             place = same[0].place
             names = [*place.names, ""]  # the model has no name
@@ -97,7 +87,7 @@ def _find_heads(model: nn.Module, uses: Sequence[_Use]) -> dict[str, Verdict]:
     heads = output_heads(model, _layers(uses), _widths(uses))
     if not all(use.parameter.requires_grad for use in uses):
         thawed = output_heads(model, _layers(uses, frozen=True), _widths(uses, frozen=True))
-        frozen = {use.path for use in uses if use.role.is_layer and not use.parameter.requires_grad}
+        frozen = {use.layer for use in uses if use.role.is_layer and not use.parameter.requires_grad}
         # What only looks like the last layer, because the ones behind it are frozen, is hidden.
         heads = {path: verdict for path, verdict in heads.items() if verdict.confidence != "guess" or path in thawed}
         heads = {path: verdict for path, verdict in thawed.items() if path in frozen} | heads
@@ -115,16 +105,16 @@ def _last_of_headless(uses: Sequence[_Use]) -> str | None:
     if not layers:
         return None
     last = layers[-1]
-    width = Layer(last.path, last.parameter.shape, last.role.layout).outputs
+    width = Layer(last.layer, last.parameter.shape, last.role.layout).outputs
     norms = [use.parameter.shape[-1] for use in uses if use.parameter.ndim == 1 and use.name == "weight"]
     tables = {use.parameter.shape[-1] for use in uses if use.role.is_embedding}
-    return None if tables & {width, *norms[-1:]} else last.path
+    return None if tables & {width, *norms[-1:]} else last.layer
 
 
 def _judged(role: Role, verdict: Verdict) -> Role:
     """Return the role of a layer that is a head, or may be one."""
     role = replace(role, reason=verdict.reason, confidence=verdict.confidence)
-    return replace(role, name="head", algorithm="adamw") if verdict.is_head else role
+    return replace(role, name="head", algorithm="adamw", decay=True) if verdict.is_head else role
 
 
 def _uses(model: nn.Module) -> list[_Use]:
@@ -173,7 +163,7 @@ def _widths(uses: Sequence[_Use], *, frozen: bool = False) -> Widths:
     """Return the widths that each module with parameters takes and gives, once each."""
     by_path: defaultdict[str, list[_Use]] = defaultdict(list)
     for use in uses:
-        by_path[use.path].append(use)
+        by_path[use.layer].append(use)
     modules = []
     for path, of_one in by_path.items():
         owner, trained = of_one[0].owners[0], frozen or any(use.parameter.requires_grad for use in of_one)
@@ -193,7 +183,9 @@ def _widths(uses: Sequence[_Use], *, frozen: bool = False) -> Widths:
                 layer = Layer(path, shape, use.role.layout)
                 takes, gives = takes | {layer.inputs}, gives | {layer.outputs}
                 is_matrix, is_convolution = True, len(shape) > 2
-            elif len(shape) > 1:  # a fused projection, a stack of experts, a free parameter
+            elif (
+                len(shape) > 1 and use.role.name != "vector"
+            ):  # a fused projection, a stack of experts, a free parameter
                 sizes = set(shape[-3:] if len(shape) < 4 else shape[:2])
                 takes, gives = takes | sizes, gives | sizes
                 is_matrix = True

@@ -114,20 +114,6 @@ def test_a_linear_layer_whose_class_speaks_of_norms_is_one() -> None:
     assert muon(nn.Sequential(kind(8, 8), nn.Linear(8, 3))) == {"0.weight"}
 
 
-<<<<<<< HEAD
-def test_magnitudes_of_weight_norm_are_vectors() -> None:
-    with pytest.warns(FutureWarning):
-        layer = nn.utils.weight_norm(nn.Linear(8, 8))
-    with pytest.warns(UserWarning, match=r"adamw updates 0.weight_v \(8, 8\): .*, of unknown role"):
-        routes = {route.name: route for route in find_routes(nn.Sequential(layer, nn.Linear(8, 3)))}
-    assert routes["0.weight_g"].reason == "vector"
-    assert routes["0.weight_g"].options == {"weight_decay": 0.0}
-
-
-def test_one_output_makes_a_layer_not_a_vector() -> None:
-    model = nn.ModuleDict({"gate": nn.Linear(8, 1), "head": nn.Linear(8, 2)})
-    assert muon(model) == {"gate.weight"}
-=======
 def test_a_layer_with_one_output_or_one_input_is_a_vector_unless_it_is_the_head() -> None:
     model = nn.Sequential(nn.Linear(1, 8), nn.Linear(8, 8), nn.Conv2d(8, 1, 1), nn.Linear(8, 2), nn.Linear(2, 1))
     routes = {route.name: route for route in find_routes(model)}
@@ -136,7 +122,6 @@ def test_a_layer_with_one_output_or_one_input_is_a_vector_unless_it_is_the_head(
         assert (routes[name].role, routes[name].options) == ("vector", {"weight_decay": 0.0})
         assert routes[name].reason == f"vector: the layer has {why}"
     assert (routes["4.weight"].role, routes["4.weight"].options) == ("head", {})
->>>>>>> leaves_tmp
 
 
 @pytest.mark.filterwarnings("error")
@@ -311,9 +296,5 @@ def test_a_parameter_of_unknown_role_is_announced() -> None:
             self.state = nn.Parameter(torch.zeros(8, 4))
             self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
 
-<<<<<<< HEAD
-    with pytest.warns(UserWarning, match=r"adamw updates A_log \(8, 4\): .*, of unknown role"):
-=======
-    with pytest.warns(UserWarning, match=r"adamw updates state \(8, 4\): their role is not known"):
->>>>>>> leaves_tmp
+    with pytest.warns(UserWarning, match=r"adamw updates state \(8, 4\): .*, of unknown role"):
         assert muon(StateSpace()) == set()
