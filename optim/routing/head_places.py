@@ -114,6 +114,8 @@ def _kind(part: Part, child: Part, kind: Kind, *, is_end: bool, is_beside_named:
         return "inside"
     if kind == "beside":  # of the stages in a list, only what is a chain of layers may be a head
         return "inside" if isinstance(part.module, nn.ModuleList) and not child.is_chain else "beside"
+    if not is_end and isinstance(part.module, nn.ModuleList):  # a stage before the last
+        return "inside"
     if not is_end or (kind == "named" and is_beside_named):
         return "beside"
     return kind
