@@ -29,6 +29,8 @@ UNMENDED = {
     "pyg_hgt",
     "pyg_relational",
     "soft_actor_critic",
+    "spectral_gan",
+    "spectral_gan_old",
     "speecht5",
     "timm_densenet",
     "vits",
