@@ -8,7 +8,7 @@ _HEAD = re.compile(
     re.IGNORECASE,
 )
 _POSITION = re.compile(r"(^|_)(pos|position|query|ref|reference)(_|$)", re.IGNORECASE)
-_INNER = re.compile(r"(^|_)(gates?|gating|routers?|pos|position)(_|$)", re.IGNORECASE)
+_INNER = re.compile(r"(^|_)(gates?|gating|routers?|pos|position|ref)(_|$)", re.IGNORECASE)
 _MODULATION = re.compile(r"ada|modulat|norm|scale|shift|cond|time|temb", re.IGNORECASE)
 _LAST = re.compile(
     r"(^|_)((out|output)(_layer)?|conv_out|proj_out|final(_\w+)?|preds?|predictions?|predictors?|generator"
