@@ -7,11 +7,12 @@ _HEAD = re.compile(
     r"|(text|visual|vision|image|audio)_projection)$",  # the two outputs of CLIP and similar models
     re.IGNORECASE,
 )
-_POSITION = re.compile(r"(^|_)(pos|position|query)(_|$)", re.IGNORECASE)
-_INNER = re.compile(r"(^|_)(gates?|gating|routers?|pos|position)(_|$)", re.IGNORECASE)
+_POSITION = re.compile(r"(^|_)(pos|position|query|ref|reference)(_|$)", re.IGNORECASE)
+_INNER = re.compile(r"(^|_)(gates?|gating|routers?|pos|position|ref)(_|$)", re.IGNORECASE)
 _MODULATION = re.compile(r"ada|modulat|norm|scale|shift|cond|time|temb", re.IGNORECASE)
 _LAST = re.compile(
     r"(^|_)((out|output)(_layer)?|conv_out|proj_out|final(_\w+)?|preds?|predictions?|predictors?|generator"
+    r"|(b?box|class|cls|mask)_embed"  # predictors of detectors
     r"|mean|mu|log_?std|log_?var|sigma)$",
     re.IGNORECASE,
 )
@@ -53,4 +54,5 @@ def is_called_modulation(path: str) -> bool:
 
 def is_called_last(path: str) -> bool:
     """Return whether a layer, or the module around it, has a usual name of a last one."""
-    return any(_LAST.search(name) for name in path.split(".")[-2:])
+    names = [name for name in path.split(".") if name != "layers" and not name.isdecimal()]
+    return any(_LAST.search(name) for name in names[-2:])

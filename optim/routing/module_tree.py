@@ -109,8 +109,8 @@ class Part:
     @property
     def is_image_to_image(self) -> bool:
         """Whether it is a network that turns an image into an image."""
-        first, *_, last = [*self.layers(), None, *self.layers()]
-        return bool(first and last and last is not first and first.inputs == last.outputs <= IMAGE_CHANNELS)
+        layers = list(self.layers())
+        return len(layers) > 1 and layers[0].inputs == layers[-1].outputs <= IMAGE_CHANNELS
 
 
 def layer_tree(model: nn.Module, layers: Iterable[Layer]) -> Part:

@@ -108,6 +108,10 @@ def test_boxes_that_an_earlier_module_takes_back() -> None:
     encode = Net(fc1=nn.Linear(4, 32), fc2=nn.Linear(32, 16))
     model = Net(ref_point_encoding=encode, blocks=blocks(), class_embed=nn.Linear(16, 9), bbox_embed=BoxMLP())
     assert heads(model) == {"class_embed", "bbox_embed.layers.2"}
+    scale = Net(layers=nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 2)]))
+    decoder = Net(blocks=blocks(), ref_anchor_head=scale, bbox_embed=BoxMLP())
+    shared = Net(ref_point_encoding=encode, decoder=decoder, class_embed=nn.Linear(16, 9))
+    assert heads(shared) == {"decoder.bbox_embed.layers.2", "class_embed"}
 
 
 def test_an_image_comes_out_as_it_went_in() -> None:
