@@ -8,7 +8,7 @@ from cookiecutter.main import cookiecutter
 
 from benchmarks.record import REPOSITORY
 
-SMALL = ["--model.depth=2", "--model.context=64", "--data.batch_size=8"]  # a fifth of the time, for --quick
+SMALL = ["--model.net.depth=2", "--model.context=64", "--data.batch_size=8"]  # a fifth of the time, for --quick
 
 
 def inside(project: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Generator, Iterable, Sequence
+from typing import Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -13,7 +14,7 @@ from lightning_muon.callbacks.arguments import NameChoice, check_whole, some
 from lightning_muon.callbacks.limits import Limit, advice
 from lightning_muon.callbacks.logging import warn
 from lightning_muon.callbacks.matrices import frozen_names, muon_groups, muon_matrices
-from lightning_muon.callbacks.measures.output_rms import OutputMeter, compiled_names, named_layers
+from lightning_muon.callbacks.measures.output_rms import OutputMeter, block_names, compiled_names, named_layers
 from lightning_muon.callbacks.monitor import StepMonitor
 from lightning_muon.callbacks.sampling import spread_evenly
 from lightning_muon.callbacks.shards import (
@@ -26,6 +27,7 @@ from lightning_muon.callbacks.shards import (
     over_ranks,
 )
 
+BLOCKS = "blocks"
 BF16 = torch.finfo(torch.bfloat16)
 
 # Names, shards, and measurements: norms of weights, updates and gradients, and numbers of lost updates.
@@ -60,7 +62,8 @@ class WeightRMSMonitor(StepMonitor):
         per_parameter: Log the value of each matrix too: of all (true), or of those whose names match a pattern. Modules
             of ``outputs`` are logged by name with ``true``.
         sample: How many matrices of an optimizer are copied for a step, to measure their update.
-        outputs: Patterns for the names of the modules whose output is measured, such as ``["net.blocks.*.mlp"]``.
+        outputs: Patterns for the names of the modules whose output is measured, such as ``["net.blocks.*.mlp"]``; or
+            ``"blocks"`` for the repeated layers of the model, if it has some.
         max_weight_rms: Warn if the RMS of a matrix is larger. Default: never.
         max_output_rms: Warn if the RMS of an output is larger. Default: never.
         max_lost_updates: Warn if weights in bfloat16 lose a larger fraction of their updates. Null: never.
@@ -81,7 +84,7 @@ class WeightRMSMonitor(StepMonitor):
         every_n_steps: int | None = None,
         per_parameter: bool | Sequence[str] = False,
         sample: int = 4,
-        outputs: Sequence[str] = (),
+        outputs: Sequence[str] | Literal["blocks"] = (),
         max_weight_rms: float | None = None,
         max_output_rms: float | None = None,
         max_lost_updates: float | None = 0.5,
@@ -95,7 +98,7 @@ class WeightRMSMonitor(StepMonitor):
         self.max_output_rms = max_output_rms
         self.max_lost_updates = max_lost_updates
         self.min_doublings_to_overflow = min_doublings_to_overflow
-        self._chosen_outputs = NameChoice("WeightRMSMonitor: outputs", outputs)
+        self._chosen_outputs = NameChoice("WeightRMSMonitor: outputs", () if outputs == BLOCKS else outputs)
         self._limits = self.make_limits()  # which raises the error of a wrong argument
         self._outputs = OutputMeter({})
         self._wants_outputs = False
@@ -118,7 +121,8 @@ class WeightRMSMonitor(StepMonitor):
         super().on_train_start(trainer, pl_module)
         layers = dict(named_layers(pl_module))
         self._chosen_outputs.check(layers)
-        chosen = {name: layer for name, layer in layers.items() if self._chosen_outputs.takes(name)}
+        blocks = set(block_names(pl_module)) if self.outputs == BLOCKS else set()
+        chosen = {name: layer for name, layer in layers.items() if name in blocks or self._chosen_outputs.takes(name)}
         if without_hooks := sorted(compiled_names(pl_module) & chosen.keys()):
             warn(
                 trainer,

@@ -5,6 +5,9 @@ importable modules from anywhere.
 
 - :mod:`~lightning_muon.cli.program`: ``main``, which chooses the command; ``report`` and ``consolidate``.
 - :mod:`~lightning_muon.cli.muon_cli`: ``MuonCLI``, the command line of ``fit``, ``validate``, ``test`` and ``predict``.
+- :mod:`~lightning_muon.cli.routes`: the command ``routes``; :mod:`~lightning_muon.cli.routing_table`: its table at the
+  start of ``fit``.
+- :mod:`~lightning_muon.cli.models`: models of ``transformers`` and ``timm`` by config.
 - :mod:`~lightning_muon.cli.config_files`: config files, read as YAML.
 - :mod:`~lightning_muon.cli.given`: what the user wrote, key by key and with its place.
 - :mod:`~lightning_muon.cli.secrets`: values from the environment, which no file of a run holds.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, cast
 
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import PositiveFloat
@@ -30,10 +30,11 @@ from lightning_muon.callbacks.stop_on_signal import StopOnSignal
 from lightning_muon.callbacks.stopping.receiver import SignalReceiver, StoppedBySignal
 from lightning_muon.cli.config_files import without_empty_sections
 from lightning_muon.cli.errors.files import check_folders, explain_file_error
+from lightning_muon.cli.errors.missing import check_complete
 from lightning_muon.cli.errors.parser import check_strategy, explain
-from lightning_muon.cli.errors.settings import check_settings
+from lightning_muon.cli.errors.settings import check_lengths, check_settings
 from lightning_muon.cli.errors.user import message_for_the_user
-from lightning_muon.cli.given import INTERPOLATION, Given, flatten, plain_key, read_given, value_of
+from lightning_muon.cli.given import INTERPOLATION, Given, read_given, value_of
 from lightning_muon.cli.output import (
     OTHER_COMMANDS,
     debugging,
@@ -50,6 +51,7 @@ from lightning_muon.cli.resume.checks import check_checkpoint, explain_other_wei
 from lightning_muon.cli.resume.newest import LAST, newest_checkpoint
 from lightning_muon.cli.resume.plan import ModuleArguments, ResumePlan
 from lightning_muon.cli.resume.reading import is_url
+from lightning_muon.cli.routing_table import PrintRouting
 from lightning_muon.cli.saved_config import MaskingParser, NewFolders, SaveRunConfig
 from lightning_muon.cli.secrets import Secrets
 
@@ -81,6 +83,7 @@ class MuonCLI(LightningCLI):
     - SIGTERM and Ctrl-C end a fit after its step, with a checkpoint and the command to resume, within ``--grace``
       seconds, see :class:`~lightning_muon.callbacks.StopOnSignal`; anything else ends at once. The exit codes are 143
       and 130.
+    - ``fit`` begins with the table of which algorithm updates which parameter, if ``route_parameters`` made the groups.
     - An error of the user is one line on stderr and exit code 2; a run that ``RunGuard`` ends is one line, with the
       command to resume, and exit code 1. ``LIGHTNING_MUON_DEBUG=1`` shows the traceback.
 
@@ -177,7 +180,7 @@ class MuonCLI(LightningCLI):
         saved = self.resume.saved_module
         self.secrets = Secrets(self.given, {} if saved is None else saved.arguments)
         for each in self._subcommand_parsers.values():
-            each.secrets = self.secrets  # type: ignore[attr-defined]  # of MaskingParser
+            cast("MaskingParser", each).secrets = self.secrets
         without = None
         if saved is None:
             self._parse(parser, tail)
@@ -250,22 +253,10 @@ class MuonCLI(LightningCLI):
 
     def _check_values(self) -> None:
         """Refuse values out of range, before anything is made of them."""
-        subcommand = self.config["subcommand"]
-        config = self.config[subcommand].as_dict()
-        self._check_lengths()
-        check_settings({**config, "model": dict(self.resume.used.arguments)}, self.given)
-
-    def _check_lengths(self) -> None:
-        """Refuse lengths, such as a schedule's, that follow ``trainer.max_steps`` where that is -1, for no limit."""
-        if self.config[self.config["subcommand"]].get("trainer.max_steps") != -1:
-            return
-        for key, value in flatten(dict(self.resume.used.arguments), "model"):
-            name = plain_key(key)
-            if value == -1 and "trainer.max_steps" in str(value_of(self.given, name)):
-                raise ValueError(
-                    f"{name} follows trainer.max_steps, which is -1, for no limit:"
-                    f" give --{name}, or --trainer.max_steps"
-                )
+        config = {**self.config[self.config["subcommand"]].as_dict(), "model": dict(self.resume.used.arguments)}
+        check_lengths(config, self.given)
+        check_settings(config, self.given)
+        check_complete("model", self.config[self.config["subcommand"]].as_dict().get("model"), self.given)
 
     # ---- running
 
@@ -276,6 +267,7 @@ class MuonCLI(LightningCLI):
         callbacks: list[Callback] = [KeepCommandLineOnResume(self.resume, self.secrets)]
         if self.subcommand == "fit":
             callbacks.append(StopOnSignal(self.config["fit"]["grace"], partial(resume_command, self._args)))
+            callbacks.append(PrintRouting())
         self.trainer_defaults = {"callbacks": callbacks}
 
     @override

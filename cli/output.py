@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # The commands beside those of MuonCLI, each with its line in --help.
 OTHER_COMMANDS = {
+    "routes": "Show which algorithm updates each parameter of a model, and why, without training it.",
     "report": "Show the health of one run, or of several side by side.",
     "consolidate": "Make one file of a sharded checkpoint, which is a folder.",
 }

@@ -1,4 +1,4 @@
-"""Choose the command: ``report`` and ``consolidate``, which need neither module nor data, or a run of the trainer."""
+"""Choose the command: one for finished runs, ``routes``, or a run of the trainer."""
 
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
@@ -26,9 +26,9 @@ def main(
 ) -> "MuonCLI":
     """Run the command line of a project; its ``__main__`` calls this.
 
-    Beside the subcommands of :class:`MuonCLI` there are ``report``, which shows how healthy runs are, and
-    ``consolidate``, which makes one file of a sharded checkpoint. Both start without the module and its data, if these
-    are given by their import paths.
+    Beside the subcommands of :class:`MuonCLI` there are ``routes``, which shows what updates which parameter of the
+    module, ``report``, which shows how healthy runs are, and ``consolidate``, which makes one file of a sharded
+    checkpoint. The last two start without the module and its data, if these are given by their import paths.
 
     Example::
 
@@ -44,8 +44,8 @@ def main(
         The command line that ran: its ``trainer``, ``model``, ``datamodule`` and ``config``.
 
     Raises:
-        SystemExit: With code 0 after ``report`` and ``consolidate``; with code 2 after an error of the user, which is
-            one line on stderr; with code 143 after SIGTERM and 130 after SIGINT.
+        SystemExit: With code 0 after ``routes``, ``report`` and ``consolidate``; with code 2 after an error of the
+            user, which is one line on stderr; with code 143 after SIGTERM and 130 after SIGINT.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     with ending_quietly():
@@ -54,6 +54,11 @@ def main(
             raise SystemExit(0)
         if arguments[:1] == ["consolidate"]:
             consolidate(arguments[1:])
+            raise SystemExit(0)
+        if arguments[:1] == ["routes"]:
+            from lightning_muon.cli.routes import RoutesCLI  # noqa: PLC0415
+
+            RoutesCLI(model_class, datamodule_class, default_config=default_config, args=arguments[1:])
             raise SystemExit(0)
         from lightning_muon.cli.muon_cli import MuonCLI  # noqa: PLC0415 - it takes seconds to import
 

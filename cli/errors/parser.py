@@ -109,7 +109,7 @@ def _explain_unknown_key(key: str, message: str, parser: ArgumentParser, given: 
 
 def _explain_missing(missing: str, message: str, given: Sequence[Given]) -> str:
     outer = _key_path(message)
-    names = [re.sub(r"^(fit|validate|test|predict)\.", "", name) for name in missing.replace(",", " ").split()]
+    names = [re.sub(r"^(fit|validate|test|predict|routes)\.", "", name) for name in missing.replace(",", " ").split()]
     keys = ", ".join(f"--{outer}.{name}" if outer else f"--{name}" for name in names)
     classes = _CLASS_IN_MESSAGE.findall(message)
     owner = f" for {classes[-1]}" if outer and classes else ""

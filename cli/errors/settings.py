@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
-from lightning_muon.cli.given import Given, flatten, place_of, plain_key
+from lightning_muon.cli.given import Given, flatten, place_of, plain_key, value_of
 
 # The least value of settings of the trainer that Lightning does not check, or after what follows them.
 _LEAST = {
@@ -35,6 +35,26 @@ def check_settings(config: Mapping[str, Any], given: Sequence[Given]) -> None:
     """
     for key, problem in _problems(config):
         raise ValueError(f"{key} {problem}{place_of(key, given)}")
+
+
+def check_lengths(config: Mapping[str, Any], given: Sequence[Given]) -> None:
+    """Refuse lengths, such as a schedule's, that follow ``trainer.max_steps`` where that is -1, for no limit.
+
+    Args:
+        config: The configuration of a subcommand as plain values.
+        given: What the user gave.
+
+    Raises:
+        ValueError: For the first such length.
+    """
+    if config["trainer"]["max_steps"] != -1:
+        return
+    for key, value in flatten({"model": config["model"]}):
+        name = plain_key(key)
+        if value == -1 and "trainer.max_steps" in str(value_of(given, name)):
+            raise ValueError(
+                f"{name} follows trainer.max_steps, which is -1, for no limit: give --{name}, or --trainer.max_steps"
+            )
 
 
 def _problems(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -34,7 +34,7 @@ def message_for_the_user(error: BaseException, packages: Iterable[str]) -> str |
     package = module.split(".")[0]
     if isinstance(error, RuntimeError) and module == _EARLY_STOPPING:
         return _about_the_metric(str(error))
-    if isinstance(error, ModuleNotFoundError) and package == "lightning":
+    if isinstance(error, ModuleNotFoundError) and package in {"lightning", "lightning_muon"}:
         return str(error)  # a chosen class needs a package that is not installed
     if not isinstance(error, (ValueError, TypeError, OSError)):
         return None

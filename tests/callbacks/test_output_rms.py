@@ -157,6 +157,37 @@ def test_what_is_compiled_as_a_whole_cannot_be_heard(regression: Module, fit: Fi
     assert found == {f"output_rms/{what}" for what in ("after", "max", "mean", "min")}
 
 
+class Residual(nn.Module):
+    """Two blocks, each with a list of its own, and a layer that is alone in its list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = [nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)) for _ in range(2)]
+        self.lists = nn.ModuleDict({"blocks": nn.ModuleList(blocks), "alone": nn.ModuleList([nn.Linear(8, 8)])})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.lists["blocks"]:
+            x = x + block(x)
+        outputs: Tensor = self.lists["alone"][0](x)
+        return outputs
+
+
+def test_blocks_are_the_repeated_layers(regression: Module, fit: Fit) -> None:
+    module = regression(MuonAdamW)
+    module.net = nn.Sequential(Residual(), module.net)
+    trainer = fit(module, callbacks=[WeightRMSMonitor(outputs="blocks", per_parameter=True)])
+    found = {tag.partition("/")[2] for tag in trainer.callback_metrics if tag.startswith("output_rms/")}
+    layers = {"net.1.0", "net.1.2", "net.1.4"}
+    assert found == {"max", "mean", "min", "net.0.lists.blocks.0", "net.0.lists.blocks.1"} | layers
+
+
+def test_a_model_may_have_no_blocks(regression: Module, fit: Fit) -> None:
+    module = regression(MuonAdamW)
+    module.net = nn.Sequential(nn.Linear(8, 4))
+    trainer = fit(module, callbacks=[WeightRMSMonitor(outputs="blocks")])
+    assert not [tag for tag in trainer.callback_metrics if tag.startswith("output_rms/")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

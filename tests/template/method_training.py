@@ -9,6 +9,7 @@ import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch import Callback
 from my_muon_project.data import TextData
+from my_muon_project.model import GPT
 from my_muon_project.module import TextModule
 
 from lightning_muon.optim import MuonAdamW
@@ -25,7 +26,7 @@ class Losses(Callback):
 def fit(method: str, steps: int, ckpt_path: str | None = None) -> tuple[Trainer, list[float]]:
     seed_everything(0, verbose=False)
     optimizer = partial(MuonAdamW, lr=0.02, orthogonalizer=method)
-    module = TextModule(dim=32, depth=2, heads=2, context=32, optimizer=optimizer)
+    module = TextModule(GPT(dim=32, depth=2, heads=2, context=32), context=32, optimizer=optimizer)
     losses = Losses()
     trainer = Trainer(
         accelerator="cpu",

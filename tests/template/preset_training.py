@@ -9,7 +9,8 @@ from my_muon_project.module import TextModule
 
 from lightning_muon.cli import MuonCLI
 
-SMALL = ["--model.dim=32", "--model.depth=2", "--model.heads=2", "--model.context=32", "--data.batch_size=8"]
+NETWORK = ["--model.net.dim=32", "--model.net.depth=2", "--model.net.heads=2"]
+SMALL = [*NETWORK, "--model.context=32", "--data.batch_size=8"]
 QUIET = [
     "--trainer.callbacks=[]",
     "--trainer.logger=false",

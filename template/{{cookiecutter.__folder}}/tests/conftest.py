@@ -37,7 +37,8 @@ def run(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)
 
     def call(subcommand: str, *arguments: str) -> MuonCLI:
-        small = ["--model.dim=16", "--model.depth=2", "--model.heads=2", "--model.context=32", "--data.batch_size=4"]
+        network = ["--model.net.dim=16", "--model.net.depth=2", "--model.net.heads=2"]
+        small = [*network, "--model.context=32", "--data.batch_size=4"]
         quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", f"--data.files={corpus}/*.txt"]
         return main(
             TextModule, TextData, default_config=CONFIGS / "default.yaml", args=[subcommand, *small, *quiet, *arguments]

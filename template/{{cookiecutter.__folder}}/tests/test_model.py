@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from {{ cookiecutter.package_name }}.model import GPT, rotary_table
+from {{ cookiecutter.package_name }}.model import GPT, generate, rotary_table
 
 
 def small(*, tied_embeddings: bool = False) -> GPT:
@@ -45,7 +45,7 @@ def test_it_begins_with_every_byte_equally_likely() -> None:
 
 def test_generate_goes_on_past_the_context() -> None:
     prompt = torch.randint(256, (2, 3))
-    text = small().generate(prompt, count=20, temperature=0.5)
+    text = generate(small(), prompt, count=20, context=12, temperature=0.5)
     assert text.shape == (2, 23)
     assert torch.equal(text[:, :3], prompt)
 

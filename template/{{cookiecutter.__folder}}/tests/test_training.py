@@ -76,7 +76,7 @@ def test_every_strategy_trains(run: Run, preset: Path) -> None:
         ("--model.temperature=.nan", "temperature must be over 0 and finite, got nan"),
         ("--model.temperature=0", "temperature must be over 0 and finite, got 0.0"),
         ("--model.sample_bytes=-1", "sample_bytes must be at least 0, got -1"),
-        ("--model.heads=0", "heads must be at least 1, got 0"),
+        ("--model.net.heads=0", "heads must be at least 1, got 0"),
         ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches must be at least 1, got 0"),
     ],
 )
@@ -92,7 +92,7 @@ PLATEAU = ["--model.lr_scheduler=lightning.pytorch.cli.ReduceLROnPlateau", "--mo
 
 
 @pytest.mark.parametrize(
-    "options", [["--model.tied_embeddings=true"], ["--model.optimizer=AdamW"], ["--trainer.logger=false"], PLATEAU]
+    "options", [["--model.net.tied_embeddings=true"], ["--model.optimizer=AdamW"], ["--trainer.logger=false"], PLATEAU]
 )
 def test_variants_train(run: Run, options: list[str]) -> None:
     assert run("fit", *options, "--trainer.max_steps=2", "--trainer.limit_val_batches=1").trainer.global_step == 2

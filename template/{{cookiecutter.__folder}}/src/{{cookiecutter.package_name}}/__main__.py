@@ -1,4 +1,4 @@
-"""The program: fit, validate, test, predict, report, consolidate.
+"""The program: fit, validate, test, predict, routes, report, consolidate.
 
 Start it by ``python -m {{ cookiecutter.package_name }} fit``.
 """

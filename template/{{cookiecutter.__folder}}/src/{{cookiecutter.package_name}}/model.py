@@ -1,5 +1,7 @@
 """The model: a small modern GPT over bytes."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that everyone knows
 from torch import Tensor, nn
@@ -55,24 +57,6 @@ class GPT(nn.Module):
             x = block(x)
         logits: Tensor = self.head(self.norm(x))
         return logits
-
-    @torch.no_grad()
-    def generate(self, tokens: Tensor, count: int, temperature: float = 1.0) -> Tensor:
-        """Continue a text, byte by byte.
-
-        Args:
-            tokens: Shape (batch, time), dtype int64, at least one byte each.
-            count: Number of bytes to add.
-            temperature: Divisor of the logits. Smaller values give more likely text.
-
-        Returns:
-            Shape (batch, time + count).
-        """
-        for _ in range(count):
-            logits = self(tokens[:, -self.context :])[:, -1].float()
-            following = torch.multinomial(torch.softmax(logits / temperature, dim=-1), num_samples=1)
-            tokens = torch.cat([tokens, following], dim=1)
-        return tokens
 
     def _initialize(self, depth: int) -> None:
         """Keep activations near unit variance, and start with equal probabilities for all bytes."""
@@ -145,6 +129,29 @@ class MLP(nn.Module):
         """Map (batch, time, dim) to the same shape."""
         out: Tensor = self.down(F.relu(self.up(x)).square())
         return out
+
+
+@torch.no_grad()
+def generate(
+    logits_of: Callable[[Tensor], Tensor], tokens: Tensor, count: int, context: int, temperature: float = 1.0
+) -> Tensor:
+    """Continue a text, byte by byte.
+
+    Args:
+        logits_of: Maps bytes (batch, time), int64, to logits (batch, time, 256).
+        tokens: Shape (batch, time), dtype int64, at least one byte each.
+        count: Number of bytes to add.
+        context: Largest number of bytes that are shown to ``logits_of``.
+        temperature: Divisor of the logits. Smaller values give more likely text.
+
+    Returns:
+        Shape (batch, time + count).
+    """
+    for _ in range(count):
+        logits = logits_of(tokens[:, -context:])[:, -1, :BYTES].float()
+        following = torch.multinomial(torch.softmax(logits / temperature, dim=-1), num_samples=1)
+        tokens = torch.cat([tokens, following], dim=1)
+    return tokens
 
 
 def rotary_table(features: int, context: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:

@@ -3,48 +3,44 @@
 import math
 
 import lightning as L  # noqa: N812 - the name that everyone knows
-import rich
 import torch.nn.functional as F  # noqa: N812 - the name that everyone knows
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.text import Perplexity
 
-from lightning_muon.optim import MuonAdamW, Rule, find_routes, route_parameters, routing_table
-from {{ cookiecutter.package_name }}.model import GPT
+from lightning_muon.optim import MuonAdamW, Rule, route_parameters
+from {{ cookiecutter.package_name }}.model import generate
 
 
 class TextModule(L.LightningModule):
-    """Train a GPT to predict the next byte.
+    """Train a network to predict the next byte.
 
     Args:
-        dim: Width of the model.
-        depth: Number of blocks.
-        heads: Attention heads per block.
+        net: Maps bytes (batch, time), int64, to logits (batch, time, 256). Its output may also be an object with these
+            as ``logits``, as the models of ``transformers`` have it.
         context: Largest number of input bytes.
-        tied_embeddings: Share the embedding weight with the output head.
         optimizer: ``MuonAdamW`` or any optimizer of torch, such as ``--model.optimizer AdamW`` for comparison.
         lr_scheduler: Any scheduler of torch. ``ReduceLROnPlateau`` also takes the metric to ``monitor``.
         rules: Exceptions to the routing of parameters to Muon and AdamW.
         per_head: Let Muon orthogonalize each attention head by itself.
-        compile: Compile the model with ``torch.compile``.
+        strict_routing: Refuse to train while the role of a parameter is a guess, until a rule decides.
+        compile: Compile the network with ``torch.compile``.
         sample_bytes: Number of bytes that ``predict`` generates.
         temperature: Divisor of the logits in ``predict``, over 0. Smaller values give more likely text.
     """
 
     def __init__(
         self,
-        dim: int = 128,
-        depth: int = 4,
-        heads: int = 4,
+        net: nn.Module,
         context: int = 256,
-        tied_embeddings: bool = False,
         optimizer: OptimizerCallable = MuonAdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
         rules: list[Rule] | None = None,
         per_head: bool = False,
+        strict_routing: bool = False,
         compile: bool = False,
         sample_bytes: int = 400,
         temperature: float = 0.8,
@@ -55,22 +51,25 @@ class TextModule(L.LightningModule):
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be over 0 and finite, got {temperature}")
         self.save_hyperparameters()
-        self.net = GPT(dim, depth, heads, context, tied_embeddings)
+        self.net = net
+        self.context = context
         if compile:
             self.net.compile()  # in place, so that the names in checkpoints do not change
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.rules = rules or []
         self.per_head = per_head
+        self.strict_routing = strict_routing
         self.sample_bytes = sample_bytes
         self.temperature = temperature
         self.val_loss, self.val_perplexity = MeanMetric(), Perplexity()
         self.test_loss, self.test_perplexity = MeanMetric(), Perplexity()
 
-    def setup(self, stage: str) -> None:
-        """Print which algorithm updates each parameter, once per run."""
-        if stage == "fit" and self.trainer.is_global_zero:
-            rich.print(routing_table(find_routes(self, self.rules, per_head=self.per_head)))
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the logits of the next bytes, (batch, time, 256), for bytes (batch, time), int64."""
+        output = self.net(tokens)
+        logits: Tensor = getattr(output, "logits", output)
+        return logits
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the loss of a batch (batch, context + 1), in nats per byte."""
@@ -94,7 +93,7 @@ class TextModule(L.LightningModule):
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> list[str]:
         """Continue each text of a batch (batch, bytes), print and return the results."""
-        written = self.net.generate(batch.long(), self.sample_bytes, self.temperature)
+        written = generate(self.forward, batch.long(), self.sample_bytes, self.context, self.temperature)
         texts = [bytes(row).decode(errors="replace") for row in written.tolist()]
         self.print("\n\n".join(texts))
         return texts
@@ -102,7 +101,7 @@ class TextModule(L.LightningModule):
     def _next_bytes(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits (batch, context, 256), targets (batch, context) and the loss."""
         tokens = batch.long()
-        logits, targets = self.net(tokens[:, :-1]), tokens[:, 1:]
+        logits, targets = self(tokens[:, :-1]), tokens[:, 1:]
         return logits, targets, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
     def _evaluate(self, batch: Tensor, stage: str, mean_loss: MeanMetric, perplexity: Perplexity) -> None:
@@ -113,7 +112,8 @@ class TextModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Update hidden matrices by Muon and the other parameters by AdamW."""
-        optimizer = self.optimizer(route_parameters(self, self.rules, per_head=self.per_head))
+        groups = route_parameters(self, self.rules, per_head=self.per_head, strict=self.strict_routing)
+        optimizer = self.optimizer(groups)
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
