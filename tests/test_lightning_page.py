@@ -18,11 +18,10 @@ from lightning_muon.optim import MuonAdamW, route_parameters
 
 PAGE = (Path(__file__).parents[1] / "docs" / "in-a-lightning-project.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-Module = Callable[..., LightningModule]
 Fit = Callable[..., Trainer]
 
 
-def run(number: int, **names: Any) -> dict[str, Any]:
+def run(number: int, **names: Any) -> Any:
     exec(BLOCKS[number], names)  # noqa: S102 - that is the test
     return names
 
@@ -59,7 +58,7 @@ def test_a_gan(fit: Fit) -> None:
     assert not [p for p, b in zip(gan.parameters(), before, strict=True) if torch.equal(p, b)]
 
 
-def test_layers_made_in_configure_model(regression: Module, fit: Fit) -> None:
+def test_layers_made_in_configure_model(regression: Any, fit: Fit) -> None:
     late = run(2)["Late"]
 
     class Training(late, regression):  # type: ignore[misc,valid-type]
@@ -67,7 +66,7 @@ def test_layers_made_in_configure_model(regression: Module, fit: Fit) -> None:
             regression.__init__(self, lambda groups: MuonAdamW(groups, lr=0.02))
             self.net = None
 
-    module = Training()
+    module: Any = Training()
     trainer = fit(module)
     assert trainer.optimizers[0].param_groups[0]["param_names"] == ["net.0.weight", "net.2.weight"]
     assert module.losses[-1] < module.losses[0]

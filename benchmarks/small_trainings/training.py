@@ -92,7 +92,7 @@ def train(
             if not math.isfinite(float(value.detach())):
                 return math.inf
             made.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             made.step()
             schedule.step()
     model.eval()

@@ -77,7 +77,7 @@ class Adversarial(LightningModule):
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[Any]]:
         # float32 throughout: sums in another order are all that may differ.
         exact = {"orthogonalizer_options": {"dtype": "float32"}, "communication_dtype": "float32", "eps": 1e-3}
-        optimizers = [
+        optimizers: list[torch.optim.Optimizer] = [
             MuonAdamW(route_parameters(self, part=part), lr=lr, **exact)
             for part, lr in ((self.generator, 0.02), (self.critic, 0.05))
         ]
