@@ -123,7 +123,7 @@ def critic_loss(model: nn.Module, generator: torch.Generator) -> Tensor:
         fake = networks.generator(torch.randn(128, NOISE, generator=generator))
     of_real = networks.critic(real)
     (slope,) = torch.autograd.grad(of_real.sum(), real, create_graph=True)
-    result: Tensor = (softplus(networks.critic(fake)) + softplus(-of_real)).mean() + 0.05 * slope.square().sum(1).mean()
+    result: Tensor = (softplus(networks.critic(fake)) + softplus(-of_real)).mean() + slope.square().sum(1).mean()
     return result
 
 
@@ -138,7 +138,7 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     return 1000 * float(2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean())
 
 
-def gan(steps: int = 1200) -> Task:
+def gan(steps: int = 1000) -> Task:
     """A GAN of points in a plane. With β₁ and μ of one half, as is usual for GANs."""
 
     def held_out(model: nn.Module) -> float:
@@ -148,7 +148,7 @@ def gan(steps: int = 1200) -> Task:
 
     losses: dict[str | None, Loss] = {"critic": critic_loss, "generator": generator_loss}
     heads = [Rule("*.6.weight", "adamw")]
-    return Task("GAN", Adversaries, losses, held_out, steps, betas=(0.5, 0.95), momentum=0.5, rules=heads)
+    return Task("GAN", Adversaries, losses, held_out, steps, (0.5, 0.95), 0.5, heads, noisy=True)
 
 
 NUMBERS, CATEGORIES, VALUES, ROWS, HELD_OUT_ROWS = 8, 4, 10, 4096, 1024
@@ -228,4 +228,4 @@ def tabular(steps: int = 400) -> Task:
         numbers, categories, target = table(1)
         return float(mse_loss(model(numbers, categories), target))
 
-    return Task("tabular transformer", TabularTransformer, {None: loss}, held_out, steps)
+    return Task("tabular transformer", TabularTransformer, {None: loss}, held_out, steps, noisy=True)

@@ -50,13 +50,13 @@ def quadratic(target: float) -> Task:
     def loss(model: nn.Module, _: torch.Generator | None = None) -> Tensor:
         return (model.get_parameter("weight") - target).square().sum()
 
-    return Task("quadratic", lambda: nn.Linear(1, 1, bias=False), {None: loss}, lambda m: float(loss(m)), steps=100)
+    return Task("quadratic", lambda: nn.Linear(1, 1, bias=False), {None: loss}, lambda m: float(loss(m)), steps=40)
 
 
 def test_a_training_ends_its_schedule_and_diverges_to_infinity() -> None:
     for name in training.OPTIMIZERS:
-        assert training.train(quadratic(0.1), name, 0.05, seed=0) < 1e-3
-        assert training.train(quadratic(math.nan), name, 0.05, seed=0) == math.inf
+        assert training.train(quadratic(0.1), name, 0.1, seed=0) < 1e-2
+        assert training.train(quadratic(math.nan), name, 0.1, seed=0) == math.inf
     rates = [training._schedule(step / 100) for step in range(100)]
     assert max(rates) == pytest.approx(1.0, abs=0.03)
     assert 0 < rates[0] < 0.1
@@ -107,7 +107,7 @@ def test_lora_starts_as_the_model_and_trains_nothing_else() -> None:
 
 def test_all_tasks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small_trainings, "QUICK_STEPS", 2)
-    small_trainings.main(["--quick", "--only", "tasks", "--results", str(tmp_path)])
+    small_trainings.main(["--quick", "--only", *small_trainings.TASKS, "--results", str(tmp_path)])
     record = json.loads((tmp_path / "small_trainings-cpu.json").read_text())
     assert record["settings"]["quick"]
     rows = {row["task"]: row for row in record["rows"]}
@@ -118,9 +118,18 @@ def test_all_tasks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(math.isfinite(loss) for loss in row["AdamW losses"] + row["MuonAdamW losses"])
 
 
+def test_one_task_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "small_trainings-cpu.json"
+    path.write_text(json.dumps({"rows": [{"task": "graph", "gain": "old"}, {"task": "diffusion", "gain": "old"}]}))
+    small_trainings.main(["--quick", "--only", "graph", "--results", str(tmp_path)])
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["task"], row["gain"] == "old") for row in rows] == [("diffusion", True), ("graph", False)]
+
+
 def test_fine_tuning_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fine_tuning, "PYTHON_BYTES", 50_000)
     monkeypatch.setattr(fine_tuning, "HELD_OUT_ROWS", 10)
+    monkeypatch.setattr(fine_tuning, "DEPTH", 1)
     ways = {way: fine_tuning.WAYS[way] for way in ("all weights, AdamW", "LoRA, AdamW", "LoRA, Muon for A and B")}
     monkeypatch.setattr(fine_tuning, "WAYS", ways)
     small_trainings.main(["--quick", "--only", "fine_tuning", "--results", str(tmp_path)])
