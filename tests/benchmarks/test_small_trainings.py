@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,6 +105,17 @@ def test_lora_starts_as_the_model_and_trains_nothing_else() -> None:
     assert {name.split(".")[-2] for name, algorithm in algorithms.items() if algorithm == "muon"} == {"lora_B"}
     assert {name.split(".")[-2] for name, algorithm in algorithms.items() if algorithm == "adamw"} == {"lora_A"}
     assert all(parameter.requires_grad for parameter in model.parameters())  # it was copied
+
+
+def test_the_rules_on_the_page_choose_the_matrices_of_lora() -> None:
+    page = Path(__file__).parents[2] / "docs" / "other-models-and-fine-tuning.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    names: dict[str, Any] = {"model": fine_tuning.with_lora(fine_tuning.LanguageModel())}
+    exec(block, names)  # noqa: S102 - that is the test
+    matrices = {group["algorithm"]: {n.split(".")[-2] for n in group["param_names"]} for group in names["groups"]}
+    assert matrices == {"muon": {"lora_B"}, "adamw": {"lora_A"}}
+    routes = find_routes(names["model"], names["neither"])
+    assert {route.algorithm for route in routes if "lora" in route.name} == {"adamw"}
 
 
 def test_all_tasks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
