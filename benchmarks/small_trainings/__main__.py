@@ -4,7 +4,7 @@
 for tables on synthetic data, and fine-tunes a language model. For both optimizers, learning rates are swept by factors
 of two until the best is not at an end, always over the full schedule; then three other seeds are trained at the best.
 The GAN and the transformer for tables are noisy: their sweeps take the mean of two seeds.
-All losses are of held-out data. It takes about ten minutes on one core.
+All losses are of held-out data. It takes about twenty minutes on one core.
 """
 
 import argparse
@@ -129,7 +129,7 @@ def _fine_tuning_rows(tuned: list[fine_tuning.Tuned]) -> list[dict[str, Any]]:
 
 
 def _with_interval(difference: float, half: float) -> str:
-    return f"{difference:+.2g} ± {half:.1g}"
+    return f"{difference:+.2g} ± {half:.2g}"
 
 
 def _sweep(result: Result) -> dict[str, float | None]:
