@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_muon.optim.routing.routing import Route
+from lightning_muon.optim.routing.routes import Route
 from lightning_muon.optim.sharding.sharding import Sharding
 from lightning_muon.optim.update.matrix_layout import MatrixLayout
 
