@@ -140,8 +140,7 @@ def _gives_more(layer: Layer, inner: Layer) -> bool:
 
 def _is_multiple(layer: Layer, candidates: Sequence[Candidate], uses: Mapping[str, Use]) -> bool:
     """Return whether the outputs are a multiple of the inputs, and another layer with these inputs may be a head."""
-    count, rest = divmod(layer.outputs, layer.inputs)
-    if rest or count < 2:
+    if layer.inputs == 0 or layer.outputs % layer.inputs or layer.outputs < 2 * layer.inputs:
         return False
     others = (candidate.layer for candidate in candidates if candidate.layer is not layer)
     alike = [other for other in others if other.inputs == layer.inputs and other.outputs % other.inputs]
