@@ -14,11 +14,14 @@ from lightning_muon.optim.routing.state_space import state_space_layout
 from lightning_muon.optim.update.matrix_layout import MatrixLayout
 
 # Two halves, always of one size: key and value, or gate and up.
-_HALVES = frozenset({"kv", "kv_proj", "to_kv", "wkv", "gate_up", "gate_up_proj", "w12", "w13", "weights_in"})
+_HALVES = frozenset(
+    {"kv", "keys_values", "kv_proj", "to_kv", "wkv", "gate_up", "gate_up_proj", "w12", "w13", "weights_in"}
+)
 # Query, key and value, of one size only if all have the same number of heads. The c_attn of a cross-attention in GPT-2
 # contains only key and value.
 _ATTENTION = {
-    **dict.fromkeys(("qkv", "qkvs", "qkv_proj", "to_qkv", "wqkv", "query_key_value"), (3,)),
+    **dict.fromkeys(("qkv", "qkvs", "qkv_proj", "to_qkv", "wqkv", "query_key_value", "queries_keys_values"), (3,)),
+    **dict.fromkeys(("kqv", "kqv_lin"), (3,)),
     "c_attn": (3, 2),
 }
 # Fused in Mamba and ModernBERT, plain elsewhere: the width of the output projection decides.
@@ -136,7 +139,9 @@ def _by_sizes(name: str, parent: nn.Module | None, fan_out: int) -> tuple[Matrix
     """
     sizes_said = ("dim_head_qk", "dim_head_v") if name in _HALVES and hasattr(parent, "dim_head_qk") else _ROWS
     key, value = (first_number([parent], size) for size in sizes_said)
-    number = getattr(parent, "num_heads", None)
+    number = getattr(parent, "num_heads", None) or getattr(parent, "num_attention_heads", None)
+    if key is not None and value is None and (ratio := first_number([parent], "attention_ratio")):
+        value = ratio * key  # LeViT in transformers
     if key is None or value is None or not isinstance(number, int):
         return None
     sizes = (key, key, value) if name in _ATTENTION else (key, value) if name in _HALVES else ()

@@ -7,15 +7,17 @@ _HEAD = re.compile(
     r"|(text|visual|vision|image|audio)_projection)$",  # the two outputs of CLIP and similar models
     re.IGNORECASE,
 )
+_TOWER = re.compile(r"(text|visual|vision|image|audio)_projection$", re.IGNORECASE)
 _POSITION = re.compile(r"(^|_)(pos|position|query|ref|reference)(_|$)", re.IGNORECASE)
 _INNER = re.compile(r"(^|_)(gates?|gating|routers?|pos|position|ref)(_|$)", re.IGNORECASE)
 _MODULATION = re.compile(r"ada|modulat|norm|scale|shift|cond|time|temb", re.IGNORECASE)
 _LAST = re.compile(
-    r"(^|_)((out|output)(_layer)?|conv_out|proj_out|final(_\w+)?|preds?|predictions?|predictors?|generator"
+    r"(^|_)((out|output)(_layer)?|conv_out|conv_post|proj_out|final(_\w+)?|preds?|predictions?|predictors?|generator"
     r"|(b?box|class|cls|mask)_embed"  # predictors of detectors
     r"|mean|mu|log_?std|log_?var|sigma)$",
     re.IGNORECASE,
 )
+_OUTPUT = re.compile(r"(^|[_.])((feat|feature|mel|spec|wave?|proj)_out|conv_post)$", re.IGNORECASE)
 _ENCODER = re.compile(r"(^|_)encoder$", re.IGNORECASE)
 _CRITIC = re.compile(
     r"(^|_)(disc|discriminators?|critics?|adversary|net_?d|d|q|qf|q_?nets?|vf?)(\d|_|$)", re.IGNORECASE
@@ -25,6 +27,11 @@ _CRITIC = re.compile(
 def is_head_name(name: str) -> bool:
     """Return whether a module of this name is a head."""
     return bool(_HEAD.search(name) and not _POSITION.search(name))
+
+
+def is_tower_name(name: str) -> bool:
+    """Return whether a head is one of several that give vectors of one space, such as those of texts and of images."""
+    return bool(_TOWER.search(name))
 
 
 def is_critic_name(name: str) -> bool:
@@ -50,6 +57,11 @@ def is_called_inner(path: str) -> bool:
 def is_called_modulation(path: str) -> bool:
     """Return whether a layer is called after what scales and shifts others, as in adaptive norms."""
     return bool(_MODULATION.search(path))
+
+
+def is_called_output(path: str) -> bool:
+    """Return whether a layer is called after what a model gives, such as the features of sound or the projection."""
+    return bool(_OUTPUT.search(path))
 
 
 def is_called_last(path: str) -> bool:

@@ -14,6 +14,8 @@ from lightning_muon.optim.routing.roles import Role, matrices, vector
 from lightning_muon.optim.update.matrix_layout import MatrixLayout
 
 _GATES = {"RNN": 1, "RNNCell": 1, "LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3}
+# A layer over one-hot positions is a table: LayoutLMv2's and LayoutLMv3's rel_pos_bias.
+_POSITION_BIAS = re.compile(r"(^|_)(rel|relative)_pos(ition)?(_\w+)?_bias$")
 _LAYER_CLASS = re.compile(r"(Linear|Dense)$")
 
 
@@ -49,6 +51,9 @@ def linear_role(place: Place, layout: MatrixLayout) -> Role:
     fan_out, fan_in = layout.fans(place.parameter.shape)[0]
     if is_router(place):
         return matrices(layout, ROUTER, name="router")
+    if place.names and _POSITION_BIAS.search(place.names[0]):
+        said = "embedding, biases by relative position, by its name"
+        return Role("embedding", "adamw", said, confidence="by name")
     if min(fan_out, fan_in) == 1:
         return _one_row(fan_out)
     return _fused_role("hidden matrix", layout, fused(place, fan_out, fan_in))

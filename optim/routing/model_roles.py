@@ -60,8 +60,10 @@ def model_roles(model: nn.Module, *, per_head: bool = False) -> list[tuple[list[
     for same in by_parameter.values():
         role = next((use.role for use in same if use.role.algorithm == "adamw"), same[0].role)
         for use in same:
-            if use.layer in heads and use.role.is_layer:
-                role = _judged(use.role, heads[use.layer])
+            verdict = heads.get(use.layer)
+            is_last = verdict is _HEADLESS and use.role.algorithm == "muon"
+            if verdict is not None and (use.role.is_layer or is_last):
+                role = _judged(use.role, verdict)
         if per_head and role.algorithm == "muon":
             place = same[0].place
             names = [*place.names, ""]  # the model has no name
@@ -97,18 +99,19 @@ def _find_heads(model: nn.Module, uses: Sequence[_Use]) -> dict[str, Verdict]:
 
 
 def _last_of_headless(uses: Sequence[_Use]) -> str | None:
-    """Return the last layer of a model without a head, unless a table of embeddings is likely to be its head.
+    """Return the module with the last matrix of a model without a head, unless an embedding is likely to be the head.
 
     A table serves as the head without a layer, in ``F.linear(features, table)``, if it is as wide as the features.
     """
-    layers = [use for use in uses if use.role.is_layer and use.parameter.requires_grad]
-    if not layers:
+    matrices = [use for use in uses if use.role.algorithm == "muon" and use.parameter.requires_grad]
+    if not matrices:
         return None
-    last = layers[-1]
-    width = Layer(last.layer, last.parameter.shape, last.role.layout).outputs
+    last = matrices[-1]
+    layers = [use for use in matrices if use.role.is_layer]
+    width = {Layer(use.layer, use.parameter.shape, use.role.layout).outputs for use in layers[-1:]}
     norms = [use.parameter.shape[-1] for use in uses if use.parameter.ndim == 1 and use.name == "weight"]
     tables = {use.parameter.shape[-1] for use in uses if use.role.is_embedding}
-    return None if tables & {width, *norms[-1:]} else last.layer
+    return None if tables & {*width, *norms[-1:]} else last.layer
 
 
 def _judged(role: Role, verdict: Verdict) -> Role:

@@ -10,6 +10,8 @@ from lightning_muon.optim.routing.head_names import (
     is_called_inner,
     is_called_last,
     is_called_modulation,
+    is_called_output,
+    is_tower_name,
 )
 from lightning_muon.optim.routing.head_places import Candidate, candidates_in, entries
 from lightning_muon.optim.routing.module_tree import Layer, Part, layer_tree
@@ -24,8 +26,10 @@ _LAST = "output head, the last layer of its network"
 _JUDGED = "output head, the last layer of its network, which another judges by its name"
 _SINK = "output head: no other layer takes its {} outputs"
 _PERHAPS_SINK = "output head, perhaps: no other layer takes its {} outputs, but it is not at the end"
+_PERHAPS_CALLED_LAST = "output head, perhaps, by its name, but a later layer could take its {} outputs"
 _PERHAPS_LAST = "output head, perhaps: the last layer, and nothing else says so"
 _PERHAPS_TAKEN = "output head, perhaps: the last layer of a network, but a later one could take its {} outputs"
+_LISTED = "hidden matrix, perhaps: one of a list of single layers, each of which may give an output"
 _MULTIPLE = "hidden matrix, perhaps: its {} outputs are a multiple of its inputs, as a scale and shift are"
 
 
@@ -94,8 +98,10 @@ def _verdict(
     if widths.is_vocabulary(layer):
         return Verdict(_VOCABULARY)
     if place.named and _is_named(candidate, use, candidates):
-        return Verdict(_NAMED, "by name")
+        return Verdict(_NAMED, "guess" if use == "taken" and _is_lone_tower(place.named, candidates) else "by name")
     if place.kind == "named" or is_called_inner(layer.path):
+        return None
+    if use in ("raw", "earlier") and _feeds_a_head_ahead(layer, candidates, uses, widths):
         return None
     from_inside = widths.comes_from_inside(layer)
     is_sink = use == "none" or (use == "raw" and from_inside)
@@ -111,11 +117,37 @@ def _verdict(
     is_open = place.kind in ("end", "beside") and use != "taken" and not in_encoder(layer.path)
     if narrows and is_open and is_called_last(layer.path):
         return Verdict(_CALLED_LAST, "by name")
-    if narrows and place.kind == "end" and use == "earlier" and layer.outputs not in widths.streams:
-        return Verdict(_LAST)
+    if narrows and place.kind == "end" and use == "earlier":
+        is_stream = layer.outputs in widths.streams
+        return Verdict(_PERHAPS_LAST, "guess") if is_stream else Verdict(_LAST)
+    if place.kind in ("end", "beside") and is_called_output(layer.path):
+        return Verdict(_PERHAPS_CALLED_LAST.format(layer.outputs), "guess")
+    if _is_listed_alone(candidate):
+        return Verdict(_LISTED, "guess", is_head=False)
     # What takes the inputs of the model is a stem, whose outputs are put together with others.
     is_lost = is_sink and (from_inside or place.kind == "end")
     return Verdict(_PERHAPS_SINK.format(layer.outputs), "guess") if is_lost else None
+
+
+def _feeds_a_head_ahead(layer: Layer, candidates: Sequence[Candidate], uses: Mapping[str, Use], widths: Widths) -> bool:
+    """Return whether a head that was registered before the body takes the output of a layer."""
+    takers = [one.layer for one in candidates if one.layer.inputs == layer.outputs and uses[one.layer.path] == "none"]
+    return any(widths.is_ahead(taker) for taker in takers)
+
+
+def _is_listed_alone(candidate: Candidate) -> bool:
+    """Return whether a layer is in, or like one in, a list of layers that keep the width, as those of a ControlNet."""
+    if candidate.place.kind == "end":
+        return False
+    lists = [child for child in candidate.parent.children.values() if isinstance(child.module, nn.ModuleList)]
+    if isinstance(candidate.parent.module, nn.ModuleList):
+        lists = [candidate.parent]
+    for part in lists:
+        layers = [entry.layer for entry in part.children.values()]
+        alone = [layer for layer in layers if layer and layer.inputs == layer.outputs]
+        if len(layers) == len(alone) > 1 and candidate.layer.shape in {layer.shape for layer in alone}:
+            return True
+    return False
 
 
 def _is_named(candidate: Candidate, use: Use, candidates: Sequence[Candidate]) -> bool:
@@ -131,6 +163,12 @@ def _is_named(candidate: Candidate, use: Use, candidates: Sequence[Candidate]) -
     # Registered before the inner layers of its module.
     inner = [other.layer for other in others if other.place.kind == "named"]
     return use != "taken" and any(_gives_more(layer, other) for other in inner)
+
+
+def _is_lone_tower(named: Part, candidates: Sequence[Candidate]) -> bool:
+    """Return whether a layer is called as one of two towers, without another: it may be inside of the model."""
+    towers = {one.place.named.path for one in candidates if one.place.named and is_tower_name(one.place.named.name)}
+    return bool(named.layer) and towers == {named.path}
 
 
 def _gives_more(layer: Layer, inner: Layer) -> bool:
@@ -165,7 +203,14 @@ def _in_view_of_others(
         if is_called_last(layer.path):
             return Verdict(_CALLED_LAST, "by name")
         return Verdict(_PERHAPS_SINK.format(layer.outputs), "guess")
+    if place.kind == "beside" and use != "taken" and layer.inputs != layer.outputs:
+        # What takes the input of a head beside it, such as the deviation of a policy beside its mean.
+        siblings = [other.layer for other in candidates if other.parent is candidate.parent]
+        alike = [one.path for one in siblings if one.path in heads and one.inputs == layer.inputs]
+        return verdicts[alike[0]] if alike else None
     if place.kind != "end":
+        return None
+    if _feeds_a_head_ahead(layer, candidates, uses, widths):
         return None
     if heads.isdisjoint(place.network.paths):
         return _last(candidate, use, widths.streams)

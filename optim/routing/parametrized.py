@@ -48,8 +48,10 @@ def role_in_layer(place: Place, in_layer: Place, role: Role) -> Role:
         by = "" if set(kinds) <= _RESCALED else f" by {', '.join(kinds)}"
     else:
         magnitude = place.name.endswith("_g")
-    if magnitude or is_vector(place.parameter):
-        return vector("vector, magnitudes of a parametrized weight" if magnitude else "vector")
+    if magnitude:
+        return vector("vector, magnitudes of a parametrized weight")
+    if is_vector(place.parameter):
+        return role if role.is_layer and _fits(in_layer.owner, place.parameter) else vector()
     if not _fits(in_layer.owner, place.parameter):
         return unknown(f"{place.parameter.ndim}-D parameter of a weight that {by.strip()} gives")
     confidence = "by name" if by and role.confidence == "known" else role.confidence

@@ -55,7 +55,8 @@ class Place:
 
         The first is the owner's name. Where the module around contains no other matrix, as a convolution with its norm
         or a layer with dropout behind it, the name of that module says it as well: ``"qkv"`` of ``"qkv.linear"``. So
-        does that of a list of such layers.
+        does that of a list of such layers, and of a module that contains nothing else, as where each type of node in a
+        graph has a layer of its own.
         """
         names, around = self.names, self.around
         if not names:
@@ -64,8 +65,9 @@ class Place:
             yield name, around[index] if index < len(around) else None
             if index >= len(around):
                 break
-            in_list = isinstance(around[index], nn.ModuleList)
-            if not (in_list or name in _ADAPTED or _contains_one_matrix(around[index])):
+            in_list = isinstance(around[index], nn.ModuleList | nn.ModuleDict)
+            is_alone = index > 0 and len(list(around[index].children())) == 1
+            if not (in_list or is_alone or name in _ADAPTED or _contains_one_matrix(around[index])):
                 break
 
     def in_list(self) -> "Place":

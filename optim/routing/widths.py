@@ -82,7 +82,8 @@ class Widths:
         for module in later:
             # A frozen network that takes images, as that of a perceptual loss, looks at the output of a model.
             if module.trained or width > IMAGE_CHANNELS:
-                if width in module.takes or _is_reshaped(layer, module, between):
+                is_norm = not module.is_matrix and not module.rows
+                if (width in module.takes and not is_norm) or _is_reshaped(layer, module, between):
                     return "taken"
                 flattened = set() if module.is_convolution else channels
                 wider = {taken for taken in module.takes if taken not in known and not _divides(flattened, taken)}

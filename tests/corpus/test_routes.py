@@ -15,27 +15,6 @@ HERE = [entry for entry in entries().values() if entry.library == "plain"]
 """What needs no library beside torch, and so is in make test."""
 ELSEWHERE = [entry for entry in entries().values() if entry not in HERE]
 of_corpus = pytest.mark.corpus
-UNMENDED = {
-    "controlnet",
-    "dab_detr",
-    "deformable_detr",
-    "detr_panoptic",
-    "grounding_dino",
-    "hunyuan_dit",
-    "layoutlmv3",
-    "levit",
-    "multi_task",
-    "pixart",
-    "pyg_hgt",
-    "pyg_relational",
-    "soft_actor_critic",
-    "spectral_gan",
-    "spectral_gan_old",
-    "speecht5",
-    "timm_densenet",
-    "vits",
-}
-"""Architectures of which routing still says something wrong without a warning."""
 
 
 def parameters(*chosen: Entry) -> list[Any]:
@@ -52,9 +31,7 @@ def built(entry: Entry) -> nn.Module:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("entry", parameters(*HERE, *ELSEWHERE))
-def test_no_answer_is_wrong_without_a_warning(entry: Entry, request: pytest.FixtureRequest) -> None:
-    if entry.name in UNMENDED:
-        request.applymarker(pytest.mark.xfail(reason="routing is not right yet", strict=True))
+def test_no_answer_is_wrong_without_a_warning(entry: Entry) -> None:
     wrong = [str(one) for one in judge(entry, built(entry)) if one.verdict == "wrong"]
     assert not wrong, "\n".join(wrong)
 

@@ -189,3 +189,37 @@ def test_a_gate_without_experts_is_a_layer() -> None:
 def test_filters_of_a_convolution_with_one_output_a_group() -> None:
     found = routes(nn.Conv2d(8, 4, 3, groups=4))["weight"]
     assert (found.role, found.algorithm) == ("other", "adamw")
+
+
+def test_heads_of_levit_in_transformers() -> None:
+    said = {"key_dim": 4, "attention_ratio": 2, "num_attention_heads": 3}
+    layers = {"queries_keys_values": module({"linear": nn.Linear(WIDTH, 48), "norm": nn.BatchNorm1d(48)})}
+    found = routes(module({**layers, "projection": nn.Linear(24, WIDTH)}, **said))["queries_keys_values.linear.weight"]
+    parts = found.parameter.detach().view(3, 16, WIDTH).split([4, 4, 8], dim=1)
+    assert_cut(found, [part.flatten(0, 1) for part in parts])
+    pair = {"keys_values": module({"linear": nn.Linear(WIDTH, 36), "norm": nn.BatchNorm1d(36)})}
+    found = routes(module(pair, **said))["keys_values.linear.weight"]
+    parts = found.parameter.detach().view(3, 12, WIDTH).split([4, 8], dim=1)
+    assert_cut(found, [part.flatten(0, 1) for part in parts])
+
+
+def test_a_projection_for_each_type_of_node() -> None:
+    """As in the HGTConv of PyTorch-Geometric."""
+    types = nn.ModuleDict({"author": nn.Linear(WIDTH, 24), "paper": nn.Linear(WIDTH, 24)})
+    found = routes(module({"kqv_lin": module({"lins": types}, "HeteroDictLinear")}, "HGTConv"))
+    for name in ("author", "paper"):
+        route = found[f"kqv_lin.lins.{name}.weight"]
+        assert_cut(route, list(route.parameter.detach().split(8)))
+
+
+def test_a_layer_over_positions_is_a_table() -> None:
+    found = routes(module({"rel_pos_x_bias": nn.Linear(64, 4, bias=False)}, "Encoder"))["rel_pos_x_bias.weight"]
+    assert (found.role, found.algorithm, found.confidence) == ("embedding", "adamw", "by name")
+
+
+def test_the_last_matrices_are_a_guess_where_there_is_no_head() -> None:
+    convolution = module({}, "RGCNConv", in_channels=16, out_channels=4)
+    convolution.weight = nn.Parameter(torch.randn(5, 16, 4))
+    with pytest.warns(UserWarning, match="no output head was found"):
+        (route,) = find_routes(nn.ModuleDict({"conv2": convolution}))
+    assert (route.algorithm, route.confidence) == ("muon", "guess")
