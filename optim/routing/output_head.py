@@ -14,7 +14,7 @@ from lightning_muon.optim.routing.head_names import (
     is_tower_name,
 )
 from lightning_muon.optim.routing.head_places import Candidate, candidates_in, entries
-from lightning_muon.optim.routing.module_tree import Layer, Part, is_chain, layer_tree
+from lightning_muon.optim.routing.module_tree import Layer, Part, layer_tree
 from lightning_muon.optim.routing.roles import Confidence
 from lightning_muon.optim.routing.widths import Use, Widths
 
@@ -145,8 +145,9 @@ def _is_listed_alone(candidate: Candidate) -> bool:
     for part in lists:
         layers = [entry.layer for entry in part.children.values()]
         alone = [layer for layer in layers if layer and layer.inputs == layer.outputs]
-        follow = is_chain(list(part.children.values()))  # one after another, as hidden layers do
-        if len(layers) == len(alone) > 1 and not follow and candidate.layer.shape in {layer.shape for layer in alone}:
+        # Layers of one width follow one another, as hidden layers do.
+        several = len({layer.inputs for layer in alone}) > 1
+        if len(layers) == len(alone) and several and candidate.layer.shape in {layer.shape for layer in alone}:
             return True
     return False
 
