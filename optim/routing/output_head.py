@@ -126,7 +126,8 @@ def _verdict(
         return Verdict(_LISTED, "guess", is_head=False)
     # What takes the inputs of the model is a stem, whose outputs are put together with others.
     is_lost = is_sink and (from_inside or place.kind == "end")
-    return Verdict(_PERHAPS_SINK.format(layer.outputs), "guess") if is_lost else None
+    reason = _PERHAPS_LAST if place.kind == "end" else _PERHAPS_SINK.format(layer.outputs)
+    return Verdict(reason, "guess") if is_lost else None
 
 
 def _feeds_a_head_ahead(layer: Layer, candidates: Sequence[Candidate], uses: Mapping[str, Use], widths: Widths) -> bool:
