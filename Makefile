@@ -13,7 +13,7 @@ PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 BAKE := $(BIN)/python -m cookiecutter . --no-input --default-config
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint clean
+.PHONY: help install install-corpus demo test test-all test-corpus lint clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,14 @@ install: .venv/.installed ## Make .venv with all that development needs
 .venv/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	@touch $@
+
+install-corpus: .venv/.corpus ## Add the libraries of the models in tests/corpus
+
+# timm's models need nothing of torchvision but a class, for which the tests have a substitute; each of its wheels fits one build of torch only.
+.venv/.corpus: .venv/.installed
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,corpus]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --no-deps timm
 	@touch $@
 
 demo: install ## Generate a project, train it on real text, sample from its model
@@ -37,7 +45,10 @@ test: install ## Run the tests, those of generated projects included
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: install ## Run the slow tests too
-	$(BIN)/python -m pytest $(PARALLEL) -m 'not gpu'
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not gpu and not corpus'
+
+test-corpus: install-corpus ## Build, route and train the models of tests/corpus
+	$(BIN)/python -m pytest $(PARALLEL) -m corpus tests/corpus
 
 lint: install ## Check style and types, here and in a generated project
 	$(BIN)/python -m ruff check .

@@ -7,6 +7,8 @@
 - ``monitors``: the cost of the monitors in the demo
 - ``unhealthy_run``: the demo healthy, unhealthy, and with ``AutoWeightDecay``
 - ``variants``: the demo with variants of the recipe, each with several seeds
+- ``routing_corpus``: how often routing is right on architectures that nobody here wrote
+- ``small_trainings``: detection, diffusion, graphs, a GAN, tables and fine-tuning, beside AdamW; learning rates swept
 - ``kills``: runs killed at random moments of their saves, resumed, and compared with one that was not
 - ``saving_time``: how long a save takes, and how long it stops training
 - ``gpu``: all that needs a GPU, in one command of at most nine minutes

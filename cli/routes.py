@@ -122,7 +122,8 @@ class RoutesCLI(MuonCLI):
         parts = ", ".join(f"{algorithm} {count:,}" for algorithm, count in sorted(elements.items(), reverse=True))
         print(f"{type(self.model).__name__}: {len(routes)} parameters; elements: {parts}")
         for message in messages:
-            say(f"warning: {message}")
+            for line in f"warning: {message}".splitlines():  # rules to be copied
+                say(line)
 
 
 def as_json(model: nn.Module, routes: Sequence[Route], messages: Sequence[str] = ()) -> dict[str, Any]:

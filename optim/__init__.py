@@ -11,7 +11,8 @@ Each folder imports only those before it in this list. Nothing here imports Ligh
 
 from lightning_muon.optim.muon_adamw import MuonAdamW
 from lightning_muon.optim.polar.orthogonalize import orthogonalize
-from lightning_muon.optim.routing.routing import Route, Rule, find_routes, route_parameters, routing_table
+from lightning_muon.optim.routing.routes import Route, Rule
+from lightning_muon.optim.routing.routing import find_routes, route_parameters, routing_table
 from lightning_muon.optim.update.matrix_layout import MatrixLayout
 from lightning_muon.optim.update.scale import scale_factor
 

@@ -24,7 +24,7 @@ from lightning_muon.optim.parameter_group import (
 from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
 from lightning_muon.optim.polar.user_function import name_of
 from lightning_muon.optim.routing.added import route_added
-from lightning_muon.optim.routing.routing import LeftOut
+from lightning_muon.optim.routing.routes import LeftOut
 from lightning_muon.optim.sharding.plan import Plan, make_plans
 from lightning_muon.optim.sharding.sharding import Sharding
 from lightning_muon.optim.sharding.zero1 import StateShares, consolidate

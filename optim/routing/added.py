@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_muon.optim.routing.routing import Route, grouped
+from lightning_muon.optim.routing.routes import Route
+from lightning_muon.optim.routing.routing import grouped
 
 # What describes the parameters of a group: routing knows better.
 _DESCRIPTION = {"params", "param_names"}

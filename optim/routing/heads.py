@@ -11,9 +11,18 @@ _KEYS = (
     *("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "kv_heads", "num_k_heads"),
     *("n_local_heads", "n_query_groups", "num_query_groups"),
 )
-_SIZES = ("qk_head_dim", "head_dim", "head_size", "attention_head_size", "key_value_proj_dim", "d_kv", "dim_head")
+_SIZES = (
+    "qk_head_dim",
+    "head_dim",
+    "head_size",
+    "attention_head_size",
+    "key_value_proj_dim",
+    "d_kv",
+    "dim_head",
+    "d_head",
+)
 _VALUE_SIZES = ("v_head_dim",)
-_OUTPUT_PROJECTIONS = frozenset({"proj", "out_proj", "o_proj", "c_proj", "to_out", "wo", "out", "dense"})
+OUTPUT_PROJECTIONS = frozenset({"proj", "out_proj", "o_proj", "c_proj", "to_out", "wo", "out", "dense", "o"})
 
 
 @dataclass(frozen=True)
@@ -66,9 +75,9 @@ def heads_of(modules: Iterable[nn.Module]) -> Heads | None:
     return None
 
 
-def first_number(places: Iterable[object], name: str) -> int | None:
-    """Return the first positive whole number under a name."""
-    return _first(places, (name,))
+def first_number(places: Iterable[object], *names: str) -> int | None:
+    """Return the first positive whole number under one of some names."""
+    return _first(places, names)
 
 
 def _first(places: Iterable[object], names: Sequence[str]) -> int | None:
@@ -83,10 +92,10 @@ def _first(places: Iterable[object], names: Sequence[str]) -> int | None:
 def width_behind(attention: nn.Module | None) -> int | None:
     """Return the number of inputs of the output projection in a module, which is the width of all query heads."""
     for name, child in attention.named_children() if attention is not None else ():
-        if name.lower() in _OUTPUT_PROJECTIONS:
+        if name.lower() in OUTPUT_PROJECTIONS:
             for part in child.modules():  # it may be in a sequence with dropout
                 weight = getattr(part, "weight", None)
-                if isinstance(weight, Tensor) and weight.ndim == 2:
+                if isinstance(weight, Tensor) and weight.ndim >= 2:  # also a convolution
                     return weight.shape[0 if type(part).__name__ == "Conv1D" else 1]
     return None
 

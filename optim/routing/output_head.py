@@ -1,195 +1,247 @@
 """Output heads: the layers that give the output of a model, or of a network in it."""
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 
-from torch import Size, nn
+from torch import nn
 
-from lightning_muon.optim.routing.wrapped_names import WRAPPED
-from lightning_muon.optim.update.matrix_layout import MatrixLayout
+from lightning_muon.optim.routing.head_names import (
+    in_encoder,
+    is_called_inner,
+    is_called_last,
+    is_called_modulation,
+    is_called_output,
+    is_tower_name,
+)
+from lightning_muon.optim.routing.head_places import Candidate, candidates_in, entries
+from lightning_muon.optim.routing.module_tree import Layer, Part, layer_tree
+from lightning_muon.optim.routing.roles import Confidence
+from lightning_muon.optim.routing.widths import Use, Widths
 
 _TIED = "output head, tied to an embedding"
+_VOCABULARY = "output head, one side is the vocabulary"
 _NAMED = "output head, by its name"
-_LAST = "output head, the last layer of the model"
-
-_HEAD_NAME = re.compile(
-    r"(^|_)(heads?|classifiers?|(?<!pre_)logits|score|unembed|unembedding|embed_out"
-    r"|(text|visual|vision|image|audio)_projection)$",  # the two outputs of CLIP and similar models
-    re.IGNORECASE,
-)
-_ATTENTION_NAME = re.compile(r"(^|_)(att|attn|attention)($|_)", re.IGNORECASE)
-_ATTENTION_CLASS = re.compile(r"(Att|Attn|Attention|MHA)$")
-
-_Containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
-_Blocks = nn.TransformerEncoderLayer | nn.TransformerDecoderLayer
+_CALLED_LAST = "output head, by the name of a last layer"
+_LAST = "output head, the last layer of its network"
+_JUDGED = "output head, the last layer of its network, which another judges by its name"
+_SINK = "output head: no other layer takes its {} outputs"
+_PERHAPS_SINK = "output head, perhaps: no other layer takes its {} outputs, but it is not at the end"
+_PERHAPS_CALLED_LAST = "output head, perhaps, by its name, but a later layer could take its {} outputs"
+_PERHAPS_LAST = "output head, perhaps: the last layer, and nothing else says so"
+_PERHAPS_TAKEN = "output head, perhaps: the last layer of a network, but a later one could take its {} outputs"
+_LISTED = "hidden matrix, perhaps: one of a list of single layers, each of which may give an output"
+_MULTIPLE = "hidden matrix, perhaps: its {} outputs are a multiple of its inputs, as a scale and shift are"
 
 
 @dataclass(frozen=True)
-class Layer:
-    """Describe a linear or convolutional layer.
+class Verdict:
+    """What is thought of a layer.
 
     Args:
-        path: Name of the module.
-        shape: Shape of its weight.
-        layout: Where the matrix is in the weight; ``blocks`` are the groups of a convolution.
-        tied: Whether the weight is also an embedding.
+        reason: One line for the routing table.
+        confidence: How sure it is.
+        is_head: Whether it is an output head; a guess may be that it is not.
     """
 
-    path: str
-    shape: Size
-    layout: MatrixLayout = field(default_factory=MatrixLayout)
-    tied: bool = False
-
-    @property
-    def inputs(self) -> int:
-        """Number of input features or channels."""
-        return self.shape[0] if self.layout.transposed else self.shape[1] * self.layout.blocks
-
-    @property
-    def outputs(self) -> int:
-        """Number of output features or channels."""
-        return self.shape[1 if self.layout.transposed else 0]
-
-    def fits(self, later: "Layer") -> bool:
-        """Return whether a later layer can take the output of this one, flattened after a convolution."""
-        flattened = len(self.shape) > 2 and len(later.shape) == 2
-        return later.inputs % self.outputs == 0 if flattened else later.inputs == self.outputs
+    reason: str
+    confidence: Confidence = "known"
+    is_head: bool = True
 
 
-@dataclass
-class Part:
-    """A module, unwrapped, that contains layers, or is one.
+def output_heads(model: nn.Module, layers: Iterable[Layer], widths: Widths) -> dict[str, Verdict]:
+    """Find the output heads among the layers of a model, and what is not sure to be one.
 
-    ``name`` is its name in the module around it; ``children`` are its parts, in the order of registration.
-    """
+    A layer is a head if it is tied to an embedding; if the vocabulary is one of its sides; if its name says so, or it
+    is the last of a module whose name does; if it is at the end of the model, or beside that, and no other layer takes
+    as many inputs as it gives outputs. Where a network has no such layer, its last in the order of registration is the
+    head. Networks side by side, such as actor and critic, are judged one by one. Layers inside an attention or a
+    repeated block are no heads.
 
-    name: str
-    module: nn.Module
-    children: dict[str, "Part"] = field(default_factory=dict)
-    layer: Layer | None = None
+    Args:
+        model: The model.
+        layers: The layers that are trained or tied to an embedding, in the order of registration.
+        widths: The widths of all modules with parameters.
 
-    def layers(self) -> Iterator[Layer]:
-        """Yield the layers, in the order of registration."""
-        if self.layer:
-            yield self.layer
-        for child in self.children.values():
-            yield from child.layers()
-
-
-def output_heads(model: nn.Module, layers: Iterable[Layer]) -> dict[str, str]:
-    """Find the output heads among the layers of a model.
-
-    A layer is a head if it is tied to an embedding, if its name says so, or if it is the last of a module whose name
-    says so. In a model without these, the last layer in the order of registration is the head, together with layers
-    beside it that take the same input, such as the mean and the deviation of a policy. Networks side by side, such as
-    actor and critic, are judged one by one. Layers inside an attention or a repeated block are no heads.
-
-    The layers are those that are trained or tied to an embedding, in the order of registration. Return the reason for
-    each head, by the name of its module.
+    Returns:
+        A verdict for each layer that is a head or may be one, by the name of its module.
     """
     layers = list(layers)
-    tied = {layer.path: _TIED for layer in layers if layer.tied}
-    return _heads(_layer_tree(model, layers), is_end=True) | tied if layers else {}
-
-
-def is_head_name(name: str) -> bool:
-    """Return whether a module of this name is a head."""
-    return bool(_HEAD_NAME.search(name))
-
-
-def _heads(part: Part, *, is_end: bool) -> dict[str, str]:
-    """Find the heads in a part; its last layer counts only at an end of the model. Tied layers are added later."""
-    if part.layer:
-        return {part.layer.path: _LAST} if is_end else {}
-    if _is_attention(part):
+    if not layers:
         return {}
-    children = list(part.children.values())
-    named = [child for child in children if is_head_name(child.name) and not _leads_on(child, children[-1])]
-    tied = any(child.layer and child.layer.tied for child in children)
-    ends = _ends(part.module, children) if is_end and not named and not tied else []
-
-    heads: dict[str, str] = {}
-    for child in named:
-        several = isinstance(child.module, nn.ModuleList | nn.ModuleDict)
-        for head in child.children.values() if several else [child]:
-            heads |= dict.fromkeys(_heads(head, is_end=True), _NAMED)
-    blocks = _blocks(part.module, children)
-    for child in children:
-        if child not in named and child not in blocks:
-            heads |= _heads(child, is_end=child in ends)
-    return heads
+    candidates = candidates_in(layer_tree(model, layers))
+    uses = {candidate.layer.path: _use(candidate, widths) for candidate in candidates}
+    verdicts = {layer.path: Verdict(_TIED) for layer in layers if layer.tied}
+    for candidate in candidates:
+        if candidate.layer.path not in verdicts and (verdict := _verdict(candidate, candidates, uses, widths)):
+            verdicts[candidate.layer.path] = verdict
+    for candidate in candidates:
+        path = candidate.layer.path
+        if verdict := _in_view_of_others(candidate, candidates, uses, verdicts, widths):
+            verdicts[path] = verdict
+    return verdicts
 
 
-def _leads_on(head: Part, last: Part) -> bool:
-    """Return whether a module named like a head comes before the output layer, as the transform of ModernBERT."""
-    *_, output = head.layers()
-    return bool(not head.layer and last.layer and output.fits(last.layer))
+def _use(candidate: Candidate, widths: Widths) -> Use:
+    """Return who may use the output of a layer; of another network, only what takes its input."""
+    apart: set[str] = set()
+    for network in candidate.place.beside:
+        inside = widths.inside(network.path)
+        apart |= set(inside[1:]) - {layer.path for layer in entries(network)}
+    return widths.use_of(candidate.layer, frozenset(apart))
 
 
-def _is_attention(part: Part) -> bool:
-    if isinstance(part.module, nn.MultiheadAttention):
-        return True
-    # The class of a whole model may be named after its attention, so only named parts are judged by names.
-    of_attention = _ATTENTION_CLASS.search(type(part.module).__name__) or _ATTENTION_NAME.search(part.name)
-    return bool(part.name and of_attention)
+def _verdict(
+    candidate: Candidate, candidates: Sequence[Candidate], uses: Mapping[str, Use], widths: Widths
+) -> Verdict | None:
+    """Judge a layer by its name and by the widths of all modules; ``None`` if these do not make it a head."""
+    layer, place, use = candidate.layer, candidate.place, uses[candidate.layer.path]
+    if widths.is_vocabulary(layer):
+        return Verdict(_VOCABULARY)
+    if place.named and _is_named(candidate, use, candidates):
+        return Verdict(_NAMED, "guess" if use == "taken" and _is_lone_tower(place.named, candidates) else "by name")
+    if place.kind == "named" or is_called_inner(layer.path):
+        return None
+    if use in ("raw", "earlier") and _feeds_a_head_ahead(layer, candidates, uses, widths):
+        return None
+    from_inside = widths.comes_from_inside(layer)
+    is_sink = use == "none" or (use == "raw" and from_inside)
+    if _is_multiple(layer, candidates, uses):
+        is_odd = is_sink and not is_called_modulation(layer.path)
+        return Verdict(_MULTIPLE.format(layer.outputs), "guess", is_head=False) if is_odd else None
+
+    narrows = layer.inputs != layer.outputs
+    is_listed = isinstance(candidate.parent.module, nn.Sequential | nn.ModuleList) or len(place.network.paths) == 1
+    is_beside = place.kind == "beside" and from_inside and not in_encoder(layer.path)
+    if is_sink and (narrows or is_listed) and (place.kind == "end" or is_beside):
+        return Verdict(_SINK.format(layer.outputs))
+    is_open = place.kind in ("end", "beside") and use != "taken" and not in_encoder(layer.path)
+    if narrows and is_open and is_called_last(layer.path):
+        return Verdict(_CALLED_LAST, "by name")
+    if narrows and place.kind == "end" and use == "earlier":
+        is_stream = layer.outputs in widths.streams
+        return Verdict(_PERHAPS_LAST, "guess") if is_stream else Verdict(_LAST)
+    if place.kind in ("end", "beside") and is_called_output(layer.path):
+        return Verdict(_PERHAPS_CALLED_LAST.format(layer.outputs), "guess")
+    if _is_listed_alone(candidate):
+        return Verdict(_LISTED, "guess", is_head=False)
+    # What takes the inputs of the model is a stem, whose outputs are put together with others.
+    is_lost = is_sink and (from_inside or place.kind == "end")
+    reason = _PERHAPS_LAST if place.kind == "end" else _PERHAPS_SINK.format(layer.outputs)
+    return Verdict(reason, "guess") if is_lost else None
 
 
-def _ends(module: nn.Module, children: Sequence[Part]) -> list[Part]:
-    """Return the children that give the outputs of the module, where no name says so."""
-    *earlier, last = children
-    if isinstance(module, nn.Sequential | nn.ModuleList):
-        return [last]
-    final = list(last.layers())
-    if len(final) == 1:
-        ends = [last]
-        for child in reversed(earlier):
-            beside = list(child.layers())
-            if len(beside) > 1 or beside[0].inputs != final[0].inputs or beside[0].fits(final[0]):
-                break
-            ends.append(child)
-        return ends
-    # It does not end in a single layer: each child is a network, unless it fits a later one, as encoder and decoder do.
-    ends = [last]
-    for index, child in enumerate(earlier):
-        *trunk, output = child.layers()
-        later = (next(other.layers()) for other in children[index + 1 :])
-        if trunk and not any(output.fits(first) for first in later):
-            ends.append(child)
-    return ends
+def _feeds_a_head_ahead(layer: Layer, candidates: Sequence[Candidate], uses: Mapping[str, Use], widths: Widths) -> bool:
+    """Return whether a head that was registered before the body takes the output of a layer."""
+    takers = [one.layer for one in candidates if one.layer.inputs == layer.outputs and uses[one.layer.path] == "none"]
+    return any(widths.is_ahead(taker) for taker in takers)
 
 
-def _blocks(module: nn.Module, children: Sequence[Part]) -> list[Part]:
-    """Return the children that are blocks: in a list of modules, or chainable with a twin beside them."""
-    candidates = [child for child in children if not child.layer]
-    if isinstance(module, nn.ModuleList):
-        return candidates
-    anatomies = [_anatomy(child.module) for child in candidates]
-    blocks = []
-    for child, anatomy in zip(candidates, anatomies, strict=True):
-        first, *_, last = [next(child.layers()), *child.layers()]
-        if isinstance(child.module, _Blocks) or (anatomies.count(anatomy) > 1 and last.fits(first)):
-            blocks.append(child)
-    return blocks
+def _is_listed_alone(candidate: Candidate) -> bool:
+    """Return whether a layer is in, or like one in, a list of layers that keep the width, as those of a ControlNet."""
+    if candidate.place.kind == "end":
+        return False
+    lists = [child for child in candidate.parent.children.values() if isinstance(child.module, nn.ModuleList)]
+    if isinstance(candidate.parent.module, nn.ModuleList):
+        lists = [candidate.parent]
+    for part in lists:
+        layers = [entry.layer for entry in part.children.values()]
+        alone = [layer for layer in layers if layer and layer.inputs == layer.outputs]
+        # Layers of one width follow one another, as hidden layers do.
+        several = len({layer.inputs for layer in alone}) > 1
+        if len(layers) == len(alone) and several and candidate.layer.shape in {layer.shape for layer in alone}:
+            return True
+    return False
 
 
-def _anatomy(module: nn.Module) -> object:
-    """Return what twins have in common: their class or, for containers, the shapes inside."""
-    if not isinstance(module, _Containers):
-        return type(module)
-    return [(type(part), [tuple(p.shape) for p in part.parameters(recurse=False)]) for part in module.modules()]
+def _is_named(candidate: Candidate, use: Use, candidates: Sequence[Candidate]) -> bool:
+    """Return whether a layer in a module that is named like a head gives the output of that module."""
+    layer, place = candidate.layer, candidate.place
+    if use == "taken" and place.is_nested:  # a stage of the model that is called so
+        return False
+    others = [other for other in candidates if other.place.named is place.named and other is not candidate]
+    if place.kind == "named":
+        is_modulation = is_called_modulation(layer.path) and layer.outputs % layer.inputs == 0
+        is_inner = layer.inputs == layer.outputs and any(_gives_more(other.layer, layer) for other in others)
+        return not (others and (is_modulation or is_inner))
+    # Registered before the inner layers of its module.
+    inner = [other.layer for other in others if other.place.kind == "named"]
+    return use != "taken" and any(_gives_more(layer, other) for other in inner)
 
 
-def _layer_tree(model: nn.Module, layers: Iterable[Layer]) -> Part:
-    """Arrange layers by the modules that contain them; modules without one of these layers are left out."""
-    root = Part("", model)
-    for layer in layers:
-        part, module = root, model
-        for name in layer.path.split(".") if layer.path else []:
-            module = module.get_submodule(name)
-            if name in WRAPPED:
-                part.module = module
-            else:
-                part = part.children.setdefault(name, Part(name, module))
-        part.layer = layer
-    return root
+def _is_lone_tower(named: Part, candidates: Sequence[Candidate]) -> bool:
+    """Return whether a layer is called as one of two towers, without another: it may be inside of the model."""
+    towers = {one.place.named.path for one in candidates if one.place.named and is_tower_name(one.place.named.name)}
+    return bool(named.layer) and towers == {named.path}
+
+
+def _gives_more(layer: Layer, inner: Layer) -> bool:
+    """Return whether a layer takes the width that an inner layer takes and gives, and gives another."""
+    return layer.inputs == inner.inputs == inner.outputs != layer.outputs
+
+
+def _is_multiple(layer: Layer, candidates: Sequence[Candidate], uses: Mapping[str, Use]) -> bool:
+    """Return whether the outputs are a multiple of the inputs, and another layer with these inputs may be a head."""
+    if layer.inputs == 0 or layer.outputs % layer.inputs or layer.outputs < 2 * layer.inputs:
+        return False
+    others = (candidate.layer for candidate in candidates if candidate.layer is not layer)
+    alike = [other for other in others if other.inputs == layer.inputs and other.outputs % other.inputs]
+    return any(uses[other.path] != "taken" for other in alike)
+
+
+def _in_view_of_others(
+    candidate: Candidate,
+    candidates: Sequence[Candidate],
+    uses: Mapping[str, Use],
+    verdicts: Mapping[str, Verdict],
+    widths: Widths,
+) -> Verdict | None:
+    """Judge a layer again when the heads by name and by widths are known; ``None`` leaves it as it is."""
+    layer, place, use = candidate.layer, candidate.place, uses[candidate.layer.path]
+    heads = {path for path, verdict in verdicts.items() if verdict.is_head}
+    if layer.path in verdicts:
+        is_sink = verdicts[layer.path] == Verdict(_SINK.format(layer.outputs))
+        is_last = widths.is_ahead(layer) or not any(_goes_on(follower, heads) for follower in place.followers)
+        if not is_sink or is_last:
+            return None
+        if is_called_last(layer.path):
+            return Verdict(_CALLED_LAST, "by name")
+        return Verdict(_PERHAPS_SINK.format(layer.outputs), "guess")
+    if place.kind == "beside" and use != "taken" and layer.inputs != layer.outputs:
+        # What takes the input of a head beside it, such as the deviation of a policy beside its mean.
+        siblings = [other.layer for other in candidates if other.parent is candidate.parent]
+        alike = [one.path for one in siblings if one.path in heads and one.inputs == layer.inputs]
+        return verdicts[alike[0]] if alike else None
+    if place.kind != "end":
+        return None
+    if _feeds_a_head_ahead(layer, candidates, uses, widths):
+        return None
+    if heads.isdisjoint(place.network.paths):
+        return _last(candidate, use, widths.streams)
+    if use == "taken" or layer.inputs == layer.outputs or _is_multiple(layer, candidates, uses):
+        return None
+    beside = [other for other in candidates if other.parent is candidate.parent and other.place.kind == "end"]
+    twins = [other.layer.path for other in beside if other.layer.inputs == layer.inputs]
+    return next((verdicts[twin] for twin in twins if twin in heads), None)
+
+
+def _goes_on(follower: Part, heads: Set[str]) -> bool:
+    """Return whether what comes after a head contains none, so that it may go on with the output of that head."""
+    is_modulation = all(is_called_modulation(path) for path in follower.paths)
+    return heads.isdisjoint(follower.paths) and not is_modulation
+
+
+def _last(candidate: Candidate, use: Use, streams: Set[int]) -> Verdict | None:
+    """Judge the last layer of a network in which nothing is a head."""
+    layer, place = candidate.layer, candidate.place
+    if is_called_inner(layer.path):
+        return None
+    if place.network.is_image_to_image:
+        return Verdict(_LAST)
+    if place.is_judged:
+        return Verdict(_JUDGED, "by name")
+    if use in ("taken", "part"):
+        return Verdict(_PERHAPS_TAKEN.format(layer.outputs), "guess")
+    is_stream = use == "earlier" and layer.outputs in streams and not place.is_certain
+    if isinstance(candidate.parent.module, nn.Sequential) and not is_stream:
+        return Verdict(_LAST)
+    return Verdict(_CALLED_LAST, "by name") if is_called_last(layer.path) else Verdict(_PERHAPS_LAST, "guess")

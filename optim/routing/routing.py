@@ -3,107 +3,25 @@
 import difflib
 import itertools
 import warnings
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
+from lightning_muon.optim.routing.guesses import about_guesses
 from lightning_muon.optim.routing.model_roles import model_roles
-from lightning_muon.optim.routing.roles import MUON_ROLES, ROLES, Confidence, Role, RoleName
+from lightning_muon.optim.routing.roles import MUON_ROLES, ROLES, Role
+from lightning_muon.optim.routing.routes import ORDER, LeftOut, Route, Rule
 from lightning_muon.optim.routing.wrapped_names import plain_name
-from lightning_muon.optim.sharding.sharding import Sharding, Shardings
-from lightning_muon.optim.sharding.wrappers import find_ddp, find_shardings, full_shapes, reduce_unfrozen, without_ddp
+from lightning_muon.optim.sharding.sharding import Shardings
+from lightning_muon.optim.sharding.wrappers import find_ddp, find_shardings, full_shapes, without_ddp
 from lightning_muon.optim.update.matrix_layout import MatrixLayout
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-Choice = Literal["muon", "adamw", "frozen"]
-ORDER = get_args(Choice)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Route parameters whose name matches a pattern, instead of by their role.
-
-    Args:
-        pattern: Shell-style pattern for the full name, such as ``"*.head.weight"``.
-        algorithm: ``"muon"``, ``"adamw"``, or ``"frozen"``: they are in no group, and no optimizer touches them. Their
-            gradients are still computed; ``requires_grad_(False)`` saves that as well.
-        options: Hyperparameters of these parameters, such as ``{"lr": 1e-4}``; they get a group of their own.
-        layout: Where the matrices are, if the role does not say: see :class:`MatrixLayout`.
-    """
-
-    pattern: str
-    algorithm: Choice
-    options: dict[str, Any] = field(default_factory=dict)
-    layout: MatrixLayout | None = None
-
-
-@dataclass(frozen=True)
-class Route:
-    """The algorithm and the role of one parameter, and the reason.
-
-    Args:
-        name: As ``named_parameters()`` gives it, without the prefixes of wrappers.
-        parameter: The parameter.
-        algorithm: ``"muon"``, ``"adamw"``, or ``"frozen"`` if it takes no gradient or a rule says so.
-        role: What it is in the model, see :data:`~lightning_muon.optim.routing.roles.RoleName`.
-        reason: Why this algorithm, in one line.
-        layout: Where the matrices of a muon parameter are.
-        options: Hyperparameters that differ from the optimizer's.
-        confidence: How sure the role is; what a rule says is ``"known"``.
-        sharding: Its sharding, if it is distributed over ranks and no DTensor.
-        trained: Its route if it took a gradient, where it takes none.
-    """
-
-    name: str
-    parameter: nn.Parameter
-    algorithm: Choice
-    role: RoleName
-    reason: str
-    layout: MatrixLayout = field(default_factory=MatrixLayout)
-    options: Mapping[str, Any] = field(default_factory=dict)
-    confidence: Confidence = "known"
-    sharding: Sharding | None = None
-    trained: "Route | None" = None
-
-    @property
-    def shape(self) -> torch.Size:
-        """Shape of the whole parameter, of which this rank may have only a shard."""
-        return self.parameter.shape if self.sharding is None else self.sharding.shape
-
-
-class LeftOut(dict[Tensor, Route]):
-    """The routes of parameters that are in no group, by parameter: what they would be if they were trained.
-
-    Parameters belong to a run, so copies and checkpoints of a group contain an empty dictionary instead.
-
-    Args:
-        routes: The parameters with their routes.
-        wrappers: The wrappers that must learn when a parameter is unfrozen.
-    """
-
-    def __init__(
-        self, routes: Iterable[tuple[Tensor, Route]] = (), wrappers: Iterable[DistributedDataParallel] = ()
-    ) -> None:
-        super().__init__(routes)
-        self.wrappers = list(wrappers)
-
-    def unfreeze(self, parameters: Iterable[Tensor]) -> None:
-        """Let parameters take gradients, reduced over the ranks of DDP, if they were left out."""
-        added = [parameter.requires_grad_(True) for parameter in parameters if parameter in self]
-        for wrapper in self.wrappers if added else ():
-            reduce_unfrozen(wrapper)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[type, tuple[()]]:
-        """Pickle as an empty container that ``torch.load`` also takes with ``weights_only=True``."""
-        return OrderedDict, ()
 
 
 def route_parameters(
@@ -118,8 +36,10 @@ def route_parameters(
 
     Muon updates hidden matrices: of linear layers, convolutions (as out × in·kernel), recurrent layers, stacks of
     experts and fused projections (each block by itself). AdamW updates embeddings, output heads and weights tied to
-    them, norms, biases and other vectors; vectors without weight decay. Each role has a group of its own, for which
-    ``MuonAdamW`` may have a learning rate of its own: ``lr_by_role``. Complex parameters go to AdamW.
+    them, norms, biases and other vectors; vectors without weight decay. AdamW also updates the factors of LoRA and what
+    other adapters train, unless a rule says otherwise, such as ``Rule("*.lora_[AB].*", "muon")``. Each role has a group
+    of its own, for which ``MuonAdamW`` may have a learning rate of its own: ``lr_by_role``. Complex parameters go to
+    AdamW.
 
     Frozen parameters are left out, and are not updated even if they are unfrozen later, so freeze before routing. To
     unfreeze a part during training, add its parameters, as Lightning's ``BackboneFinetuning`` does::
@@ -139,13 +59,14 @@ def route_parameters(
             and value, and its inputs of the output projection. The attention modules or their ``config`` say the
             numbers of heads; where none does, the reason says so, and a rule may, with
             ``MatrixLayout(blocks=heads)``.
-        strict: Make it an error if a role is a guess.
+        strict: Refuse to guess. Otherwise one warning lists the guesses, with rules that settle them.
 
     Returns:
         One group per algorithm, role and set of options: ``params``, and beside it ``param_names``, ``reasons`` and,
         for Muon, ``layouts``, in the same order; ``algorithm``; ``role``; ``name``, which Lightning's
         ``LearningRateMonitor`` shows. The name is that of the role: ``matrix``, ``router``, ``embedding``, ``head``,
-        ``vector`` or ``other``; with the algorithm, as in ``head_muon``, where a rule chose another than the role's.
+        ``adapter``, ``vector`` or ``other``; with the algorithm, as in ``head_muon``, where a rule chose another than
+        the role's.
         Muon's groups come first, and the roles in this order. Under DDP and FSDP1 also ``shardings``, and in the first
         group ``left_out``, if parameters are: only the optimizer reads these, and they are empty in copies and
         checkpoints.
@@ -154,7 +75,7 @@ def route_parameters(
     Raises:
         TypeError: If ``module`` is not a module.
         ValueError: If a rule matches nothing, contradicts a shape, or names an unknown algorithm; if no parameter
-            requires a gradient; or if the part is not in the model.
+            requires a gradient; if the part is not in the model; or if ``strict``, and a role is a guess.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"route_parameters takes the module, not its parameters; got {type(module).__name__}")
@@ -230,7 +151,6 @@ def find_routes(
     rules = list(rules)
     routes: list[Route] = []
     used: set[int] = set()
-    unknown = []
     shardings, model = find_shardings(module), without_ddp(module)
     with full_shapes(model, shardings) as own:
         for names, parameter, role in model_roles(model, per_head=per_head):
@@ -240,8 +160,6 @@ def find_routes(
                 route = _route_by_rule(names[0], parameter, role, rules[first])
             else:
                 route = _route_by_role(names[0], parameter, role)
-                if role.confidence == "guess" and parameter.requires_grad:
-                    unknown.append(f"{names[0]} {tuple(parameter.shape)}")
             original = own.get(id(parameter), parameter)
             route = replace(route, parameter=original, sharding=shardings.get(original))
             if not parameter.requires_grad:
@@ -252,14 +170,10 @@ def find_routes(
     for index, rule in enumerate(rules):
         if index not in used:
             _raise_unused(rule, [route.name for route in routes])
-    if unknown:
-        message = (
-            f"adamw updates {', '.join(unknown)}: their role is not known. If they contain matrices, say so with"
-            " a rule, such as Rule('*.weight', 'muon', layout=MatrixLayout(stacked=True))."
-        )
+    if guesses := about_guesses(routes):
         if strict:
-            raise ValueError(message)
-        warnings.warn(message, stacklevel=3)
+            raise ValueError(f"strict routing: {guesses}")
+        warnings.warn(guesses, stacklevel=3)
     return routes
 
 

@@ -7,9 +7,11 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_muon.optim.routing.routing import Route
+from lightning_muon.optim.routing.routes import Route
 from lightning_muon.optim.sharding.sharding import Sharding
 from lightning_muon.optim.update.matrix_layout import MatrixLayout
+
+_OF_ROUTES = {"algorithm", "role", "param_names", "reasons"}
 
 
 def used_routes(optimizers: Iterable[Optimizer]) -> list[Route]:
@@ -28,7 +30,7 @@ def used_routes(optimizers: Iterable[Optimizer]) -> list[Route]:
         shardings = getattr(optimizer, "_shardings", {})
         left_out |= getattr(optimizer, "_left_out", {})
         for group in optimizer.param_groups:
-            if "algorithm" in group and "reasons" in group:
+            if group.keys() >= _OF_ROUTES:
                 routes += _routes(group, shardings)
                 left_out |= group.get("left_out", {})
     taken = {route.parameter for route in routes}

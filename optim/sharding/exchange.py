@@ -159,7 +159,8 @@ def _all_to_all(
     sizes = [sum(tensor.numel() for tensor in to_rank) for to_rank in outgoing]
     work = dist.all_to_all_single(received, packed, list(incoming), sizes, group=group, async_op=True)
 
-    def wait() -> list[Tensor]:
+    # Not every backend keeps what it sends until it has left, and the allocator would hand out its memory again.
+    def wait(_sent: Tensor = packed) -> list[Tensor]:
         work.wait()
         return list(received.split(list(incoming)))
 

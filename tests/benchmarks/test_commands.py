@@ -15,6 +15,7 @@ from benchmarks import (
     optimizer_state,
     optimizer_step,
     orthogonalization,
+    routing_corpus,
     traffic,
     turns,
     unhealthy_run,
@@ -167,6 +168,16 @@ def test_unhealthy_run(tmp_path: Path) -> None:
     assert sick["weight RMS, largest, peak"] > 3 * healthy["weight RMS, largest, peak"]
     assert sick["output RMS, largest, peak"] > 100 * healthy["output RMS, largest, peak"]
     assert set(held) == set(sick) == {"run", *unhealthy_run.FIGURES}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_routing_corpus(tmp_path: Path) -> None:
+    routing_corpus.main(["--quick", "--results", str(tmp_path)])
+    plain, together = record(tmp_path / "routing_corpus-cpu.json")["rows"]
+    assert plain == together | {"library": "plain"}
+    verdicts = ("right", "guessed", "wrong with a warning", "wrong")
+    for unit in ("elements", "parameters"):
+        assert sum(plain[f"{verdict}, {unit}"] for verdict in verdicts) == plain[unit] > 0
 
 
 def test_what_logged_steps_are_longer_by() -> None:

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,8 @@ from lightning_muon.callbacks import (
 )
 from lightning_muon.callbacks.measures.singular_values import LARGEST_CONDITION
 from lightning_muon.callbacks.shards import whole
-from lightning_muon.optim import MuonAdamW, route_parameters
+from lightning_muon.optim import MuonAdamW, Rule, find_routes
+from lightning_muon.optim.routing.routing import grouped
 from lightning_muon.strategies import FSDP2Strategy
 
 STEPS, GLOBAL_BATCH = 6, 12
@@ -64,7 +66,11 @@ class Uneven(LightningModule):
                 gradient.view(-1)[-1:] = torch.nan
 
     def configure_optimizers(self) -> Any:
-        return self.make_optimizer(route_parameters(self))
+        # The output layer is one more hidden matrix here.
+        routes = find_routes(self, [Rule("net.6.weight", "muon")])
+        return self.make_optimizer(
+            grouped(replace(route, role="matrix") if route.role == "head" else route for route in routes)
+        )
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         rows = torch.randn(STEPS, GLOBAL_BATCH, 3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

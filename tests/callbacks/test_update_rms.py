@@ -187,7 +187,7 @@ def test_what_does_not_move_is_left_out(regression: Module, fit: Fit) -> None:
     class Odd(regression):  # type: ignore[valid-type,misc]
         def __init__(self) -> None:
             super().__init__(partial(MuonAdamW, lr=LR, adamw_lr=0.0, weight_decay=1.0))
-            self.unused, self.head = nn.Linear(8, 8), nn.Linear(8, 1)
+            self.unused, self.head = nn.Linear(8, 8), nn.Linear(4, 1)
 
     trainer = fit(Odd(), callbacks=[UpdateRMSMonitor(per_parameter=True)])
     logged = {name for name in trainer.callback_metrics if "update_rms" in name}

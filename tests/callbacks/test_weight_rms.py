@@ -194,7 +194,7 @@ def test_headroom_is_for_matrices_that_can_move(regression: Module, fit: Fit) ->
     class Odd(regression):  # type: ignore[valid-type,misc]
         def __init__(self) -> None:
             super().__init__(MuonAdamW)
-            self.unused, self.head = nn.Linear(8, 8), nn.Linear(8, 1)
+            self.unused, self.head = nn.Linear(8, 8), nn.Linear(4, 1)
             nn.init.zeros_(self.net[2].weight)
 
     trainer = fit(Odd(), callbacks=[WeightRMSMonitor(per_parameter=True)], limit_train_batches=1)
@@ -256,7 +256,7 @@ def test_a_name_that_contains_that_of_a_wrapper_is_kept(regression: Module, fit:
     class Named(regression):  # type: ignore[valid-type,misc]
         def __init__(self) -> None:
             super().__init__(MuonAdamW)
-            self.my_orig_mod, self.head = nn.Linear(8, 8), nn.Linear(8, 1)  # the last layer would be an output head
+            self.my_orig_mod, self.head = nn.Linear(8, 8), nn.Linear(4, 1)  # the last layer would be an output head
 
         def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
             return super().training_step([self.my_orig_mod(batch[0]), batch[1]], batch_idx)

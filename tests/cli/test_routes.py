@@ -108,7 +108,9 @@ def test_json_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 def test_a_guess_is_told_and_may_be_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert ends("--model=some_nets.Strange") == 0
-    assert capsys.readouterr().err.startswith("warning: ")
+    told = capsys.readouterr().err
+    assert told.startswith("warning: ")
+    assert '    Rule("wave", "adamw"),' in told.splitlines()  # to be copied
     assert ends("--model=some_nets.Strange", "--strict") == 2
     assert "wave" in capsys.readouterr().err
     assert ends("--model=some_nets.Strange", "--strict", "--rules=[{pattern: wave, algorithm: adamw}]") == 0

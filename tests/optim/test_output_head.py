@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -220,3 +221,54 @@ def test_a_layer_under_two_names_is_judged_by_that_of_a_head() -> None:
     assert heads(modules(first=shared, lm_head=shared, last=nn.Linear(8, 8))) == {"first"}
     trunk = mlp(8, 16, 8)
     assert heads(modules(trunk=trunk, fc=nn.Linear(8, 3), backbone=trunk)) == {"fc"}
+
+
+def confidences(model: nn.Module) -> dict[str, str]:
+    """How sure each head is, and each layer that may be one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        routes = find_routes(model)
+    said = [route for route in routes if route.role == "head" or route.confidence == "guess"]
+    return {route.name.removesuffix(".weight"): f"{route.role}, {route.confidence}" for route in said}
+
+
+def test_what_takes_the_input_of_a_named_head_is_one_too() -> None:
+    policy = modules(trunk=mlp(8, 16, 16), mean=nn.Linear(16, 3), spread=nn.Linear(16, 3), q=mlp(11, 16, 1))
+    assert confidences(policy) == {"mean": "head, by name", "spread": "head, by name", "q.2": "head, known"}
+
+
+def test_heads_that_were_registered_before_the_body_take_its_output() -> None:
+    tasks = modules(age=nn.Linear(16, 1), name=nn.Linear(16, 7))
+    assert heads(modules(tasks=tasks, body=mlp(8, 32, 16))) == {"tasks.age", "tasks.name"}
+
+
+def test_a_parametrized_layer_of_one_row_is_the_end() -> None:
+    norm = nn.utils.parametrizations.spectral_norm
+    critic = nn.Sequential(norm(nn.Conv2d(2, 8, 3)), norm(nn.Conv2d(8, 16, 3)), nn.Flatten(), norm(nn.Linear(64, 1)))
+    assert heads(modules(critic=critic)) == {"critic.3.parametrizations.weight.original"}
+
+
+def test_a_norm_behind_a_layer_takes_nothing_from_it() -> None:
+    last = nn.Sequential(nn.Conv1d(24, 20, 3), nn.BatchNorm1d(20))
+    sound = modules(stem=nn.Linear(20, 32), block=mlp(32, 24), layers=nn.ModuleList([nn.Conv1d(24, 24, 3), last]))
+    assert confidences(sound) == {"layers.1.0": "head, guess"}
+
+
+@pytest.mark.parametrize("name", ["feat_out", "mel_out", "conv_post"])
+def test_a_layer_that_is_called_an_output_is_a_guess_where_another_could_go_on(name: str) -> None:
+    model = modules(body=mlp(8, 16, 16), **{name: nn.Linear(16, 40), "layers": mlp(40, 24, 24, 40)})
+    assert confidences(model)[name] == "head, guess"
+
+
+def test_one_of_two_towers_alone_is_a_guess_where_another_could_go_on() -> None:
+    towers = {"visual_projection": nn.Linear(16, 8), "text_projection": nn.Linear(16, 8)}
+    assert set(confidences(modules(body=mlp(8, 16), **towers)).values()) == {"head, by name"}
+    inner = modules(body=mlp(8, 16), text_projection=nn.Linear(16, 16), decoder=mlp(16, 16, 3))
+    assert confidences(inner) == {"text_projection": "head, guess", "decoder.2": "head, known"}
+
+
+def test_a_list_of_single_layers_that_keep_the_width_is_a_guess() -> None:
+    sides = nn.ModuleList(nn.Conv2d(width, width, 1) for width in (8, 16))
+    model = modules(sides=sides, middle=nn.Conv2d(16, 16, 1), down=nn.Conv2d(3, 8, 3), end=nn.Conv2d(16, 3, 1))
+    expected = dict.fromkeys(("sides.0", "sides.1", "middle"), "matrix, guess")
+    assert confidences(model) == {**expected, "end": "head, known"}

@@ -28,7 +28,10 @@ def group(**options: object) -> dict[str, object]:
         (group(weight_decay=math.inf), "mine.*weight_decay must be at least 0 and finite, got inf"),
         (group(algorithm="adamw", eps=math.inf), "mine.*eps must be at least 0 and finite, got inf"),
         (group(momentum=math.nan), "mine.*momentum must be at least 0 and below 1, got nan"),
-        (group(role="heads"), "mine.*role is 'heads', choose one of matrix, router, embedding, head, vector, other"),
+        (
+            group(role="heads"),
+            "mine.*'heads', choose one of matrix, router, embedding, head, adapter, vector, other",
+        ),
         (group(lr="fast"), "mine.*lr must be a number, got 'fast'"),
         (group(momentum=1.0), "mine.*momentum must be at least 0 and below 1"),
         (group(weight_decay=float("nan")), "mine.*weight_decay must be at least 0"),

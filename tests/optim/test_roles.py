@@ -44,7 +44,7 @@ def test_transformer(tied: bool) -> None:
         assert "output.weight" not in reasons
     else:
         assert reasons["embedding.weight"] == "embedding"
-        assert reasons["output.weight"] == "output head, the last layer of the model"
+        assert reasons["output.weight"] == "output head, one side is the vocabulary"
     assert reasons["position"] == "embedding, by its name"
     assert reasons["norm.weight"] == "vector"
 
@@ -114,25 +114,20 @@ def test_a_linear_layer_whose_class_speaks_of_norms_is_one() -> None:
     assert muon(nn.Sequential(kind(8, 8), nn.Linear(8, 3))) == {"0.weight"}
 
 
-def test_magnitudes_of_weight_norm_are_vectors() -> None:
-    with pytest.warns(FutureWarning):
-        layer = nn.utils.weight_norm(nn.Linear(8, 8))
-    with pytest.warns(UserWarning, match=r"adamw updates 0.weight_v \(8, 8\): their role is not known"):
-        routes = {route.name: route for route in find_routes(nn.Sequential(layer, nn.Linear(8, 3)))}
-    assert routes["0.weight_g"].reason == "vector"
-    assert routes["0.weight_g"].options == {"weight_decay": 0.0}
-
-
-def test_one_output_makes_a_layer_not_a_vector() -> None:
-    model = nn.ModuleDict({"gate": nn.Linear(8, 1), "head": nn.Linear(8, 2)})
-    assert muon(model) == {"gate.weight"}
+def test_a_layer_with_one_output_or_one_input_is_a_vector_unless_it_is_the_head() -> None:
+    model = nn.Sequential(nn.Linear(1, 8), nn.Linear(8, 8), nn.Conv2d(8, 1, 1), nn.Linear(8, 2), nn.Linear(2, 1))
+    routes = {route.name: route for route in find_routes(model)}
+    assert muon(model) == {"1.weight", "3.weight"}
+    for name, why in (("0.weight", "one input"), ("2.weight", "one output")):
+        assert (routes[name].role, routes[name].options) == ("vector", {"weight_decay": 0.0})
+        assert routes[name].reason == f"vector: the layer has {why}"
+    assert (routes["4.weight"].role, routes["4.weight"].options) == ("head", {})
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_parameter_marked_by_its_module_does_not_decay() -> None:
-    """As the A_log of Mamba is."""
-    model = nn.ParameterDict({"A_log": torch.zeros(8, 4)})
-    model["A_log"]._no_weight_decay = True
+    model = nn.ParameterDict({"state": torch.zeros(8, 4)})
+    model["state"]._no_weight_decay = True
     group = route_parameters(model)[0]
     assert (group["algorithm"], group["weight_decay"]) == ("adamw", 0.0)
 
@@ -228,7 +223,7 @@ def test_experts_are_told_by_their_declared_widths(widths: tuple[int, int], tran
 
 def test_experts_of_unknown_storage_are_announced() -> None:
     with pytest.warns(
-        UserWarning, match=r"adamw updates up_proj \(4, 8, 12\), down_proj \(4, 12, 8\): their role is not known"
+        UserWarning, match=r"adamw updates up_proj \(4, 8, 12\): experts, .*\n.*down_proj \(4, 12, 8\): experts, "
     ):
         assert muon(ExpertStacks(up_proj=(8, 12), down_proj=(12, 8))) == set()
 
@@ -298,8 +293,8 @@ def test_a_parameter_of_unknown_role_is_announced() -> None:
     class StateSpace(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.A_log = nn.Parameter(torch.zeros(8, 4))
+            self.state = nn.Parameter(torch.zeros(8, 4))
             self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
 
-    with pytest.warns(UserWarning, match=r"adamw updates A_log \(8, 4\): their role is not known"):
+    with pytest.warns(UserWarning, match=r"adamw updates state \(8, 4\): .*, of unknown role"):
         assert muon(StateSpace()) == set()

@@ -25,9 +25,9 @@ trainer:
     - class_path: lightning_muon.callbacks.AutoWeightDecay
     - class_path: lightning_muon.callbacks.MuonDashboard
 model:
-  dim: 16
-  depth: 2
-  heads: 2
+  net:
+    class_path: GPT
+    init_args: {dim: 16, depth: 2, heads: 2, context: 32}
   context: 32
   optimizer:
     class_path: lightning_muon.optim.MuonAdamW

@@ -161,7 +161,7 @@ def test_unchecked_nothing_waits_for_the_device(method: Orthogonalizer, monkeypa
     assert checked.names & waiting
 
 
-@pytest.mark.parametrize("shape", [(5, 6, 10), (2, 3, 10, 6), (1, 1, 4, 4)])
+@pytest.mark.parametrize("shape", [(5, 6, 10), (2, 3, 10, 6), (1, 1, 4, 4), (6, 8, 6)])
 def test_a_batch_is_each_matrix_by_itself(shape: tuple[int, ...]) -> None:
     batch = torch.randn(shape) * torch.logspace(-3, 3, shape[0]).view(-1, *[1] * (len(shape) - 1))
     flat = batch.reshape(-1, *shape[-2:])

@@ -5,8 +5,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from model import BLOCKS, Block, make_model
-from torch import Tensor
+from torch import Tensor, nn
 from ways import make_optimizer, train, whole, wrap
+
+from lightning_muon.optim import Rule
 
 WAYS = ("ddp", "ddp_sharded_state", "fsdp2", "fsdp1")
 STEPS = 3
@@ -122,6 +124,25 @@ def check_no_gradient_anywhere_changes_nothing() -> None:
         make_optimizer(model, way).step()
         for name, found in whole(model).items():
             assert torch.equal(found, make_model().get_parameter(name)), (way, name)
+
+
+def check_matrices_of_one_row_and_of_one_column() -> None:
+    """Of which most ranks have nothing; torch's Muon fails on [1, N] under FSDP2."""
+    rules = [Rule("*", "muon")]
+    options = {"lr": 0.1, "neuron_beta": 0.9, "orthogonalizer_options": {"dtype": "float32"}}
+    found: dict[str, list[Tensor]] = {}
+    for way in ("one", *WAYS):
+        torch.manual_seed(0)
+        model: nn.Module = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in ((7, 1), (1, 9), (9, 1))))
+        model = model if way == "one" else wrap(way, model, nn.Linear)
+        optimizer = make_optimizer(model, way, rules, **options)
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            model(torch.ones(4, 7)).sum().backward()
+            optimizer.step()
+        found[way] = list(whole(model).values())
+        for matrix, expected in zip(found[way], found["one"], strict=True):
+            torch.testing.assert_close(matrix, expected, atol=1e-5, rtol=0, msg=lambda m, w=way: f"{w}: {m}")
 
 
 def check_zero_gradients_at_lr_zero_change_nothing() -> None:
