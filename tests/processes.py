@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -275,6 +275,8 @@ def _main(
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
     torch.set_num_threads(1)
+    # Workers of a DataLoader are children of this process, as elsewhere, and end with it. Those of a server would stay.
+    set_start_method("fork", force=True)
     code = 0
     try:
         target(*arguments)
