@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset
 from typing_extensions import override
 
 from lightning_muon.data.data_module import EpochDataModule
@@ -101,10 +101,10 @@ class TextDataModule(EpochDataModule):
         return self._spread("test")
 
     @override
-    def predict_dataloader(self) -> list[Tensor]:
+    def predict_dataloader(self) -> DataLoader[Tensor]:
         """Return one batch with the prompt, shape (1, tokens)."""
         (prompt,) = self.tokenizer.encode([self.prompt])
-        return [torch.from_numpy(prompt.astype(np.int64))[None]]
+        return DataLoader([torch.from_numpy(prompt.astype(np.int64))], batch_size=1)  # type: ignore[arg-type]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
