@@ -25,7 +25,7 @@ _BASELINE_TOKENS = 1 << 24
 class TextDataModule(EpochDataModule):
     """Samples of text for training, validation and test, each token predicted once an epoch.
 
-    Text becomes tokens once, see :func:`~lightning_muon.data.prepare_tokens`; files of tokens (``.bin``: raw integers, or
+    Text becomes tokens once, see :func:`~lightning_muon.data.prepare_tokens`; files of tokens (``.bin``: integers, or
     shards of llm.c) are used as they are. A subclass may have a text of its own, by :meth:`default_files`.
 
     Args:
@@ -143,7 +143,9 @@ class TextDataModule(EpochDataModule):
 
     @property
     def _are_tokens(self) -> bool:
-        paths = [path for of in self._paths.values() for path in of] if isinstance(self._paths, Mapping) else self._paths
+        paths = (
+            [path for of in self._paths.values() for path in of] if isinstance(self._paths, Mapping) else self._paths
+        )
         kinds = {path.suffix == ".bin" for path in paths}
         if len(kinds) > 1:
             raise ValueError("--data.files: give either text or files of tokens (.bin), not both")

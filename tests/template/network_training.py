@@ -18,7 +18,7 @@ QUIET = [
     "--trainer.enable_model_summary=false",
     "--trainer.log_every_n_steps=1",
     "--model.context=16",
-    "--model.sample_bytes=5",
+    "--model.sample_tokens=5",
     "--data.batch_size=4",
     "--data.files=text.txt",
 ]

@@ -75,9 +75,9 @@ def test_each_strategy_trains_and_resumes_as_one_device(baked_project: Path, tmp
     project = shutil.copytree(baked_project, tmp_path / "a project")
     (project / "small.yaml").write_text(CONFIG)
     (project / "configs" / "strategy" / "fsdp.yaml").write_text(FSDP_ON_CPU)
-    call(project, *fit("one", "--data.batch_size=8", "--data.val_batches=2"))
+    call(project, *fit("one", "--data.batch_size=8", "--data.val_samples=16"))
 
-    half = ["--data.batch_size=4", "--data.val_batches=4", "--trainer.devices=2"]
+    half = ["--data.batch_size=4", "--data.val_samples=16", "--trainer.devices=2"]
     # Where a run is saved, its preset, and from where it goes on.
     plan: list[tuple[str, str, str | None]] = [(name, name, None) for name in PRESETS]
     plan += [("fsdp resumed", "fsdp", "fsdp"), ("fsdp2 from one", "fsdp2", "one"), ("hsdp from fsdp2", "hsdp", "fsdp2")]

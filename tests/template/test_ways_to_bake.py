@@ -41,11 +41,22 @@ def test_every_room_comes_along() -> None:
 
 
 def test_rooms_and_configs_are_copied_byte_for_byte(baked_project: Path) -> None:
-    copies = {"configs": "configs", **{room: f"src/lightning_muon/{room}" for room in ROOMS}}
-    for original, copy in copies.items():
-        assert set(files_below(baked_project / copy)) == set(files_below(REPOSITORY / original))
-        for path in files_below(REPOSITORY / original):
-            assert (baked_project / copy / path).read_bytes() == (REPOSITORY / original / path).read_bytes()
+    (task,) = (REPOSITORY / "template").glob("*/tasks/text")
+    for room in ROOMS:
+        assert set(files_below(baked_project / "src" / "lightning_muon" / room)) == set(files_below(REPOSITORY / room))
+    copies = {
+        f"src/lightning_muon/{room}/{path}": REPOSITORY / room / path
+        for room in ROOMS
+        for path in files_below(REPOSITORY / room)
+    }
+    for configs in (REPOSITORY / "configs", task / "configs"):
+        copies |= {f"configs/{path}": configs / path for path in files_below(configs)}
+    assert {Path("configs", path).as_posix() for path in files_below(baked_project / "configs")} <= set(copies)
+    # That of the task is added to the default config.
+    default = copies.pop("configs/default.yaml").read_text() + (task / "default.yaml").read_text()
+    assert (baked_project / "configs" / "default.yaml").read_text() == default
+    for copy, original in copies.items():
+        assert (baked_project / copy).read_bytes() == original.read_bytes(), copy
     assert not any(path.is_symlink() for path in baked_project.rglob("*"))
 
 
@@ -77,8 +88,8 @@ def test_from_a_git_address(bake: Run, tmp_path: Path, repository_url: str, opti
 
 def test_by_questions_and_answers(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cookiecutter", "--default-config", str(REPOSITORY)]
-    # The template, seven prompts: the first answered, the licence chosen by its number, the others left as they are.
-    answers = "1\nAsked For\n\n\n\n\n2\n\n"
+    # The template, the prompts: the first answered, the licence chosen by its number, the others left as they are.
+    answers = "1\nAsked For\n\n\n\n\n2\n\n\n"
     finished = subprocess.run(
         command,
         cwd=tmp_path,

@@ -36,9 +36,9 @@ def examples(tmp_path: Path) -> Path:
 {% endif %}
 
 @pytest.fixture
-def run(tmp_path: Path, examples: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(examples: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Return a function that runs the program on a small model and few data, in a folder with nothing else."""
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(examples.parent)
 
     def call(subcommand: str, *arguments: str) -> MuonCLI:
         quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]

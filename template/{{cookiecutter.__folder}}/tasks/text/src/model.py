@@ -21,7 +21,7 @@ class GPT(nn.Module):
         dim: Width of the residual stream.
         depth: Number of blocks.
         heads: Number of attention heads; ``dim / heads`` must be even.
-        kv_heads: Number of heads of keys and values, which groups of heads share (arXiv:2305.13245); default: ``heads``.
+        kv_heads: Heads of keys and values, each for a group of heads (arXiv:2305.13245); default: ``heads``.
         context: Largest number of input tokens.
         tied_embeddings: Share the embedding weight with the output head.
         softcap: Bound of the logits, c·tanh(logits/c) (Gemma 2, arXiv:2408.00118); default: none.
@@ -105,7 +105,7 @@ class GPT(nn.Module):
         Six for each weight that a token meets in a product, and 12 · depth · dim · context for attention; see PaLM,
         arXiv:2204.02311, appendix B.
         """
-        weights = sum(p.numel() for p in self.parameters() if p.ndim >= 2) - self.embedding.weight.numel()  # noqa: PLR2004
+        weights = sum(p.numel() for p in self.parameters() if p.ndim >= 2) - self.embedding.weight.numel()
         for block in self.blocks:
             if isinstance(block.mlp, Experts):
                 weights -= block.mlp.idle_weights()
@@ -116,7 +116,7 @@ class GPT(nn.Module):
     def _initialize(self, depth: int) -> None:
         nn.init.normal_(self.embedding.weight, std=self.embedding.embedding_dim**-0.5)
         for name, weight in self.named_parameters():
-            if weight.ndim >= 2 and name != "embedding.weight":  # noqa: PLR2004
+            if weight.ndim >= 2 and name != "embedding.weight":
                 adds_to_stream = name.removesuffix(".weight").endswith((".out", ".down"))
                 nn.init.normal_(weight, std=weight.shape[-1] ** -0.5 * ((2 * depth) ** -0.5 if adds_to_stream else 1.0))
         nn.init.zeros_(self.head.weight)
@@ -132,9 +132,7 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(dim)
         self.mlp = mlp
 
-    def forward(
-        self, x: Tensor, earlier: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor, earlier: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Map (batch, time, dim) to the same shape; also return all keys and values so far."""
         attended, keys_and_values = self.attention(self.attention_norm(x), earlier)
         x = x + attended
@@ -167,9 +165,9 @@ class Attention(nn.Module):
         q, k = (self._rotate(F.rms_norm(t, t.shape[-1:]), start).to(v.dtype) for t in (q, k))
         if earlier:
             k, v = (torch.cat(pair, dim=2) for pair in zip(earlier, (k, v), strict=True))
-        # A single new token sees all keys.
+        mask = self._mask(time, start, x.device)
         gqa = self.num_kv_heads != self.num_heads
-        y = F.scaled_dot_product_attention(q, k, v, self._mask(time, start, x.device), is_causal=start == 0, enable_gqa=gqa)
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=start == 0, enable_gqa=gqa)
         out: Tensor = self.out(y.transpose(1, 2).reshape(batch, time, dim))
         return out, (k, v)
 
