@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from lightning_muon.data.loader import EpochLoader
+from lightning_muon.data.loader import EpochLoader, Samples
 
 
 class EpochDataModule(pl.LightningDataModule):
@@ -46,7 +46,7 @@ class EpochDataModule(pl.LightningDataModule):
         self._train: EpochLoader | None = None
         self._usual_reload: int | None = None
 
-    def train_loader(self, dataset: Dataset[Any], **options: Any) -> EpochLoader:
+    def train_loader(self, dataset: Samples | Dataset[Any], **options: Any) -> EpochLoader:
         """Return the loader of a training set; a resumed run goes on in mid-epoch.
 
         An epoch of the trainer is one of the data, or the whole run if ``max_steps`` makes that shorter.
@@ -93,11 +93,11 @@ class EpochDataModule(pl.LightningDataModule):
         is_in_epoch = epochs.ready > epochs.processed  # type: ignore[attr-defined]
         return loop.epoch_loop.batch_progress.current.ready if is_in_epoch else 0
 
-    def eval_loader(self, dataset: Dataset[Any], **options: Any) -> EpochLoader:
+    def eval_loader(self, dataset: Samples | Dataset[Any], **options: Any) -> EpochLoader:
         """Return the loader of a set for validation or test: all samples in their order, each time."""
         return self._loader(dataset, train=False, **options)
 
-    def _loader(self, dataset: Dataset[Any], **options: Any) -> EpochLoader:
+    def _loader(self, dataset: Samples | Dataset[Any], **options: Any) -> EpochLoader:
         usual = {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
         return EpochLoader(
             dataset,

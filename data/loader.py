@@ -2,12 +2,22 @@
 
 from collections.abc import Iterator, Sized
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_muon.data.epoch_batches import EpochBatches, Position
+
+
+class Samples(Protocol):
+    """A dataset of known length."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Return a sample."""
 
 
 class EpochLoader:
@@ -42,7 +52,7 @@ class EpochLoader:
 
     def __init__(
         self,
-        dataset: Dataset[Any],
+        dataset: Samples | Dataset[Any],
         batch_size: int,
         *,
         train: bool = True,
@@ -63,7 +73,7 @@ class EpochLoader:
         self._is_resumed = False
         self._of_workers = torch.Generator()
         self.loader: DataLoader[Any] = DataLoader(
-            dataset,
+            dataset,  # type: ignore[arg-type]
             batch_sampler=self.batches,
             generator=self._of_workers,
             persistent_workers=options.get("num_workers", 0) > 0,

@@ -4,8 +4,8 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from benchmarks.record import REPOSITORY
 from lightning_muon.optim import MuonAdamW, route_parameters
 
 CONFIGS = REPOSITORY / "configs"
-TEMPLATE = REPOSITORY / "template" / "{{cookiecutter.__folder}}" / "src" / "{{cookiecutter.package_name}}"
+TEMPLATE = REPOSITORY / "template" / "{{cookiecutter.__folder}}" / "tasks" / "text" / "src"
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -54,28 +54,22 @@ TINY = Size(dim=32, depth=2, heads=2, context=16, vocabulary=64, sequences=8)
 
 
 def make_gpt(size: Size) -> nn.Module:
-    """Return the GPT of the generated project, with more tokens than its 256 bytes."""
+    """Return the GPT of the generated project."""
     torch.manual_seed(0)
-    model: Any = _template().GPT(size.dim, size.depth, size.heads, size.context)
-    model.embedding = nn.Embedding(size.vocabulary, size.dim)
-    nn.init.normal_(model.embedding.weight, std=size.dim**-0.5)
-    model.head = nn.Linear(size.dim, size.vocabulary, bias=False)
-    if size.tied:
-        model.head.weight = model.embedding.weight
-    gpt: nn.Module = model
+    gpt: nn.Module = _template().GPT(
+        size.vocabulary, size.dim, size.depth, size.heads, context=size.context, tied_embeddings=size.tied
+    )
     return gpt
 
 
 def _template() -> Any:
-    """Import the template's file with the model, which contains no Jinja."""
-    name = "gpt_of_the_template"
+    """Import the template's file with the model; it and what it imports contain no Jinja."""
+    name = "text_of_the_template"
     if name not in sys.modules:
-        spec = spec_from_file_location(name, TEMPLATE / "model.py")
-        if spec is None or spec.loader is None:
-            raise ImportError(f"{TEMPLATE / 'model.py'} cannot be imported")
-        sys.modules[name] = module_from_spec(spec)  # torch.compile looks for it there
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+        package = ModuleType(name)
+        package.__path__ = [str(TEMPLATE)]
+        sys.modules[name] = package  # torch.compile looks for the classes there
+    return import_module(f"{name}.model")
 
 
 def make_tokens(size: Size, batches: int, sequences: int, device: str = "cpu") -> list[Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "build", "dist", "logs", "data", "*.egg-info", ".*_cache")
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "build", "dist", "logs", "*.egg-info", ".*_cache")
 
 Finished = subprocess.CompletedProcess[str]
 

@@ -1,10 +1,12 @@
 """The network: a small modern GPT, dense or with a mixture of experts."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that everyone knows
 from torch import Tensor, nn
 
-from {{ cookiecutter.package_name }}.experts import Experts
+from .experts import Experts
 
 Cache = list[tuple[Tensor, Tensor]]
 """Keys and values of each block, each of shape (batch, kv_heads, time, dim / heads)."""
@@ -84,7 +86,8 @@ class GPT(nn.Module):
         if time > self.context:
             raise ValueError(f"crops of {time} tokens are longer than the model's context of {self.context}")
         x = self.embedding(tokens)
-        earlier, later = cache or [None] * len(self.blocks), []
+        earlier: Sequence[tuple[Tensor, Tensor] | None] = cache or [None] * len(self.blocks)
+        later = []
         for block, of_block in zip(self.blocks, earlier, strict=True):
             x, keys_and_values = block(x, of_block)
             later.append(keys_and_values)

@@ -46,7 +46,7 @@ class TextModule(TrainingModule):
         self.context = context
         self.balance = balance
         self.sample_tokens = sample_tokens
-        self.sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        self.sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         self.val_loss, self.val_perplexity = MeanMetric(), Perplexity()
         self.test_loss, self.test_perplexity = MeanMetric(), Perplexity()
 
