@@ -10,6 +10,7 @@
 - ``routing_corpus``: how often routing is right on architectures that nobody here wrote
 - ``small_trainings``: detection, diffusion, graphs, a GAN, tables and fine-tuning, beside AdamW; learning rates swept
 - ``kills``: runs killed at random moments of their saves, resumed, and compared with one that was not
+- ``large_data``: the time and memory that 4 GiB of text take
 - ``saving_time``: how long a save takes, and how long it stops training
 - ``gpu``: all that needs a GPU, in one command of at most nine minutes
 - ``tables``: fills the tables of the docs from the records

@@ -11,8 +11,8 @@ import numpy as np
 _HEADER_BYTES = 1024
 _DTYPE_OF_MAGIC = {20240520: np.uint16, 20240801: np.uint32}
 # Mapped pages count as memory of the process until they are dropped. A read maps their neighbours too, if they are
-# cached: 16 pages of 4 KiB on Linux.
-_BYTES_TO_DROP = 1 << 26
+# cached: 16 pages of 4 KiB on Linux, and more where the cache has large pages.
+_BYTES_TO_DROP = 1 << 24
 _BYTES_AROUND = 1 << 16
 DTYPES = {"uint8": np.uint8, "uint16": np.uint16, "uint32": np.uint32}
 
@@ -40,6 +40,7 @@ class TokenShards:
         self.paths = [Path(path) for path in paths]
         self._shards = [_Shard(path, dtype) for path in self.paths]
         self._ends = np.cumsum([len(shard) for shard in self._shards])
+        self._mapped = 0  # bytes, at most, since pages were dropped
 
     def __len__(self) -> int:
         """Return the number of tokens."""
@@ -62,6 +63,11 @@ class TokenShards:
             tokens[done : done + len(piece)] = piece
             done += len(piece)
             number += 1
+            self._mapped += piece.nbytes + _BYTES_AROUND
+        if self._mapped > _BYTES_TO_DROP:
+            for shard in self._shards:
+                shard.drop()
+            self._mapped = 0
         return tokens
 
 
@@ -116,7 +122,6 @@ class _Shard:
         if of_header and self.count != header[2]:
             raise ValueError(f"{path}: its header says {header[2]} tokens, and it has {self.count}")
         self._map: mmap.mmap | None = None
-        self._mapped = 0  # bytes, at most, since they were dropped
 
     def __len__(self) -> int:
         return self.count
@@ -133,9 +138,9 @@ class _Shard:
             with self.path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         begin = self.offset + start * self.dtype.itemsize
-        tokens = np.frombuffer(self._map, self.dtype, count, begin).copy()
-        self._mapped += tokens.nbytes + _BYTES_AROUND
-        if self._mapped > _BYTES_TO_DROP and hasattr(self._map, "madvise"):
+        return np.frombuffer(self._map, self.dtype, count, begin).copy()
+
+    def drop(self) -> None:
+        """Take the pages that were read out of the memory of this process; the system may keep them in its cache."""
+        if self._map is not None and hasattr(self._map, "madvise"):
             self._map.madvise(mmap.MADV_DONTNEED)
-            self._mapped = 0
-        return tokens
