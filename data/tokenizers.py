@@ -115,7 +115,8 @@ class TiktokenTokenizer(Tokenizer):
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens."""
-        return self._encoding.decode(list(tokens))
+        text: str = self._encoding.decode(list(tokens))
+        return text
 
 
 def load_tokenizer(name: str | Path, end: str | None = None) -> Tokenizer:
