@@ -151,7 +151,7 @@ def check_matrices_without_gradient_rest() -> None:
     rests_like_one_device("ddp_sharded_state", momentum_dtype="int8")
 
 
-check_matrices_without_gradient_rest.world_sizes = (2, 3)
+check_matrices_without_gradient_rest.world_sizes = (2, 3, 4)
 
 
 def check_matrices_without_gradient_rest_under_hsdp() -> None:
