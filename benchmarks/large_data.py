@@ -1,4 +1,4 @@
-"""Text larger than what a run may take of memory: how long its preparation takes, and how much memory a training needs.
+"""Prepare 4 GiB of text, and read batches from it at random: the time and the memory that this takes.
 
 ``python -m benchmarks.large_data`` writes 4 GiB of text, makes tokens of it, and reads two thousand batches from it at
 random; beside it the same with 4 MiB.

@@ -55,13 +55,13 @@ class EpochDataModule(pl.LightningDataModule):
             dataset: A dataset with ``__len__`` and ``__getitem__``.
             options: Passed to ``DataLoader``, such as ``collate_fn``.
         """
-        most_batches = None
+        max_batches = None
         if self.trainer and self.trainer.max_steps > 0:
-            most_batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
-        before, loader = self._train, self._loader(dataset, train=True, most_batches=most_batches, **options)
+            max_batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
+        before, loader = self._train, self._loader(dataset, train=True, max_batches=max_batches, **options)
         self._train = loader
         if before is not None:  # Lightning loads the data anew
-            loader.go_on_after(before)
+            loader.continue_from(before)
             if self._usual_reload is not None and loader.batches.position.samples == 0:
                 self._reload_every(self._usual_reload)
                 self._usual_reload = None

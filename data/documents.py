@@ -52,6 +52,11 @@ class Document(NamedTuple):
     is_end: bool
 
 
+def all_files(files: Sequence[Path] | Mapping[str, Sequence[Path]]) -> list[Path]:
+    """Return files, or those of all splits, as one list."""
+    return [path for paths in files.values() for path in paths] if isinstance(files, Mapping) else list(files)
+
+
 def cut_into_pieces(files: Sequence[Path] | Mapping[str, Sequence[Path]]) -> list[Piece]:
     """Plan how files are read; the plan depends on their names and contents only.
 
@@ -93,12 +98,8 @@ def documents(piece: Piece, field: str) -> Iterator[Document]:
             for content, is_end in _parts(span):
                 yield Document(piece.split or "train", content, is_end)
             continue
-        texts = (
-            _RowGroups(span.path).texts(span.start, span.end, field)
-            if span.path.suffix == _PARQUET
-            else _json_texts(span, field)
-        )
-        for text in texts:
+        read_texts = _parquet_texts if span.path.suffix == _PARQUET else _json_texts
+        for text in read_texts(span, field):
             yield Document(piece.split or _split_of(text), text, is_end=True)
 
 

@@ -39,8 +39,8 @@ class EpochLoader:
         seed: Seed of the order and of the workers.
         rank: Rank of this process.
         world_size: Number of ranks.
-        most_batches: The most batches of an iteration, such as those of the whole run: the trainer's fractions of an
-            epoch, such as ``val_check_interval=0.25``, are then fractions of them.
+        max_batches: The largest number of batches of an iteration, such as those of the whole run: the trainer's
+            fractions of an epoch, such as ``val_check_interval=0.25``, are then fractions of them.
         options: Passed to ``torch.utils.data.DataLoader``: ``num_workers``, ``pin_memory``, ``collate_fn`` …
 
     Attributes:
@@ -59,7 +59,7 @@ class EpochLoader:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        most_batches: int | None = None,
+        max_batches: int | None = None,
         **options: Any,
     ) -> None:
         if not isinstance(dataset, Sized):
@@ -68,14 +68,14 @@ class EpochLoader:
         self.batches = EpochBatches(
             len(dataset), batch_size, shuffle=train, seed=seed, rank=rank, world_size=world_size
         )
-        self.most_batches = most_batches
+        self.max_batches = max_batches
         self.seen = 0
         self._is_resumed = False
-        self._of_workers = torch.Generator()
+        self._generator = torch.Generator()
         self.loader: DataLoader[Any] = DataLoader(
             dataset,  # type: ignore[arg-type]
             batch_sampler=self.batches,
-            generator=self._of_workers,
+            generator=self._generator,
             persistent_workers=options.get("num_workers", 0) > 0,
             **options,
         )
@@ -83,7 +83,7 @@ class EpochLoader:
     def __len__(self) -> int:
         """Return the number of batches of an iteration; after a resume, those before it included."""
         batches = self.seen + len(self.batches)
-        return batches if self.most_batches is None else min(batches, self.most_batches)
+        return batches if self.max_batches is None else min(batches, self.max_batches)
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches that are left of the epoch; if none is, those of the next."""
@@ -99,13 +99,13 @@ class EpochLoader:
 
     def _iterate(self) -> Iterator[Any]:
         batches = self.batches
-        self._of_workers.manual_seed(hash((batches.seed, *batches.position)))
+        self._generator.manual_seed(hash((batches.seed, *batches.position)))
         for batch in islice(self.loader, len(self) - self.seen):
             batches.position = batches.after(batches.position)
             self.seen += 1
             yield batch
 
-    def go_on_after(self, other: "EpochLoader") -> None:
+    def continue_from(self, other: "EpochLoader") -> None:
         """Take the position of the loader before this one, or begin an epoch if that one was at the end of its own."""
         position, length = other.batches.position, self.batches.length
         is_over = position.samples == other.batches.length or length != other.batches.length

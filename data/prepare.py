@@ -12,8 +12,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import BinaryIO
 
-from lightning_muon.data.documents import Document, Piece, cut_into_pieces, documents
+from lightning_muon.data.documents import Document, Piece, all_files, cut_into_pieces, documents
 from lightning_muon.data.tokenizers import Tokenizer, load_tokenizer
 from lightning_muon.data.tokens import TokenShards
 
@@ -80,7 +81,7 @@ def prepare_tokens(
         FileNotFoundError: If there is no file.
         ValueError: If a file is not as its name says, with its place.
     """
-    paths = [path for of_split in files.values() for path in of_split] if isinstance(files, Mapping) else list(files)
+    paths = all_files(files)
     if not paths:
         raise FileNotFoundError("there is no file to make tokens of")
     loaded = load_tokenizer(tokenizer, end)
@@ -117,7 +118,7 @@ class _Job:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         with ExitStack() as stack:
-            writers: dict[str, object] = {}
+            writers: dict[str, BinaryIO] = {}
             for batch in _batches(documents(piece, self.field)):
                 texts = [one.content if isinstance(one.content, str) else tokenizer.text(one.content) for one in batch]
                 for document, tokens in zip(batch, tokenizer.encode(texts), strict=True):
@@ -125,9 +126,9 @@ class _Job:
                         path = unfinished / f"{document.split}.bin"
                         writers[document.split] = stack.enter_context(path.open("wb"))
                     writer = writers[document.split]
-                    writer.write(tokens.astype(f"<{tokens.dtype.str[1:]}", copy=False).tobytes())  # type: ignore[attr-defined]
+                    writer.write(tokens.astype(f"<{tokens.dtype.str[1:]}", copy=False).tobytes())
                     if document.is_end and tokenizer.end is not None:
-                        writer.write(tokenizer.end.to_bytes(tokens.dtype.itemsize, "little"))  # type: ignore[attr-defined]
+                        writer.write(tokenizer.end.to_bytes(tokens.dtype.itemsize, "little"))
         with contextlib.suppress(OSError):  # another run has written the same piece meanwhile
             unfinished.rename(self.folder / f"{number:06d}")
         shutil.rmtree(unfinished, ignore_errors=True)

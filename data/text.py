@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 from typing_extensions import override
 
 from lightning_muon.data.data_module import EpochDataModule
-from lightning_muon.data.documents import SPLITS
+from lightning_muon.data.documents import SPLITS, all_files
 from lightning_muon.data.loader import EpochLoader
 from lightning_muon.data.prepare import PreparedTokens, prepare_tokens
 from lightning_muon.data.tokenizers import Tokenizer, load_tokenizer
@@ -86,7 +86,7 @@ class TextDataModule(EpochDataModule):
     @override
     def prepare_data(self) -> None:
         if not self._are_tokens:
-            self._prepare()
+            _ = self._prepared
 
     @override
     def train_dataloader(self) -> EpochLoader:
@@ -141,21 +141,15 @@ class TextDataModule(EpochDataModule):
             return {split: _matches(patterns) for split, patterns in self.files.items()}
         return _readable(self.default_files()) if self.files is None else _matches(self.files)
 
-    @property
+    @cached_property
     def _are_tokens(self) -> bool:
-        paths = (
-            [path for of in self._paths.values() for path in of] if isinstance(self._paths, Mapping) else self._paths
-        )
-        kinds = {path.suffix == ".bin" for path in paths}
+        kinds = {path.suffix == ".bin" for path in all_files(self._paths)}
         if len(kinds) > 1:
             raise ValueError("--data.files: give either text or files of tokens (.bin), not both")
         return kinds == {True}
 
     @cached_property
     def _prepared(self) -> PreparedTokens:
-        return self._prepare()
-
-    def _prepare(self) -> PreparedTokens:
         return prepare_tokens(self._paths, self.data_dir, self.tokenizer_path, end=self.end, field=self.field)
 
     def _spread(self, split: str) -> EpochLoader:

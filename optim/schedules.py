@@ -32,10 +32,8 @@ class WarmupCosine(LambdaLR):
         rise = warmup * total_steps
 
         def factor(step: int) -> float:
-            if step < rise:
-                return min(1.0, (step + 1) / rise)
-            done = min(1.0, (step - rise) / max(1.0, total_steps - rise))
-            return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+            done = min(1.0, max(0.0, step - rise) / max(1.0, total_steps - rise))
+            return _rising(step, rise) * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
         super().__init__(optimizer, factor)
 
@@ -70,12 +68,16 @@ class WarmupStableDecay(LambdaLR):
         rise, fall = warmup * total_steps, decay * total_steps
 
         def factor(step: int) -> float:
-            if step < rise:
-                return min(1.0, (step + 1) / rise)
-            left = total_steps - step
-            return 1.0 if left >= fall else max(floor, floor + (1 - floor) * left / fall)
+            left = max(0, total_steps - step)
+            falling = 1.0 if left >= fall else floor + (1 - floor) * left / fall
+            return _rising(step, rise) * falling
 
         super().__init__(optimizer, factor)
+
+
+def _rising(step: int, steps: float) -> float:
+    """Return the factor of a warm-up of so many steps, 1 after it."""
+    return min(1.0, (step + 1) / steps) if step < steps else 1.0
 
 
 def _check(total_steps: int, floor: float, **shares: float) -> None:

@@ -1,18 +1,17 @@
 """The blocks of a model: the modules that are sharded one by one, each gathered only while it runs."""
 
 import difflib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from lightning_muon.optim.routing.repeated import repeated_modules
+
 BlockPolicy = Callable[[str, nn.Module], bool]
 """Takes the name of a module and the module, and returns whether it is a block."""
-
-_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 def find_blocks(root: nn.Module, blocks: Sequence[str] | BlockPolicy | None = None) -> list[nn.Module]:
@@ -32,7 +31,7 @@ def find_blocks(root: nn.Module, blocks: Sequence[str] | BlockPolicy | None = No
         ValueError: If a name or the function matches no module.
     """
     if blocks is None:
-        found = list(_repeated(root))
+        found = [module for _, module in repeated_modules(root, _has_parameters)]
     elif callable(blocks):
         found = [module for name, module in root.named_modules() if module is not root and blocks(name, module)]
         if not found:
@@ -44,16 +43,6 @@ def find_blocks(root: nn.Module, blocks: Sequence[str] | BlockPolicy | None = No
         for parameter in module.parameters(recurse=False):
             holders.setdefault(id(parameter), set()).add(id(module))
     return [block for block in reversed(found) if _shares_no_parameter(block, holders)]
-
-
-def _repeated(module: nn.Module) -> Iterator[nn.Module]:
-    children = list(module.children())
-    counts = Counter(type(child) for child in children if _has_parameters(child))
-    for child in children:
-        if isinstance(module, _CONTAINERS) and counts[type(child)] > 1 and _has_parameters(child):
-            yield child
-        else:
-            yield from _repeated(child)
 
 
 def _of_classes(root: nn.Module, names: Sequence[str]) -> list[nn.Module]:

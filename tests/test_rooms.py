@@ -32,6 +32,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "report.quantities",
         "report.plain_text",  # names that are not ours, in Markdown and on the terminal
         # Facts that the callbacks share with the optimizer, whatever the optimizer:
+        "optim.routing.repeated",  # which modules are the blocks of a model
         "optim.routing.wrapped_names",  # names of parameters without the prefixes of wrappers
         "optim.update.matrix_layout",  # where the matrices of a parameter are
         "optim.update.options",  # which options of a group its algorithm has
@@ -39,7 +40,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "optim.sharding.dtensor",  # what a shard is under FSDP2
         "optim.sharding.wrappers",  # what a shard is under FSDP1
     ),
-    "strategies": ("optim.saved_groups",),  # which group of a checkpoint a parameter was in
+    "strategies": (
+        "optim.routing.repeated",  # which modules are the blocks of a model
+        "optim.saved_groups",  # which group of a checkpoint a parameter was in
+    ),
     "data": (),
     "cli": ("callbacks", "data", "optim", "report", "strategies"),
 }

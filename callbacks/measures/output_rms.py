@@ -1,6 +1,5 @@
 """The RMS of layer outputs."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,10 +11,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from lightning_muon.callbacks.shards import EACH_RANK, entry_norms, over_ranks
+from lightning_muon.optim.routing.repeated import repeated_modules
 from lightning_muon.optim.routing.wrapped_names import plain_name
 from lightning_muon.optim.sharding.dtensor import local_tensor
-
-_LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 class OutputMeter:
@@ -74,23 +72,8 @@ def named_layers(module: LightningModule) -> Iterator[tuple[str, nn.Module]]:
 
 
 def block_names(module: nn.Module) -> list[str]:
-    """Return the names of the blocks: modules whose class occurs at least twice in one list; of nested ones the outer.
-
-    A list is a ``ModuleList``, a ``ModuleDict`` or a ``Sequential``. These are the layers of nearly every model.
-    """
-    found: list[str] = []
-
-    def look_into(prefix: str, parent: nn.Module) -> None:
-        children = dict(parent.named_children())
-        counts = Counter(type(child) for child in children.values() if _may_be_block(child))
-        for name, child in children.items():
-            if isinstance(parent, _LISTS) and counts[type(child)] > 1:
-                found.append(plain_name(f"{prefix}{name}"))
-            else:
-                look_into(f"{prefix}{name}.", child)
-
-    look_into("", module)
-    return found
+    """Return the names of the blocks: the repeated modules of a model."""
+    return [plain_name(name) for name, _ in repeated_modules(module, _may_be_block)]
 
 
 def _may_be_block(module: nn.Module) -> bool:

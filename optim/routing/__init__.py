@@ -8,6 +8,7 @@
   ``widths`` of all modules; ``module_tree``: the modules that contain layers
 - ``guesses``: what to say of a role that is a guess
 - ``fused_weights``: matrices that one parameter contains: fused projections and stacks of experts
+- ``repeated``: the repeated modules of a model
 - ``heads``: what attention modules say of their heads; ``by_head``: a matrix for each
 - ``wrapped_names``: names without the prefixes of wrappers
 """

@@ -2,12 +2,13 @@
 
 import re
 
+_TOWERS = "(text|visual|vision|image|audio)_projection"  # the two outputs of CLIP and similar models
 _HEAD = re.compile(
     r"(^|_)(heads?|(?<!pre_)classifiers?|(?<!pre_)logits|score|unembed|unembedding|embed_out"
-    r"|(text|visual|vision|image|audio)_projection)$",  # the two outputs of CLIP and similar models
+    rf"|{_TOWERS})$",
     re.IGNORECASE,
 )
-_TOWER = re.compile(r"(text|visual|vision|image|audio)_projection$", re.IGNORECASE)
+_TOWER = re.compile(rf"{_TOWERS}$", re.IGNORECASE)
 _POSITION = re.compile(r"(^|_)(pos|position|query|ref|reference)(_|$)", re.IGNORECASE)
 _INNER = re.compile(r"(^|_)(gates?|gating|routers?|pos|position|ref)(_|$)", re.IGNORECASE)
 _MODULATION = re.compile(r"ada|modulat|norm|scale|shift|cond|time|temb", re.IGNORECASE)

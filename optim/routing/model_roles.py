@@ -186,9 +186,8 @@ def _widths(uses: Sequence[_Use], *, frozen: bool = False) -> Widths:
                 layer = Layer(path, shape, use.role.layout)
                 takes, gives = takes | {layer.inputs}, gives | {layer.outputs}
                 is_matrix, is_convolution = True, len(shape) > 2
-            elif (
-                len(shape) > 1 and use.role.name != "vector"
-            ):  # a fused projection, a stack of experts, a free parameter
+            elif len(shape) > 1 and use.role.name != "vector":
+                # A fused projection, a stack of experts, a free parameter.
                 sizes = set(shape[-3:] if len(shape) < 4 else shape[:2])
                 takes, gives = takes | sizes, gives | sizes
                 is_matrix = True

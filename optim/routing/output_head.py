@@ -207,10 +207,7 @@ def _in_view_of_others(
             return Verdict(_CALLED_LAST, "by name")
         return Verdict(_PERHAPS_SINK.format(layer.outputs), "guess")
     if place.kind == "beside" and use != "taken" and layer.inputs != layer.outputs:
-        # What takes the input of a head beside it, such as the deviation of a policy beside its mean.
-        siblings = [other.layer for other in candidates if other.parent is candidate.parent]
-        alike = [one.path for one in siblings if one.path in heads and one.inputs == layer.inputs]
-        return verdicts[alike[0]] if alike else None
+        return _of_a_twin(candidate, candidates, verdicts)
     if place.kind != "end":
         return None
     if _feeds_a_head_ahead(layer, candidates, uses, widths):
@@ -219,9 +216,17 @@ def _in_view_of_others(
         return _last(candidate, use, widths.streams)
     if use == "taken" or layer.inputs == layer.outputs or _is_multiple(layer, candidates, uses):
         return None
-    beside = [other for other in candidates if other.parent is candidate.parent and other.place.kind == "end"]
-    twins = [other.layer.path for other in beside if other.layer.inputs == layer.inputs]
-    return next((verdicts[twin] for twin in twins if twin in heads), None)
+    return _of_a_twin(candidate, candidates, verdicts)
+
+
+def _of_a_twin(
+    candidate: Candidate, candidates: Sequence[Candidate], verdicts: Mapping[str, Verdict]
+) -> Verdict | None:
+    """Return the verdict of a head beside a layer that takes the same input, as the mean of a policy its deviation."""
+    place = candidate.place.kind
+    beside = (one.layer for one in candidates if one.parent is candidate.parent and one.place.kind == place)
+    twins = [verdicts.get(layer.path) for layer in beside if layer.inputs == candidate.layer.inputs]
+    return next((twin for twin in twins if twin is not None and twin.is_head), None)
 
 
 def _goes_on(follower: Part, heads: Set[str]) -> bool:
