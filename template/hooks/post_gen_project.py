@@ -53,9 +53,21 @@ def settle_task() -> None:
     for part, target in targets.items():
         if (task / part).is_dir():
             shutil.copytree(task / part, target, dirs_exist_ok=True)
-    with Path("configs", "default.yaml").open("a", encoding="utf-8") as file:
-        file.write((task / "default.yaml").read_text(encoding="utf-8"))
+    default = Path("configs", "default.yaml")
+    default.write_text(with_sections(*(path.read_text(encoding="utf-8") for path in (default, task / "default.yaml"))))
     shutil.rmtree("tasks")
+
+
+def with_sections(common: str, of_the_task: str) -> str:
+    """Return the YAML `common` with the sections of another, such as ``trainer:``, put first in those of the same name.
+
+    As text: a parser would lose the comments.
+    """
+    for section in re.split(r"^(?=\w+:\n)", of_the_task, flags=re.MULTILINE)[1:]:
+        head, _, body = section.partition("\n")
+        before, found, after = common.partition(f"\n{head}\n")
+        common = f"{before}{found}{body.rstrip()}\n{after}" if found else f"{common.rstrip()}\n\n{section.rstrip()}\n"
+    return common
 
 
 def settle_license() -> None:

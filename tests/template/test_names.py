@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 from cookiecutter.generate import generate_context
 from cookiecutter.prompt import prompt_for_config
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from packaging.requirements import Requirement
 
 if sys.version_info >= (3, 11):
@@ -162,7 +162,8 @@ def rendered(answers: dict[str, str], folder: Path) -> None:
     """Write the files of the skeleton in which a name stands, as cookiecutter would."""
     context = generate_context(str(TEMPLATE / "cookiecutter.json"), extra_context=answers)
     names = {"cookiecutter": prompt_for_config(context, no_input=True)}
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
+    skeleton = FileSystemLoader(SKELETON)
+    environment = Environment(loader=skeleton, undefined=StrictUndefined, keep_trailing_newline=True)  # noqa: S701
     for file in python_files():
         path = folder / environment.from_string(str(file.relative_to(SKELETON))).render(names)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,9 +171,11 @@ def rendered(answers: dict[str, str], folder: Path) -> None:
 
 
 def python_files() -> Iterator[Path]:
-    for file in [SKELETON / "pyproject.toml", *(SKELETON / "tests").glob("*.py"), *(SKELETON / "src").glob("{*/*.py")]:
-        assert "cookiecutter" in str(file)
-        yield file
+    yield SKELETON / "pyproject.toml"
+    for pattern in ("tests/*.py", "src/{*/*.py", "tasks/*/src/*.py"):
+        files = list(SKELETON.glob(pattern))
+        assert files, pattern
+        yield from files
 
 
 def test_the_style_holds_whatever_the_name(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -52,9 +53,16 @@ def test_rooms_and_configs_are_copied_byte_for_byte(baked_project: Path) -> None
     for configs in (REPOSITORY / "configs", task / "configs"):
         copies |= {f"configs/{path}": configs / path for path in files_below(configs)}
     assert {Path("configs", path).as_posix() for path in files_below(baked_project / "configs")} <= set(copies)
-    # That of the task is added to the default config.
-    default = copies.pop("configs/default.yaml").read_text() + (task / "default.yaml").read_text()
-    assert (baked_project / "configs" / "default.yaml").read_text() == default
+    # The sections of the task's default config are merged into the common one; no line is lost.
+    common, of_the_task = copies.pop("configs/default.yaml").read_text(), (task / "default.yaml").read_text()
+    merged = (baked_project / "configs" / "default.yaml").read_text()
+    expected, wanted = yaml.safe_load(common), yaml.safe_load(of_the_task)
+    for section in expected.keys() | wanted.keys():
+        expected[section] = (
+            {**expected.get(section, {}), **wanted.get(section, {})} if section in wanted else expected[section]
+        )
+    assert yaml.safe_load(merged) == expected
+    assert {*common.splitlines(), *of_the_task.splitlines()} == set(merged.splitlines())
     for copy, original in copies.items():
         assert (baked_project / copy).read_bytes() == original.read_bytes(), copy
     assert not any(path.is_symlink() for path in baked_project.rglob("*"))
