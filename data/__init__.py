@@ -8,6 +8,7 @@
 - :mod:`~lightning_muon.data.tokenizers`: bytes, ``tokenizer.json``, tiktoken
 - :mod:`~lightning_muon.data.prepare`: text to files of tokens, on all cores
 - :mod:`~lightning_muon.data.text`: the data module of a language model
+- :mod:`~lightning_muon.data.streamed_text`: the same, streamed from object storage by litdata
 """
 
 from importlib import import_module
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from lightning_muon.data.epoch_batches import EpochBatches, Position
     from lightning_muon.data.loader import EpochLoader
     from lightning_muon.data.prepare import PreparedTokens, prepare_tokens
+    from lightning_muon.data.streamed_text import StreamedTextDataModule
     from lightning_muon.data.text import TextDataModule
     from lightning_muon.data.tokenizers import Tokenizer, load_tokenizer
     from lightning_muon.data.tokens import PackedTokens, TokenShards
@@ -29,6 +31,7 @@ __all__ = [
     "PackedTokens",
     "Position",
     "PreparedTokens",
+    "StreamedTextDataModule",
     "TextDataModule",
     "TokenShards",
     "Tokenizer",
@@ -43,6 +46,7 @@ _PLACES = {
     "PackedTokens": "tokens",
     "Position": "epoch_batches",
     "PreparedTokens": "prepare",
+    "StreamedTextDataModule": "streamed_text",
     "TextDataModule": "text",
     "TokenShards": "tokens",
     "Tokenizer": "tokenizers",
