@@ -75,15 +75,15 @@ class StreamedTextDataModule(TextDataModule):
         """Do nothing: the chunks are prepared."""
 
     @override
-    def train_dataloader(self) -> "StreamingDataLoader":  # type: ignore[override]
+    def train_dataloader(self) -> "StreamingDataLoader":
         return self._streamed("train")
 
     @override
-    def val_dataloader(self) -> "StreamingDataLoader":  # type: ignore[override]
+    def val_dataloader(self) -> "StreamingDataLoader":
         return self._streamed("val")
 
     @override
-    def test_dataloader(self) -> "StreamingDataLoader":  # type: ignore[override]
+    def test_dataloader(self) -> "StreamingDataLoader":
         return self._streamed("test")
 
     def _streamed(self, split: str) -> "StreamingDataLoader":
