@@ -34,6 +34,7 @@ from lightning_muon.cli.errors.missing import check_complete
 from lightning_muon.cli.errors.parser import check_strategy, explain
 from lightning_muon.cli.errors.settings import check_lengths, check_settings
 from lightning_muon.cli.errors.user import message_for_the_user
+from lightning_muon.cli.from_data import FromData
 from lightning_muon.cli.given import INTERPOLATION, Given, read_given, value_of
 from lightning_muon.cli.output import (
     OTHER_COMMANDS,
@@ -111,9 +112,12 @@ class MuonCLI(LightningCLI):
         self._args = list(sys.argv[1:] if args is None else args)
         await_gloo_threads_at_exit()
         with self._ending_on_signals(), _errors_in_one_line(self):
+            if isinstance(datamodule_class, str):
+                datamodule_class = resolve_name(datamodule_class)
+            FromData(datamodule_class).register()
             super().__init__(
                 resolve_name(model_class) if isinstance(model_class, str) else model_class,
-                resolve_name(datamodule_class) if isinstance(datamodule_class, str) else datamodule_class,
+                datamodule_class,
                 save_config_callback=SaveRunConfig,
                 parser_class=MaskingParser,
                 parser_kwargs={

@@ -44,6 +44,8 @@ def explain_interpolation(message: str, keys: Sequence[str], given: Sequence[Giv
     """
     first = message.splitlines()[0].partition(" raised while resolving interpolation")
     problem = "it cannot be resolved" if first[1] else first[0]
+    if first[0].endswith("DataValueError"):
+        problem = first[2].removeprefix(": ")
     match = re.search(r"full_key: (\S+)", message)
     if not match:
         return problem
