@@ -21,9 +21,9 @@ from lightning_muon.optim.update.scale import scale_factor
 __all__ = [
     "MatrixLayout",
     "MuonAdamW",
+    "OneCycle",
     "Route",
     "Rule",
-    "OneCycle",
     "WarmupCosine",
     "WarmupStableDecay",
     "find_routes",

@@ -4,7 +4,6 @@ On the command line of ``lightning_muon.cli`` their ``total_steps`` is the lengt
 """
 
 import math
-from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
