@@ -51,7 +51,8 @@ class FromData:
             return getattr(data, name)
         except AttributeError:
             others = [other for other in dir(type(data)) if not other.startswith("_")]
-            raise DataValueError(f"{type(data).__name__} has no {name!r}{nearest(name, others)}") from None
+            what = f"${{from_data:{name}}}: {type(data).__name__} has no {name!r}"
+            raise DataValueError(f"{what}{nearest(name, others)}") from None
         except (OSError, TypeError, ValueError, ModuleNotFoundError) as error:
             raise DataValueError(str(error)) from error
 

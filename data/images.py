@@ -72,8 +72,8 @@ class ImageForm:
 
     def tensor(self, pixels: np.ndarray) -> Tensor:
         """Return pixels (height, width, channels), dtype uint8, normalized, shape (channels, height, width)."""
-        values = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        return (values.float() / 255 - self.mean) / self.std
+        values = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32, order="C"))
+        return (values / 255 - self.mean) / self.std
 
     def visible(self, images: Tensor) -> Tensor:
         """Return normalized images (…, channels, height, width) with values from 0 to 1."""
@@ -145,8 +145,9 @@ class ImageDataModule(EpochDataModule):
         channels: 3 for colours, 1 for grey values. Default: 3 for files, that of the images for arrays.
         mean: What is subtracted from values between 0 and 1: a number, or one for each channel.
         std: By what the result is divided.
-        crop: Pixels by which images are moved at random in training. Default: an eighth of the size.
-        flip: Whether images are mirrored at random in training. Default: those of a folder.
+        crop: Pixels by which images are moved at random in training. Default: an eighth of the size for files, none for
+            arrays.
+        flip: Whether images are mirrored at random in training. Default: files are.
         predict: The images that ``predict`` classifies: a file, or a folder with files at any depth. Default: those of
             the test.
         batch_size: Images per batch and device.
@@ -233,14 +234,13 @@ class ImageDataModule(EpochDataModule):
     @property
     def form(self) -> ImageForm:
         """How images become tensors; where there is a checkpoint, as in its run."""
-        return ImageForm(
-            *(self._saved[name] if name in self._saved else getattr(self, name) for name in _IN_STATE[1:])
-        )
+        return ImageForm(*(self._saved[name] if name in self._saved else getattr(self, name) for name in _IN_STATE[1:]))
 
     @override
     def train_dataloader(self) -> EpochLoader:
-        crop = max(1, self.size // 8) if self._crop is None else self._crop
-        flip = self.folder is not None if self._flip is None else self._flip
+        are_files = isinstance(self._first, Path)
+        crop = (self.size // 8 if are_files else 0) if self._crop is None else self._crop
+        flip = are_files if self._flip is None else self._flip
         return self.train_loader(Images(self._of_split("train"), self.form, crop, flip))
 
     @override

@@ -66,7 +66,9 @@ class WorstMistakes(Metric):
         return Mistakes(*(values[is_mistake] for values in worst))
 
     def _so_far(self) -> Mistakes | None:
-        return Mistakes(*(dim_zero_cat(getattr(self, name)) for name in Mistakes._fields)) if self.images else None
+        if not len(self.images):  # a list; a tensor where the ranks have been gathered
+            return None
+        return Mistakes(*(dim_zero_cat(getattr(self, name)) for name in Mistakes._fields))
 
     def _worst(self, *parts: Mistakes | None) -> Mistakes:
         whole = Mistakes(*(torch.cat(values) for values in zip(*filter(None, parts), strict=True)))
@@ -116,16 +118,17 @@ def draw_mistakes(
     """
     columns = 4
     rows = max(1, -(-len(mistakes.images) // columns))
-    figure = Figure(figsize=(2 * columns, 2.2 * rows), layout="constrained")
-    cells = figure.subplots(rows, columns, squeeze=False).flat
-    for axes in cells:
-        axes.axis("off")
+    figure = Figure(figsize=(1.7 * columns, 2.1 * rows))
+    cells = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(0.02, 0.02, 0.98, 1 - 0.4 / (2.1 * rows), hspace=0.3)
     images = visible(mistakes.images) if visible else mistakes.images.clamp(0, 1)
-    cells = figure.axes
-    for number, (axes, image) in enumerate(zip(cells, images.float().cpu(), strict=False)):
-        predicted, label = class_names[mistakes.predicted[number]], class_names[mistakes.labels[number]]
+    for axes in cells.flat:
+        axes.axis("off")
+    # Flattened, because torchmetrics makes numbers of tensors with one element.
+    numbers = zip(*(values.flatten().tolist() for values in mistakes[1:]), strict=True)
+    for axes, image, (probability, predicted, label) in zip(cells.flat, images.float().cpu(), numbers, strict=False):
         axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
-        axes.set_title(f"{predicted} ({mistakes.probabilities[number]:.0%})\nis {label}", fontsize=8)
+        axes.set_title(f"{class_names[predicted]} ({probability:.0%})\nis {class_names[label]}", fontsize=8)
     if not len(images):
-        figure.suptitle("no mistakes")
+        figure.text(0.5, 0.5, "no mistakes", ha="center")
     return figure

@@ -21,13 +21,13 @@ class ImageModule(TrainingModule):
         net: Maps images (batch, channels, height, width) to logits (batch, classes). Its output may also be an object
             with these as ``logits``, as the models of ``transformers`` have it.
         classes: Number of classes.
-        smoothing: Share of the target that is spread over all classes in training (arXiv:1512.00567).
+        smoothing: Share of the target that is spread over all classes (arXiv:1512.00567). Then no loss is zero.
         top_k: An image counts in ``top…_accuracy`` if its class is among this many likeliest.
         training: The optimizer, its schedule and the routing.
     """
 
     def __init__(
-        self, net: nn.Module, classes: int = 10, smoothing: float = 0.0, top_k: int = 3, **training: Any
+        self, net: nn.Module, classes: int = 10, smoothing: float = 0.1, top_k: int = 3, **training: Any
     ) -> None:
         super().__init__(net, **training)
         if classes < 2:
@@ -51,7 +51,7 @@ class ImageModule(TrainingModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of images and labels, in nats."""
         images, labels = batch
-        loss = F.cross_entropy(self._logits(images), labels, label_smoothing=self.smoothing)
+        loss = self._loss(self._logits(images), labels)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -107,12 +107,15 @@ class ImageModule(TrainingModule):
             )
         return logits.float()
 
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+
     def _evaluate(
         self, batch: tuple[Tensor, Tensor], stage: str, mean_loss: MeanMetric, accuracy: MetricCollection
     ) -> Tensor:
         images, labels = batch
         logits = self._logits(images)
-        mean_loss.update(F.cross_entropy(logits, labels), weight=len(labels))
+        mean_loss.update(self._loss(logits, labels), weight=len(labels))
         accuracy.update(logits, labels)
         self.log(f"{stage}/loss", mean_loss, prog_bar=True)
         self.log_dict(accuracy, prog_bar=True)

@@ -26,7 +26,7 @@ class ResNet(nn.Module):
         classes: int,
         size: int = 8,
         channels: int = 1,
-        widths: Sequence[int] = (32, 64, 128),
+        widths: Sequence[int] = (32, 64),
         depth: int = 2,
         norm: str = "group",
     ) -> None:

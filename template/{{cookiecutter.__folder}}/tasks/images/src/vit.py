@@ -15,8 +15,8 @@ class ViT(nn.Module):
         classes: Number of classes.
         size: Height and width of the images, in pixels.
         channels: Values of each pixel.
-        patch: Height and width of a patch, in pixels; ``size`` must be a multiple. Default: the smallest of at most 64
-            patches.
+        patch: Height and width of a patch, in pixels; ``size`` must be a multiple. Default: the smallest over 1 with at
+            most 64 patches.
         dim: Width of the residual stream.
         depth: Number of blocks.
         heads: Number of attention heads; ``dim`` must be a multiple.
@@ -35,7 +35,8 @@ class ViT(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        patch = next(p for p in range(1, size + 1) if size % p == 0 and size // p <= 8) if patch is None else patch
+        if patch is None:
+            patch = next((p for p in range(2, size) if size % p == 0 and size // p <= 8), size)
         sizes = {"classes": classes, "size": size, "channels": channels, "patch": patch}
         for name, value in {**sizes, "dim": dim, "depth": depth, "heads": heads}.items():
             if value < 1:
