@@ -129,7 +129,7 @@ class HyperparameterSchedule(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._value_at = self._points.in_a_run(_steps(trainer))
+            self._value_at = self._points.in_a_run(steps_of_run(trainer))
         self._set(trainer)
         self._logged = None
         labels = ", ".join(labelled.label for labelled in self._chosen)
@@ -283,7 +283,7 @@ def _cycles_momentum(scheduler: Any) -> bool:
     return bool(getattr(scheduler, "cycle_momentum", False)) or any(map(_cycles_momentum, nested))
 
 
-def _steps(trainer: Trainer) -> int | None:
+def steps_of_run(trainer: Trainer) -> int | None:
     """Return the number of optimizer steps of the run, in all its parts; ``None`` if it is not known."""
     # Under manual optimization Lightning knows the number of batches, but not how many steps these have.
     steps = trainer.estimated_stepping_batches if trainer.lightning_module.automatic_optimization else trainer.max_steps

@@ -19,6 +19,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
+from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
 # Imported for their effect: `--model.optimizer MuonAdamW` and `--trainer.callbacks+=WeightRMSMonitor` find classes that
@@ -34,6 +35,7 @@ from lightning_muon.cli.errors.missing import check_complete
 from lightning_muon.cli.errors.parser import check_strategy, explain
 from lightning_muon.cli.errors.settings import check_lengths, check_settings
 from lightning_muon.cli.errors.user import message_for_the_user
+from lightning_muon.cli.from_data import FromData
 from lightning_muon.cli.given import INTERPOLATION, Given, read_given, value_of
 from lightning_muon.cli.output import (
     OTHER_COMMANDS,
@@ -52,6 +54,7 @@ from lightning_muon.cli.resume.newest import LAST, newest_checkpoint
 from lightning_muon.cli.resume.plan import ModuleArguments, ResumePlan
 from lightning_muon.cli.resume.reading import is_url
 from lightning_muon.cli.routing_table import PrintRouting
+from lightning_muon.cli.run_length import ScheduleOfRun, lift_limit
 from lightning_muon.cli.saved_config import MaskingParser, NewFolders, SaveRunConfig
 from lightning_muon.cli.secrets import Secrets
 
@@ -73,6 +76,8 @@ class MuonCLI(LightningCLI):
     - ``${model.dim}`` and ``${trainer.max_steps}`` follow whatever overrides these keys, in a later file or on the
       command line. The ``config.yaml`` that is saved with a run holds plain values: it repeats that run, and changing
       ``trainer.max_steps`` on top of it changes ``trainer.max_steps`` only.
+    - Of ``trainer.max_steps`` and ``trainer.max_epochs`` the one that was given last ends the run, unless both were
+      given in one place. Schedules with an argument ``total_steps`` that is not given have the length of the run.
     - The module's own ``optimizer`` argument makes the optimizer (``auto_configure_optimizers`` is off), so
       ``--model.optimizer AdamW`` and ``--model.optimizer.lr 0.01`` do what they say.
     - With ``--ckpt_path``, what was asked for, on the command line or in a ``--config``, wins over the checkpoint;
@@ -111,9 +116,12 @@ class MuonCLI(LightningCLI):
         self._args = list(sys.argv[1:] if args is None else args)
         await_gloo_threads_at_exit()
         with self._ending_on_signals(), _errors_in_one_line(self):
+            if isinstance(datamodule_class, str):
+                datamodule_class = resolve_name(datamodule_class)
+            FromData(datamodule_class).register()
             super().__init__(
                 resolve_name(model_class) if isinstance(model_class, str) else model_class,
-                resolve_name(datamodule_class) if isinstance(datamodule_class, str) else datamodule_class,
+                datamodule_class,
                 save_config_callback=SaveRunConfig,
                 parser_class=MaskingParser,
                 parser_kwargs={
@@ -166,6 +174,7 @@ class MuonCLI(LightningCLI):
         if len(head) > 1 and head[-1] in self.subcommands() and head[0].startswith("--"):
             raise ValueError(f"'{head[0]}' stands before the subcommand; write '{head[-1]} {head[0]} …'")
         self.given = read_given(self.default_config, tail)
+        tail = [*tail, *lift_limit(self.given, quiet=head[-1:] != ["fit"])]
         if _HELP & set(tail) or any(entry.key.startswith("trainer.strategy") for entry in self.given):
             # Imported for its effect, as above, and because it registers "fsdp2"; late, because it takes 0.1 s.
             import lightning_muon.strategies  # noqa: F401, PLC0415
@@ -263,6 +272,7 @@ class MuonCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         leave_the_store_of_earlier_attempts()
+        self.parser.add_instantiator(ScheduleOfRun(lambda: self.trainer), LRScheduler, subclasses=True)
         self.resume.seed = self.config[self.config["subcommand"]].get("seed_everything")
         callbacks: list[Callback] = [KeepCommandLineOnResume(self.resume, self.secrets)]
         if self.subcommand == "fit":

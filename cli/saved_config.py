@@ -1,6 +1,7 @@
 """The configuration that is saved with a run, and the folder of a run that did not begin."""
 
 import os
+from argparse import Action
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain, count
@@ -27,6 +28,16 @@ class MaskingParser(LightningArgumentParser):
     """
 
     secrets = Secrets()
+
+    def _check_value_key(self, action: Action, value: Any, key: str, *args: Any, **options: Any) -> Any:
+        """Check a value, but an interpolation only once it is resolved.
+
+        So ``classes: ${from_data:classes}`` stays when another class with an argument ``classes`` is chosen:
+        jsonargparse keeps the arguments that are valid for it.
+        """
+        if isinstance(value, str) and "${" in value:
+            return value
+        return super()._check_value_key(action, value, key, *args, **options)
 
     @override
     def dump(self, namespace: Namespace, format: str = "parser_mode", **options: Any) -> str:

@@ -9,6 +9,8 @@
 - :mod:`~lightning_muon.data.prepare`: text to files of tokens, on all cores
 - :mod:`~lightning_muon.data.text`: the data module of a language model
 - :mod:`~lightning_muon.data.streamed_text`: the same, streamed from object storage by litdata
+- :mod:`~lightning_muon.data.image_files`: images in folders of classes, and their splits
+- :mod:`~lightning_muon.data.images`: images as tensors, augmented, and the data module of an image classifier
 """
 
 from importlib import import_module
@@ -17,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_muon.data.data_module import EpochDataModule
     from lightning_muon.data.epoch_batches import EpochBatches, Position
-    from lightning_muon.data.loader import EpochLoader
+    from lightning_muon.data.image_files import LabelledImages
+    from lightning_muon.data.images import ImageDataModule
+    from lightning_muon.data.loader import EpochLoader, RandomSamples, UnreadableSampleError
     from lightning_muon.data.prepare import PreparedTokens, prepare_tokens
     from lightning_muon.data.streamed_text import StreamedTextDataModule
     from lightning_muon.data.text import TextDataModule
@@ -28,13 +32,17 @@ __all__ = [
     "EpochBatches",
     "EpochDataModule",
     "EpochLoader",
+    "ImageDataModule",
+    "LabelledImages",
     "PackedTokens",
     "Position",
     "PreparedTokens",
     "StreamedTextDataModule",
+    "RandomSamples",
     "TextDataModule",
     "TokenShards",
     "Tokenizer",
+    "UnreadableSampleError",
     "load_tokenizer",
     "prepare_tokens",
 ]
@@ -43,13 +51,17 @@ _PLACES = {
     "EpochBatches": "epoch_batches",
     "EpochDataModule": "data_module",
     "EpochLoader": "loader",
+    "ImageDataModule": "images",
+    "LabelledImages": "image_files",
     "PackedTokens": "tokens",
     "Position": "epoch_batches",
     "PreparedTokens": "prepare",
     "StreamedTextDataModule": "streamed_text",
+    "RandomSamples": "loader",
     "TextDataModule": "text",
     "TokenShards": "tokens",
     "Tokenizer": "tokenizers",
+    "UnreadableSampleError": "loader",
     "load_tokenizer": "tokenizers",
     "prepare_tokens": "prepare",
 }

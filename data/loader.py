@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sized
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,6 +21,18 @@ class Samples(Protocol):
         """Return a sample."""
 
 
+@runtime_checkable
+class RandomSamples(Protocol):
+    """A dataset whose samples are other ones in each epoch of training, such as augmented images."""
+
+    def draw(self, index: int, generator: np.random.Generator, /) -> Any:
+        """Return a sample, with all that is random taken from the generator."""
+
+
+class UnreadableSampleError(ValueError):
+    """A sample that cannot be read; the message names its file. It is one line, also if a worker has raised it."""
+
+
 class EpochLoader:
     """A ``DataLoader`` that uses each sample once an epoch over all ranks, and goes on where a checkpoint was saved.
 
@@ -28,8 +41,10 @@ class EpochLoader:
     those that were not used. Its epochs are its own: where a limit of the trainer ends an epoch before all samples are
     used, the next one goes on with the rest.
 
-    What workers draw at random, such as augmentations, is seeded by epoch and position, but a resumed run draws other
-    values than one without a break would.
+    A dataset with ``draw(index, generator)`` makes its samples for training by it, such as augmented images
+    (:class:`RandomSamples`). The generator is seeded by epoch and index, so that a resumed run, on any number of ranks
+    and workers, draws what one without a break would. What workers draw otherwise is seeded by epoch and position, and
+    a resumed run draws other values.
 
     Args:
         dataset: A dataset with ``__len__`` and ``__getitem__``.
@@ -72,9 +87,10 @@ class EpochLoader:
         self.seen = 0
         self._is_resumed = False
         self._generator = torch.Generator()
+        draws = train and isinstance(dataset, RandomSamples)
         self.loader: DataLoader[Any] = DataLoader(
-            dataset,  # type: ignore[arg-type]
-            batch_sampler=self.batches,
+            _Drawn(dataset, seed) if draws else dataset,  # type: ignore[arg-type]
+            batch_sampler=_WithEpochs(self.batches) if draws else self.batches,  # type: ignore[arg-type]
             generator=self._generator,
             persistent_workers=options.get("num_workers", 0) > 0,
             **options,
@@ -88,7 +104,7 @@ class EpochLoader:
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches that are left of the epoch; if none is, those of the next."""
         if not self.train:
-            return iter(self.loader)
+            return _with_short_errors(self.loader)
         batches = self.batches
         if batches.position.samples == batches.length:
             batches.position = Position(batches.position.epoch + 1)
@@ -100,7 +116,7 @@ class EpochLoader:
     def _iterate(self) -> Iterator[Any]:
         batches = self.batches
         self._generator.manual_seed(hash((batches.seed, *batches.position)))
-        for batch in islice(self.loader, len(self) - self.seen):
+        for batch in islice(_with_short_errors(self.loader), len(self) - self.seen):
             batches.position = batches.after(batches.position)
             self.seen += 1
             yield batch
@@ -119,3 +135,38 @@ class EpochLoader:
         """Go to a position."""
         self.batches.position = Position(state_dict["epoch"], state_dict["samples"])
         self.seen, self._is_resumed = state_dict["seen"], True
+
+
+class _WithEpochs:
+    """Batches of epoch and index instead of the index alone: workers do not know the epoch."""
+
+    def __init__(self, batches: EpochBatches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.batches.position.epoch
+        for batch in self.batches:
+            yield [(epoch, index) for index in batch]
+
+
+class _Drawn:
+    """Samples by ``draw``, of which each has a generator of its own."""
+
+    def __init__(self, dataset: RandomSamples, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __getitem__(self, number: tuple[int, int]) -> Any:
+        epoch, index = number
+        return self.dataset.draw(index, np.random.default_rng([self.seed, epoch, index]))
+
+
+def _with_short_errors(batches: DataLoader[Any]) -> Iterator[Any]:
+    """Yield batches; torch adds the traceback of a worker to the message of its error."""
+    try:
+        yield from batches
+    except UnreadableSampleError as error:
+        raise UnreadableSampleError(str(error).rstrip().rpartition(f"{UnreadableSampleError.__name__}: ")[2]) from error

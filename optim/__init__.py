@@ -14,13 +14,14 @@ from lightning_muon.optim.muon_adamw import MuonAdamW
 from lightning_muon.optim.polar.orthogonalize import orthogonalize
 from lightning_muon.optim.routing.routes import Route, Rule
 from lightning_muon.optim.routing.routing import find_routes, route_parameters, routing_table
-from lightning_muon.optim.schedules import WarmupCosine, WarmupStableDecay
+from lightning_muon.optim.schedules import OneCycle, WarmupCosine, WarmupStableDecay
 from lightning_muon.optim.update.matrix_layout import MatrixLayout
 from lightning_muon.optim.update.scale import scale_factor
 
 __all__ = [
     "MatrixLayout",
     "MuonAdamW",
+    "OneCycle",
     "Route",
     "Rule",
     "WarmupCosine",

@@ -44,6 +44,8 @@ def explain_interpolation(message: str, keys: Sequence[str], given: Sequence[Giv
     """
     first = message.splitlines()[0].partition(" raised while resolving interpolation")
     problem = "it cannot be resolved" if first[1] else first[0]
+    if first[0] == "DataValueError":  # of ${from_data:…}; it names what is wrong in the data
+        return message.partition("resolving interpolation: ")[2].partition("\n    full_key:")[0]
     match = re.search(r"full_key: (\S+)", message)
     if not match:
         return problem

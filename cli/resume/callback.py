@@ -18,6 +18,7 @@ from lightning_muon.cli.secrets import Secrets
 from lightning_muon.optim import MuonAdamW
 from lightning_muon.optim.saved_groups import complete_names, regrouped
 
+_LENGTH = ".total_steps"
 _LEARNING_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 
 Group = dict[str, Any]
@@ -90,6 +91,7 @@ class KeepCommandLineOnResume(Callback):
             plan.print_differences()
         self._plan_schedule(checkpoint)
         self._plan_options(checkpoint)
+        self._plan_length(trainer)  # of strategies that shard, which have made the schedules already
 
     def _plan_schedule(self, checkpoint: dict[str, Any]) -> None:
         old, new = self.plan.class_specs("lr_scheduler")
@@ -97,6 +99,8 @@ class KeepCommandLineOnResume(Callback):
             changes = {"": Change(old["class_path"] or "none", new["class_path"] or "none")}
         else:
             changes = {f".{key}": change for key, change in differences(old["init_args"], new["init_args"])}
+            if None in changes.get(_LENGTH, ()):
+                del changes[_LENGTH]  # it is the length of the run, which _plan_length compares
         if not changes:
             return
         plateau = old["class_path"] == new["class_path"] and str(new["class_path"]).endswith("ReduceLROnPlateau")
@@ -107,10 +111,28 @@ class KeepCommandLineOnResume(Callback):
             else:
                 say(f"{what}, {now} used: the schedule goes on where the new one would be")
         if not plateau:
-            states = checkpoint.get("lr_schedulers", [])
-            progress = {"step": checkpoint["global_step"], "epoch": checkpoint["epoch"]}
-            self._schedule_progress = dict.fromkeys(progress, states[0]["last_epoch"]) if states else progress
-            checkpoint["lr_schedulers"] = []
+            self._let_schedule_begin_again(checkpoint)
+
+    def _plan_length(self, trainer: Trainer) -> None:
+        """Plan for schedules of the run's length, where that is another one; they are known only once they are made."""
+        states = self._checkpoint.get("lr_schedulers", [])
+        for config, state in zip(trainer.lr_scheduler_configs, states, strict=False):
+            options = self.plan.class_specs("lr_scheduler").old["init_args"]
+            before = state.get("total_steps", options.get("total_steps"))
+            now = getattr(config.scheduler, "total_steps", None)
+            if before is not None and now is not None and before != now:
+                say(
+                    f"model.lr_scheduler{_LENGTH}: {before} in the checkpoint, {now} used: the schedule goes on where"
+                    " the new one would be"
+                )
+                self._let_schedule_begin_again(self._checkpoint)
+                return
+
+    def _let_schedule_begin_again(self, checkpoint: dict[str, Any]) -> None:
+        states = checkpoint.get("lr_schedulers", [])
+        progress = {"step": checkpoint["global_step"], "epoch": checkpoint["epoch"]}
+        self._schedule_progress = dict.fromkeys(progress, states[0]["last_epoch"]) if states else progress
+        checkpoint["lr_schedulers"] = []
 
     def _plan_options(self, checkpoint: dict[str, Any]) -> None:
         old, new = self.plan.class_specs("optimizer")
@@ -133,6 +155,7 @@ class KeepCommandLineOnResume(Callback):
         # The optimizers are new here; their state is restored between this hook and on_train_start.
         self._fresh = [[dict(group) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
         # Strategies that shard restore it themselves, and have not called on_load_checkpoint yet.
+        self._plan_length(trainer)
         states = self._checkpoint.get("optimizer_states", [])
         states[:] = [*map(_regrouped, trainer.optimizers, states), *states[len(trainer.optimizers) :]]
 

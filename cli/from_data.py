@@ -1,0 +1,77 @@
+"""``${from_data:classes}`` in a config: a value that the data knows, such as the number of classes in a folder.
+
+The data module is made of its part of the config, before the run's own, and asked for the attribute. So the network has
+the size that the data needs, and the config that is saved with the run holds the number.
+"""
+
+import json
+from collections.abc import Callable
+from pkgutil import resolve_name
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from omegaconf import Container, OmegaConf
+
+from lightning_muon.cli.errors.suggestions import nearest
+
+
+class DataValueError(ValueError):
+    """The data cannot give a value; the message is that of the data module, or says what it has."""
+
+
+class FromData:
+    """The resolver of ``from_data`` for the configs of one program.
+
+    Args:
+        datamodule_class: The class of the data, where the config does not choose one.
+    """
+
+    def __init__(self, datamodule_class: Callable[..., LightningDataModule] | None) -> None:
+        self.datamodule_class = datamodule_class
+        self._made: tuple[str, LightningDataModule] | None = None
+
+    def register(self) -> None:
+        """Let configs have ``${from_data:…}`` from now on."""
+        register = getattr(OmegaConf, "register_resolver", None) or OmegaConf.register_new_resolver  # before 2.4
+        register("from_data", self, replace=True)
+
+    def __call__(self, name: str, *, _parent_: Container) -> Any:
+        """Return an attribute of the data.
+
+        Args:
+            name: Of the attribute.
+            _parent_: The place of the interpolation in the config.
+
+        Raises:
+            DataValueError: If there is no data or no such attribute, or the data module refuses.
+        """
+        section = _data_section(_parent_)
+        try:
+            data = self._data(section)
+            return getattr(data, name)
+        except AttributeError:
+            others = [other for other in dir(type(data)) if not other.startswith("_")]
+            what = f"${{from_data:{name}}}: {type(data).__name__} has no {name!r}"
+            raise DataValueError(f"{what}{nearest(name, others)}") from None
+        except (OSError, TypeError, ValueError, ModuleNotFoundError) as error:
+            raise DataValueError(str(error)) from error
+
+    def _data(self, section: dict[str, Any]) -> LightningDataModule:
+        """Return the data module of a section of the config, the one before if nothing has changed."""
+        written = json.dumps(section, sort_keys=True, default=str)
+        if self._made is None or self._made[0] != written:
+            class_path = section.get("class_path")
+            made = resolve_name(class_path) if class_path else self.datamodule_class
+            if made is None:
+                raise DataValueError("there is no data: choose some by --data")
+            self._made = written, made(**(section.get("init_args") or {} if class_path else section))
+        return self._made[1]
+
+
+def _data_section(node: Any) -> dict[str, Any]:
+    """Return the section ``data`` of the subcommand that a node belongs to, empty if there is none."""
+    while node is not None and not ("data" in node and "model" in node):
+        node = node._get_parent()
+    section = OmegaConf.to_container(node, resolve=False) if node is not None else {}
+    data = section.get("data") if isinstance(section, dict) else None
+    return {str(key): value for key, value in data.items()} if isinstance(data, dict) else {}
