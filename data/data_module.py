@@ -60,17 +60,18 @@ class EpochDataModule(pl.LightningDataModule):
             max_batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
         before, loader = self._train, self._loader(dataset, train=True, max_batches=max_batches, **options)
         self._train = loader
-        if before is not None:  # Lightning loads the data anew
+        if self._resumed and (before is None or not before.has_begun):
+            # Now, and not when Lightning restores the loader: before that, it has asked for the length.
+            loader.load_state_dict({**self._resumed, "seen": self._seen_by_lightning()})
+            # Lightning counts the batches of an epoch once, but the next epoch has another number.
+            usual = self._reload_every(1)
+            self._usual_reload = usual if self._usual_reload is None else self._usual_reload
+        elif before is not None:  # Lightning loads the data anew
+            self._resumed = {}
             loader.continue_from(before)
             if self._usual_reload is not None and loader.batches.position.samples == 0:
                 self._reload_every(self._usual_reload)
                 self._usual_reload = None
-        elif self._resumed:
-            # Now, and not when Lightning restores the loader: before that, it has asked for the length.
-            loader.load_state_dict({**self._resumed, "seen": self._seen_by_lightning()})
-            self._resumed = {}
-            # Lightning counts the batches of an epoch once, but the next epoch has another number.
-            self._usual_reload = self._reload_every(1)
         return loader
 
     def _reload_every(self, epochs: int) -> int:
@@ -89,9 +90,11 @@ class EpochDataModule(pl.LightningDataModule):
         if self.trainer is None:
             return 0
         loop = self.trainer.fit_loop
-        epochs = loop.epoch_progress.current
-        is_in_epoch = epochs.ready > epochs.processed  # type: ignore[attr-defined]
-        return loop.epoch_loop.batch_progress.current.ready if is_in_epoch else 0
+        # The length may be asked for before Lightning has restored its loop.
+        checkpoint = self.trainer._checkpoint_connector._loaded_checkpoint
+        state: dict[str, Any] = checkpoint["loops"]["fit_loop"] if "loops" in checkpoint else loop.state_dict()
+        epochs, batches = state["epoch_progress"]["current"], state["epoch_loop.batch_progress"]["current"]
+        return batches["ready"] if epochs["ready"] > epochs["processed"] else 0
 
     def eval_loader(self, dataset: Samples | Dataset[Any], **options: Any) -> EpochLoader:
         """Return the loader of a set for validation or test: all samples in their order, each time."""

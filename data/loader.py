@@ -60,6 +60,7 @@ class EpochLoader:
 
     Attributes:
         seen: The number of batches of this iteration so far.
+        has_begun: Whether it has yielded a batch.
 
     Raises:
         ValueError: If there are fewer samples than ranks, or an argument is out of range.
@@ -85,6 +86,7 @@ class EpochLoader:
         )
         self.max_batches = max_batches
         self.seen = 0
+        self.has_begun = False
         self._is_resumed = False
         self._generator = torch.Generator()
         draws = train and isinstance(dataset, RandomSamples)
@@ -105,20 +107,19 @@ class EpochLoader:
         """Yield the batches that are left of the epoch; if none is, those of the next."""
         if not self.train:
             return _with_short_errors(self.loader)
-        batches = self.batches
-        if batches.position.samples == batches.length:
-            batches.position = Position(batches.position.epoch + 1)
         if not self._is_resumed:
             self.seen = 0
-        self._is_resumed = False
+            self._leave_epoch_at_its_end()
         return self._iterate()
 
     def _iterate(self) -> Iterator[Any]:
         batches = self.batches
+        self._is_resumed = False  # not before: Lightning makes an iterator to see whether it can
         self._generator.manual_seed(hash((batches.seed, *batches.position)))
         for batch in islice(_with_short_errors(self.loader), len(self) - self.seen):
             batches.position = batches.after(batches.position)
             self.seen += 1
+            self.has_begun = True
             yield batch
 
     def continue_from(self, other: "EpochLoader") -> None:
@@ -135,6 +136,12 @@ class EpochLoader:
         """Go to a position."""
         self.batches.position = Position(state_dict["epoch"], state_dict["samples"])
         self.seen, self._is_resumed = state_dict["seen"], True
+        if self.seen == 0:
+            self._leave_epoch_at_its_end()
+
+    def _leave_epoch_at_its_end(self) -> None:
+        if self.batches.position.samples == self.batches.length:
+            self.batches.position = Position(self.batches.position.epoch + 1)
 
 
 class _WithEpochs:

@@ -68,6 +68,7 @@ class KeepCommandLineOnResume(Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         self._checkpoint = checkpoint
+        _load_data_again(trainer)
         plan = self.plan
         found_by_the_trainer = plan.saved is None
         if plan.saved is None:
@@ -155,7 +156,9 @@ class KeepCommandLineOnResume(Callback):
         # The optimizers are new here; their state is restored between this hook and on_train_start.
         self._fresh = [[dict(group) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
         # Strategies that shard restore it themselves, and have not called on_load_checkpoint yet.
-        self._plan_length(trainer)
+        if self._checkpoint:
+            _load_data_again(trainer)
+            self._plan_length(trainer)
         states = self._checkpoint.get("optimizer_states", [])
         states[:] = [*map(_regrouped, trainer.optimizers, states), *states[len(trainer.optimizers) :]]
 
@@ -214,6 +217,14 @@ class KeepCommandLineOnResume(Callback):
             for rates in ([role, adamw, lr] if role else [adamw, lr], *([rate, lr] for rate in self._rates.values()))
         ]
         return next((change for change in rates if change.new == fresh["lr"]), lr)
+
+
+def _load_data_again(trainer: Trainer) -> None:
+    """Let Lightning load the training data as it begins to train, with the place in the epoch.
+
+    If a schedule has asked for the length of the run, they are loaded already, and Lightning would keep them.
+    """
+    trainer.fit_loop._combined_loader = None
 
 
 def _rate_of(role: Any) -> str:

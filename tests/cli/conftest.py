@@ -1,12 +1,13 @@
 """A project in miniature: a module, its data, a default config, and a way to run its command line."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -145,3 +146,14 @@ def saved(run: RunTiny) -> str:
     """A checkpoint after 4 steps; everything as in the default config."""
     run("fit", "--config", "checkpoints.yaml", "--trainer.default_root_dir", "first")
     return str(next(Path("first").rglob("last.ckpt")))
+
+
+@pytest.fixture
+def _without_a_process_group_afterwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The port in the environment is taken back as well: processes that later tests start would take it over."""
+    for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "NODE_RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")  # so that what is there now is restored
+        monkeypatch.delenv(name)
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()

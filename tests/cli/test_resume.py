@@ -1,13 +1,12 @@
 """With a checkpoint: what was asked for wins, the checkpoint fills in the rest, and differences are said."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from lightning_muon.cli import MuonCLI
 
@@ -255,17 +254,6 @@ def test_a_run_without_a_limit_goes_on(run: Run, saved: str) -> None:
     time = ["--trainer.max_time", "00:00:00:01", "--trainer.limit_val_batches", "0"]
     cli = run("fit", "--ckpt_path", saved, *ENDLESS, "--trainer.max_epochs", "-1", *time)
     assert cli.trainer.global_step > 4
-
-
-@pytest.fixture
-def _without_a_process_group_afterwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The port in the environment is taken back as well: processes that later tests start would take it over."""
-    for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "NODE_RANK", "LOCAL_RANK"):
-        monkeypatch.setenv(name, "")  # so that what is there now is restored
-        monkeypatch.delenv(name)
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("_without_a_process_group_afterwards")

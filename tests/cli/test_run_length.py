@@ -4,9 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
-from lightning_muon.cli import MuonCLI
+from lightning_muon.cli import MuonCLI, main
+from lightning_muon.data import EpochDataModule, EpochLoader
 from lightning_muon.optim import OneCycle, WarmupCosine
+from tests.cli.conftest import CHECKPOINTS, DEFAULT_CONFIG, TinyModule
 
 Run = Callable[..., MuonCLI]
 pytestmark = pytest.mark.timeout(60)
@@ -86,8 +90,8 @@ def test_a_longer_run_has_a_longer_schedule_and_says_so(run: Run, capsys: pytest
     run("fit", *COSINE, "--config", "checkpoints.yaml", "--trainer.default_root_dir", "first")
     checkpoint = str(next(Path("first").rglob("last.ckpt")))
     more = ["--trainer.max_epochs", "1", *QUICK]
-    straight, capsys_ = run("fit", *COSINE, *more), capsys.readouterr()
-    assert "in the checkpoint" not in capsys_.err
+    straight = run("fit", *COSINE, *more)
+    assert "in the checkpoint" not in capsys.readouterr().err
     resumed = run("fit", "--ckpt_path", checkpoint, "--trainer.max_steps", "6", *QUICK)
     error = capsys.readouterr().err
     assert "model.lr_scheduler.total_steps: 4 in the checkpoint, 6 used: the schedule goes on where the new" in error
@@ -97,3 +101,38 @@ def test_a_longer_run_has_a_longer_schedule_and_says_so(run: Run, capsys: pytest
     again = run("fit", "--ckpt_path", checkpoint, *more, "--model.lr_scheduler.total_steps", "4")
     assert "total_steps" not in capsys.readouterr().err
     assert schedule_of(again).total_steps == 4
+
+
+class EpochData(EpochDataModule):
+    def train_dataloader(self) -> EpochLoader:
+        return self.train_loader(torch.arange(40.0).unsqueeze(1))
+
+
+class Recorder(TinyModule):
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.losses.extend(batch.flatten().tolist())  # the samples
+        return self(batch / 40).square().mean()
+
+
+@pytest.mark.usefixtures("_without_a_process_group_afterwards")
+@pytest.mark.parametrize("strategy", ["auto", "fsdp2"])
+def test_a_run_that_goes_on_in_mid_epoch_counts_its_length_and_keeps_its_place(
+    strategy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To know the length, Lightning loads the data before the place in the epoch is restored."""
+    Path("often.yaml").write_text(CHECKPOINTS.replace("save_top_k: 0", "save_top_k: -1"))
+    arguments = ["--model.dim=1", "--data.batch_size=4", "--trainer.max_epochs=2", f"--trainer.strategy={strategy}"]
+    Path("default.yaml").write_text(DEFAULT_CONFIG.replace("data:\n  dim: ${model.dim}", ""))
+    schedule = [*COSINE, "--model.lr_scheduler.floor=0.5"]
+    arguments = ["fit", "--config=often.yaml", *arguments, *schedule, "--trainer.limit_val_batches=0"]
+
+    def fit(*more: str) -> MuonCLI:
+        return main(Recorder, EpochData, default_config="default.yaml", args=[*arguments, *more])
+
+    straight = fit()
+    for step in (3, 10, 14):
+        resumed = fit(f"--ckpt_path={next(Path().rglob(f'*step={step}.ckpt'))}")
+        assert resumed.trainer.global_step == 20
+        assert resumed.model.losses == straight.model.losses[4 * step :]
+        assert rates_of(resumed) == rates_of(straight)
+    assert "total_steps" not in capsys.readouterr().err
