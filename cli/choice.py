@@ -1,18 +1,18 @@
 """The classes of module and data, chosen before there is a parser: its options are then those of these classes.
 
-``--model my.Module``, ``model: {class_path: my.Module, init_args: …}`` in a config, or else the program's own. Keys below
-``model:`` are arguments of the chosen class, with or without ``init_args``. Of a section that was written for another
-class, such as ``model:`` of the default config, those arguments stay that the chosen class has too.
+``--model my.Module``, or ``model: {class_path: my.Module, init_args: …}`` in a config, or else the program's own class.
+Keys below ``model:`` are arguments of the chosen class, with or without ``init_args``. Of a section that was written
+for another class, such as ``model:`` of the default config, those arguments stay that the chosen class has too.
 """
 
 import inspect
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, class_from_function
@@ -20,7 +20,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 
 from lightning_muon.cli.added_optimizer import with_optimizer
-from lightning_muon.cli.errors.suggestions import listed, nearest
+from lightning_muon.cli.errors.suggestions import nearest
 from lightning_muon.cli.given import INTERPOLATION, Given, flatten, given_in, place_of, plain_key, value_of
 from lightning_muon.cli.layers import SECTIONS, Layer
 
@@ -144,7 +144,7 @@ def path_of(made: Maker) -> str:
 
 def _chosen(section: str, own: Maker | None, base: type, given: Sequence[Given]) -> Maker | None:
     path = value_of(given, section, f"{section}.class_path")
-    if path is None or not isinstance(path, str) or not path:
+    if not isinstance(path, str) or not path or "${" in path:
         return own
     if section == "data" and path in {"null", "none", "None"}:
         return None
@@ -175,8 +175,8 @@ def _imported(path: str, base: type, section: str, where: str) -> Maker:
             f"{section}: expected a class by its import path, such as my_package.my_module.MyClass, got {path!r}"
             f"{where}{suggestion}"
         )
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())  # `python -m` puts it there, a script or a console command does not
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))  # `python -m` puts it there, a script or a console command does not
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
@@ -208,7 +208,7 @@ def _settled(layer: Layer, choices: Choices) -> dict[str, object]:
     left_out: set[str] = set()
     for choice in choices:
         section = content.get(choice.section)
-        if isinstance(section, str) and (choice.made or choice.own):
+        if isinstance(section, str) and choice.made and "${" not in section:
             section = {"class_path": section}
         if not isinstance(section, dict):
             continue
@@ -290,6 +290,3 @@ def _names(path: str, made: Maker | None) -> bool:
 
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-__all__ = ["Choice", "Choices", "choose", "nested", "path_of", "settle"]

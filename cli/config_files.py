@@ -113,11 +113,11 @@ def find_config(config: str, default_config: str | None = None) -> str:
 
     Presets are looked up in the folder of the default config, then among those of this package.
     """
-    if config and not Path(config).exists():
-        for folder in _preset_folders(default_config):
-            file = folder / f"{config.removesuffix('.yaml')}.yaml"
-            with suppress(OSError):  # the name is too long
-                if not Path(config).is_absolute() and file.is_file():
+    with suppress(OSError, ValueError):  # no such name can be that of a file
+        if config and not Path(config).exists() and not Path(config).is_absolute():
+            for folder in _preset_folders(default_config):
+                file = folder / f"{config.removesuffix('.yaml')}.yaml"
+                if file.is_file():
                     return _shown(file)
     return config
 

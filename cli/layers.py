@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import yaml
@@ -84,7 +85,7 @@ def read_layers(default_config: str | None, args: Sequence[str]) -> list[Layer]:
 
 def options(layers: Sequence[Layer]) -> Iterator[tuple[Layer, str | None]]:
     """Yield each option that is no config, with its value, written ``--key value`` or ``--key=value``."""
-    for layer, following in zip(layers, [*layers[1:], None], strict=True):
+    for layer, following in zip_longest(layers, layers[1:]):
         if layer.content is None and layer.option:
             yield layer, following.args[0] if layer.value is None and following else layer.value
 

@@ -35,7 +35,7 @@ from lightning_muon.cli.errors.parser import check_strategy, explain
 from lightning_muon.cli.errors.settings import check_lengths, check_settings
 from lightning_muon.cli.errors.user import message_for_the_user
 from lightning_muon.cli.given import INTERPOLATION, Given, given_in, value_of
-from lightning_muon.cli.layers import Layer, read_layers
+from lightning_muon.cli.layers import SECTIONS, Layer, read_layers
 from lightning_muon.cli.output import (
     OTHER_COMMANDS,
     debugging,
@@ -289,7 +289,9 @@ class MuonCLI(LightningCLI):
         config = {**self.config[self.config["subcommand"]].as_dict(), "model": dict(self.resume.used.arguments)}
         check_lengths(config, self.given)
         check_settings(config, self.given)
-        check_complete("model", self.config[self.config["subcommand"]].as_dict().get("model"), self.given)
+        sections = nested(self.config[self.config["subcommand"]].as_dict(), self.choices.paths)
+        for section in SECTIONS:
+            check_complete(section, sections.get(section), self.given)
 
     # ---- running
 

@@ -100,7 +100,9 @@ class RoutesCLI(MuonCLI):
 
     @override
     def instantiate_classes(self) -> None:
-        only_model = Namespace(model=self.config["routes"]["model"])  # type: ignore[no-untyped-call]
+        # A model without arguments has no key.
+        model = self.config["routes"].get("model")
+        only_model = Namespace(model=model) if model else Namespace()  # type: ignore[no-untyped-call]
         with without_weights():
             self.model = self._subcommand_parsers["routes"].instantiate_classes(only_model)["model"]
             if isinstance(self.model, LightningModule) and is_overridden("configure_model", self.model):
