@@ -37,7 +37,7 @@ class AddedOptimizer(LightningModule):
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
-        self.save_hyperparameters(*_ADDED)  # to resume with them; the class itself may save none
+        self.save_hyperparameters()  # to resume with them; the class itself may save none
         if "_instantiator" in self.hparams:
             self.hparams["_instantiator"] = f"{__name__}.instantiate_without"
         self.rules, self.per_head, self.strict_routing = rules or [], per_head, strict_routing

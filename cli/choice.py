@@ -21,7 +21,7 @@ from torch import nn
 
 from lightning_muon.cli.added_optimizer import with_optimizer
 from lightning_muon.cli.errors.suggestions import nearest
-from lightning_muon.cli.given import INTERPOLATION, Given, flatten, given_in, place_of, plain_key, value_of
+from lightning_muon.cli.given import INTERPOLATION, Given, flatten, given_in, plain_key
 from lightning_muon.cli.layers import SECTIONS, Layer
 
 Maker = Callable[..., Any]  # a class, or a function that returns an object of one
@@ -79,6 +79,11 @@ class Choices:
         return iter((self.model, self.data))
 
     @property
+    def left_out(self) -> list[str]:
+        """Keys of the default config that the chosen classes do not take."""
+        return [key for choice in self for key in choice.left_out]
+
+    @property
     def paths(self) -> dict[str, str]:
         """The import paths of the classes that are not the program's own, by section."""
         return {choice.section: choice.path for choice in self if choice.path is not None}
@@ -131,10 +136,9 @@ def nested(tree: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
         tree: The arguments of the classes directly below their sections.
         paths: Their import paths by section.
     """
-    return {
-        key: {"class_path": paths[key], "init_args": value} if key in paths and isinstance(value, Mapping) else value
-        for key, value in tree.items()
-    }
+    # A class without arguments has no section.
+    sections = {key: {"class_path": path, "init_args": tree.get(key) or {}} for key, path in paths.items()}
+    return {**tree, **sections}
 
 
 def path_of(made: Maker) -> str:
@@ -143,12 +147,15 @@ def path_of(made: Maker) -> str:
 
 
 def _chosen(section: str, own: Maker | None, base: type, given: Sequence[Given]) -> Maker | None:
-    path = value_of(given, section, f"{section}.class_path")
-    if not isinstance(path, str) or not path or "${" in path:
+    names = [
+        entry for entry in given if entry.key in {section, f"{section}.class_path"} and isinstance(entry.value, str)
+    ]
+    path = str(names[-1].value) if names else ""
+    if not path or "${" in path:
         return own
-    if section == "data" and path in {"null", "none", "None"}:
+    if section == "data" and path == "null":
         return None
-    where = place_of(section if value_of(given, section) else f"{section}.class_path", given)
+    where = f" (in {names[-1].file})" if names[-1].file else ""
     made = _imported(path, base, section, where)
     returned = made if inspect.isclass(made) else inspect.signature(made).return_annotation
     if not inspect.isclass(returned) or not issubclass(returned, base):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from lightning_muon.cli.errors.suggestions import nearest_path
+from lightning_muon.cli.errors.suggestions import nearest, nearest_path
 
 # A config of the largest models has a thousand values in ten levels. Aliases in a few lines may stand for billions.
 MOST_VALUES = 100_000
@@ -112,13 +112,22 @@ def find_config(config: str, default_config: str | None = None) -> str:
     """Return the file that ``--config`` names: a path, or a preset by its name, such as ``optimizer/moonlight``.
 
     Presets are looked up in the folder of the default config, then among those of this package.
+
+    Raises:
+        ConfigFileError: If there is no such preset, but one of a similar name.
     """
-    with suppress(OSError, ValueError):  # no such name can be that of a file
-        if config and not Path(config).exists() and not Path(config).is_absolute():
-            for folder in _preset_folders(default_config):
-                file = folder / f"{config.removesuffix('.yaml')}.yaml"
-                if file.is_file():
-                    return _shown(file)
+    try:
+        if not config or Path(config).exists() or Path(config).is_absolute():
+            return config
+        folders = _preset_folders(default_config)
+        for file in (folder / f"{config.removesuffix('.yaml')}.yaml" for folder in folders):
+            if file.is_file():
+                return _shown(file)
+    except (OSError, ValueError):  # no such name can be that of a file
+        return config
+    presets = [str(file.relative_to(folder).with_suffix("")) for folder in folders for file in folder.rglob("*.yaml")]
+    if not Path(config).suffix and (suggestion := nearest(config, presets)):
+        raise ConfigFileError(f"config file '{config}' does not exist{suggestion}")
     return config
 
 

@@ -33,7 +33,7 @@ from lightning_muon.cli.errors.files import check_folders, explain_file_error
 from lightning_muon.cli.errors.missing import check_complete
 from lightning_muon.cli.errors.parser import check_strategy, explain
 from lightning_muon.cli.errors.settings import check_lengths, check_settings
-from lightning_muon.cli.errors.user import message_for_the_user
+from lightning_muon.cli.errors.user import message_for_the_user, raised_on_purpose
 from lightning_muon.cli.given import INTERPOLATION, Given, given_in, value_of
 from lightning_muon.cli.layers import SECTIONS, Layer, read_layers
 from lightning_muon.cli.output import (
@@ -279,10 +279,9 @@ class MuonCLI(LightningCLI):
 
     def _say_what_is_left_out(self) -> None:
         """Say which defaults do not concern the chosen classes."""
-        for choice in self.choices:
-            if choice.left_out:
-                name = "its own data" if choice.made is None else choice.path
-                say(f"{choice.section}: {name}; of {self.default_config} is left out: {', '.join(choice.left_out)}")
+        if keys := self.choices.left_out:
+            default = Path(str(self.default_config)).name
+            say(f"left out of {default}, for {' and '.join(self.choices.paths.values())}: {', '.join(keys)}")
 
     def _check_values(self) -> None:
         """Refuse values out of range, before anything is made of them."""
@@ -392,6 +391,10 @@ class MuonCLI(LightningCLI):
         loops = (self.trainer.fit_loop.epoch_loop, self.trainer.validate_loop, self.trainer.test_loop)
         return any(loop.batch_progress.total.ready for loop in loops)
 
+    def _has_seen_a_batch(self) -> bool:
+        sanity_check = self.trainer.fit_loop.epoch_loop.val_loop
+        return self._has_begun() or bool(sanity_check.batch_progress.total.ready)
+
     def explain_error(self, error: Exception) -> str | None:
         """Return one line for an error that the user can correct; ``None`` for a bug."""
         if isinstance(error, OSError) and "subcommand" in self.config:
@@ -404,6 +407,8 @@ class MuonCLI(LightningCLI):
             message = explain_other_weights(str(error), type(self.model).__name__, self.resume)
             if message and value_of(self.given, "ckpt_path") is not None:
                 return message
+        if hasattr(self, "trainer") and self._has_seen_a_batch() and not raised_on_purpose(error):
+            return None
         made = [choice.made for choice in self.choices] if hasattr(self, "choices") else []
         modules = [cls.__module__ for cls in made if cls is not None]
         packages = {"lightning_muon", *(module.split(".")[0] for module in modules)} - {"lightning", "torch"}

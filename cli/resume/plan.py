@@ -154,7 +154,7 @@ class ResumePlan:
         if saved is None:
             return
         if saved.class_path != used.class_path:
-            say(f"model: {saved.class_path or 'another class'} in the checkpoint, {used.class_path} used")
+            say(f"model: {saved.class_path or 'another class'} in the checkpoint, {used.class_path or 'another'} used")
             return
         for key, (old, new) in self.argument_changes({"lr_scheduler"}):
             say(f"model.{key}: {old} in the checkpoint, {new} used")
