@@ -1,14 +1,13 @@
 """Config files, read as YAML; refused where a key would be lost, or a value would be repeated without end."""
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
 
-from lightning_muon.cli.errors.suggestions import nearest_path
-
-CONFIG_OPTIONS = {"-c", "--config"}
+from lightning_muon.cli.errors.suggestions import nearest, nearest_path
 
 # A config of the largest models has a thousand values in ten levels. Aliases in a few lines may stand for billions.
 MOST_VALUES = 100_000
@@ -39,7 +38,7 @@ def read_config_file(path: str) -> dict[str, object]:
             raise ConfigFileError(f"{what} does not exist{nearest_path(file, '*.y*ml') if path else ''}")
         if not file.is_file():
             raise ConfigFileError(f"{what} is not a file on a disk, which can be read twice")
-        return parse_config(_text(file), what)
+        return parse_config(text_of(file), what)
     except UnicodeDecodeError as error:
         hint = ": a checkpoint goes to --ckpt_path" if zipfile.is_zipfile(file) else " in UTF-8"
         raise ConfigFileError(f"{what} is not a text file{hint}") from error
@@ -109,41 +108,45 @@ def load_yaml(text: str, what: str) -> object:
         raise error if isinstance(error, ConfigFileError) else ConfigFileError(f"{what}: {error}") from error
 
 
-def without_empty_sections(args: Sequence[str]) -> list[str]:
-    """Return arguments in which a config file with nothing in it, or in a section, is replaced by what it holds.
+def find_config(config: str, default_config: str | None = None) -> str:
+    """Return the file that ``--config`` names: a path, or a preset by its name, such as ``optimizer/moonlight``.
 
-    The parser takes neither.
+    Presets are looked up in the folder of the default config, then among those of this package.
+
+    Raises:
+        ConfigFileError: If there is no such preset, but one of a similar name.
     """
-    passed: list[str] = []
-    for arg in args:
-        option, equals, value = arg.partition("=")
-        if option in CONFIG_OPTIONS and equals:
-            passed.append(f"{option}={_as_passed(value)}")
-        elif passed and passed[-1] in CONFIG_OPTIONS:
-            passed.append(_as_passed(arg))
-        else:
-            passed.append(arg)
-    return passed
-
-
-def is_inline(config: str) -> bool:
-    """Return whether the value of ``--config`` is a config itself, not the name of a file."""
-    return config.lstrip().startswith("{")
-
-
-def _as_passed(config: str) -> str:
-    if is_inline(config) or not Path(config).is_file():
+    try:
+        if not config or Path(config).exists() or Path(config).is_absolute():
+            return config
+        folders = _preset_folders(default_config)
+        for file in (folder / f"{config.removesuffix('.yaml')}.yaml" for folder in folders):
+            if file.is_file():
+                return _shown(file)
+    except (OSError, ValueError):  # no such name can be that of a file
         return config
-    content = read_config_file(config)
-    written = yaml.safe_load(_text(Path(config)))
-    if written == content:
-        return config
-    text: str = yaml.safe_dump(content, default_flow_style=True, width=1 << 30, sort_keys=False)
-    return text.strip()
+    presets = [str(file.relative_to(folder).with_suffix("")) for folder in folders for file in folder.rglob("*.yaml")]
+    if not Path(config).suffix and (suggestion := nearest(config, presets)):
+        raise ConfigFileError(f"config file '{config}' does not exist{suggestion}")
+    return config
 
 
-def _text(file: Path) -> str:
+def text_of(file: Path) -> str:
+    """Return the text of a config file."""
     return file.read_text(encoding="utf-8").removeprefix("\ufeff")  # which some editors write first
+
+
+def _preset_folders(default_config: str | None) -> list[Path]:
+    # Beside the rooms there is `configs`, in this package's repository and where it is installed.
+    of_package = Path(__file__).resolve().parents[1] / "configs"
+    return [*([Path(default_config).parent] if default_config else []), of_package]
+
+
+def _shown(file: Path) -> str:
+    """Return a path as short as it can be written from here."""
+    with suppress(ValueError):
+        return str(file.resolve().relative_to(Path.cwd()))
+    return str(file)
 
 
 class _Graph:

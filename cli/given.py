@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lightning_muon.cli.config_files import CONFIG_OPTIONS, is_inline, load_yaml, parse_config, read_config_file
+from lightning_muon.cli.layers import Layer, options
 
 INTERPOLATION = re.compile(r"\$\{([a-zA-Z][\w.\[\]]*)\}")
 
@@ -49,27 +49,16 @@ def place_of(key: str, given: Sequence[Given]) -> str:
     return f" (in {file})" if file else ""
 
 
-def read_given(default_config: str | None, args: Sequence[str]) -> list[Given]:
-    """List all given values; later ones override earlier ones.
-
-    Args:
-        default_config: The config file below all others.
-        args: The arguments after the subcommand.
-
-    Raises:
-        ConfigFileError: If one of the config files cannot be read, or an anchor in a value contains itself.
-    """
-    default = read_config_file(default_config) if default_config else {}
-    given = list(_entries(default, default_config, asked=False))
-    for option, value in _options(args):
-        if option not in CONFIG_OPTIONS:
-            if value and "&" in value and "*" in value:
-                load_yaml(value, option)  # an anchor, and an alias of it
-            given.append(Given(plain_key(option.lstrip("-")), value, None, asked=True))
-        elif value is not None and is_inline(value):
-            given.extend(_entries(parse_config(value, "the text of --config"), None, asked=True))
-        elif value is not None:
-            given.extend(_entries(read_config_file(value), value, asked=True))
+def given_in(layers: Sequence[Layer]) -> list[Given]:
+    """List all values of some layers; later ones override earlier ones."""
+    values = {id(layer): value for layer, value in options(layers)}
+    given: list[Given] = []
+    for layer in layers:
+        if layer.content is not None:
+            entries = flatten(layer.content)
+            given += [Given(plain_key(key), value, layer.file, layer.asked) for key, value in entries]
+        elif layer.option:
+            given.append(Given(plain_key(layer.option.lstrip("-")), values[id(layer)], None, asked=True))
     return given
 
 
@@ -85,18 +74,3 @@ def flatten(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
         return
     for name, child in children:
         yield from flatten(child, f"{prefix}.{name}" if prefix else str(name))
-
-
-def _options(args: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Yield each option with its value, written ``--key value`` or ``--key=value``."""
-    for position, arg in enumerate(args):
-        if not re.match(r"--?[a-zA-Z]", arg):
-            continue
-        option, equals, value = arg.partition("=")
-        following = args[position + 1] if position + 1 < len(args) else None
-        yield option, value if equals else following
-
-
-def _entries(content: dict[str, object], file: str | None, asked: bool) -> Iterator[Given]:
-    for key, value in flatten(content):
-        yield Given(plain_key(key), value, file, asked)

@@ -5,7 +5,7 @@ import signal
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
@@ -29,14 +29,15 @@ import lightning_muon.optim  # noqa: F401
 from lightning_muon.callbacks import NonFiniteError
 from lightning_muon.callbacks.stop_on_signal import StopOnSignal
 from lightning_muon.callbacks.stopping.receiver import SignalReceiver, StoppedBySignal
-from lightning_muon.cli.config_files import without_empty_sections
+from lightning_muon.cli.choice import choose, nested, settle
 from lightning_muon.cli.errors.files import check_folders, explain_file_error
 from lightning_muon.cli.errors.missing import check_complete
 from lightning_muon.cli.errors.parser import check_strategy, explain
 from lightning_muon.cli.errors.settings import check_lengths, check_settings
-from lightning_muon.cli.errors.user import message_for_the_user
+from lightning_muon.cli.errors.user import message_for_the_user, raised_on_purpose
 from lightning_muon.cli.from_data import FromData
-from lightning_muon.cli.given import INTERPOLATION, Given, read_given, value_of
+from lightning_muon.cli.given import INTERPOLATION, Given, given_in, value_of
+from lightning_muon.cli.layers import SECTIONS, Layer, read_layers
 from lightning_muon.cli.output import (
     OTHER_COMMANDS,
     debugging,
@@ -63,7 +64,6 @@ set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
 _HELP = {"-h", "--help"}
 _SECONDS_TO_UNWIND = 5.0  # after a signal outside of training
-_CLASS_KEYS = {"model", "data", "model.class_path", "data.class_path"}
 
 
 class MuonCLI(LightningCLI):
@@ -72,7 +72,10 @@ class MuonCLI(LightningCLI):
     It has the subcommands ``fit``, ``validate``, ``test`` and ``predict``, and differs from its parent in this:
 
     - ``default_config`` lies below every ``--config``; several ``--config`` are laid over one another, and
-      ``callbacks+:`` in a file appends to the list below it.
+      ``callbacks+:`` in a file appends to the list below it. ``--config optimizer/moonlight`` names a preset.
+    - ``--model my.Module --data my.Data``, or ``class_path`` in a config, take other classes than the program's own
+      (:mod:`~lightning_muon.cli.choice`). A module that makes no optimizer gets one
+      (:mod:`~lightning_muon.cli.added_optimizer`).
     - ``${model.dim}`` and ``${trainer.max_steps}`` follow whatever overrides these keys, in a later file or on the
       command line. The ``config.yaml`` that is saved with a run holds plain values: it repeats that run, and changing
       ``trainer.max_steps`` on top of it changes ``trainer.max_steps`` only.
@@ -99,6 +102,8 @@ class MuonCLI(LightningCLI):
         args: The command line, by default that of the program.
     """
 
+    MODEL: type = LightningModule  # what --model takes
+
     def __init__(
         self,
         model_class: type[LightningModule] | Callable[..., LightningModule] | str | None = None,
@@ -116,12 +121,19 @@ class MuonCLI(LightningCLI):
         self._args = list(sys.argv[1:] if args is None else args)
         await_gloo_threads_at_exit()
         with self._ending_on_signals(), _errors_in_one_line(self):
-            if isinstance(datamodule_class, str):
-                datamodule_class = resolve_name(datamodule_class)
-            FromData(datamodule_class).register()
-            super().__init__(
+            self._layers = self._read_layers()
+            self.choices = choose(
+                self._layers,
                 resolve_name(model_class) if isinstance(model_class, str) else model_class,
-                datamodule_class,
+                resolve_name(datamodule_class) if isinstance(datamodule_class, str) else datamodule_class,
+                self.MODEL,
+            )
+            self._layers = settle(self._layers, self.choices)
+            self.given = given_in(self._layers)
+            FromData(self.choices.data.made).register()
+            super().__init__(
+                self.choices.model.for_parser,
+                self.choices.data.for_parser,
                 save_config_callback=SaveRunConfig,
                 parser_class=MaskingParser,
                 parser_kwargs={
@@ -171,17 +183,14 @@ class MuonCLI(LightningCLI):
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         head, tail = self._args_of_subcommand()
-        if len(head) > 1 and head[-1] in self.subcommands() and head[0].startswith("--"):
-            raise ValueError(f"'{head[0]}' stands before the subcommand; write '{head[-1]} {head[0]} …'")
-        self.given = read_given(self.default_config, tail)
         tail = [*tail, *lift_limit(self.given, quiet=head[-1:] != ["fit"])]
         if _HELP & set(tail) or any(entry.key.startswith("trainer.strategy") for entry in self.given):
             # Imported for its effect, as above, and because it registers "fsdp2"; late, because it takes 0.1 s.
             import lightning_muon.strategies  # noqa: F401, PLC0415
         ckpt_path = value_of(self.given, "ckpt_path")
         if ckpt_path == LAST:
-            ckpt_path = self._newest_checkpoint(parser, tail)
-            tail = [*tail, f"--ckpt_path={'null' if ckpt_path is None else ckpt_path}"]
+            ckpt_path = self._newest_checkpoint(parser)
+            self._layers.append(Layer((f"--ckpt_path={'null' if ckpt_path is None else ckpt_path}",)))
         trusted = str(value_of(self.given, "weights_only")).lower() == "false"
         self.resume = ResumePlan.of(
             None if ckpt_path is None else str(ckpt_path), fitting=head[-1:] == ["fit"], trusted=trusted
@@ -190,29 +199,32 @@ class MuonCLI(LightningCLI):
         self.secrets = Secrets(self.given, {} if saved is None else saved.arguments)
         for each in self._subcommand_parsers.values():
             cast("MaskingParser", each).secrets = self.secrets
+            cast("MaskingParser", each).class_paths = self.choices.paths
         without = None
         if saved is None:
-            self._parse(parser, tail)
+            self._parse(parser, self._layers)
         else:
-            try:
-                self._parse(parser, tail)
-            except ArgumentError:
-                # An option may suit only a class that the checkpoint brings, such as the momentum of its optimizer.
-                module_class = value_of(self.given, "model", "model.class_path")
-                self._parse(parser, [f"--model={module_class}"] if module_class else [])
-            without = self._module_arguments()
+            without = self._without_checkpoint(parser)
             layer = self.resume.layer(without, self.given)
-            self._parse(parser, tail, *([layer] if layer else []))
+            below = [each for each in self._layers if not each.asked]
+            self._parse(parser, [*below, *([layer] if layer else []), *self._layers[len(below) :]])
         self.resume.used = self._module_arguments()
         self._check_values()
+        self._say_what_is_left_out()
         self.resume.print_differences(without)
         if is_url(str(ckpt_path)) and not trusted:
             # Lightning would run the code in a checkpoint from the network.
             self.config[self.config["subcommand"]]["weights_only"] = True
 
-    def _newest_checkpoint(self, parser: LightningArgumentParser, tail: Sequence[str]) -> Path | None:
+    def _read_layers(self) -> list[Layer]:
+        head, tail = self._args_of_subcommand()
+        if len(head) > 1 and head[-1] in self.subcommands() and head[0].startswith("--"):
+            raise ValueError(f"'{head[0]}' stands before the subcommand; write '{head[-1]} {head[0]} …'")
+        return read_layers(self.default_config, tail)
+
+    def _newest_checkpoint(self, parser: LightningArgumentParser) -> Path | None:
         """Return the checkpoint that ``--ckpt_path last`` means, and say which."""
-        self._parse(parser, tail)
+        self._parse(parser, self._layers)
         subcommand = self.config["subcommand"]
         newest = newest_checkpoint(self.config[subcommand]["trainer"])
         if newest is None and subcommand != "fit":
@@ -220,25 +232,41 @@ class MuonCLI(LightningCLI):
         say(f"--ckpt_path last: {newest or 'there is no checkpoint yet, the run starts afresh'}")
         return newest
 
+    def _without_checkpoint(self, parser: LightningArgumentParser) -> ModuleArguments:
+        """Return the module's arguments without the checkpoint."""
+        for layers in (self._layers, [layer for layer in self._layers if not layer.asked]):
+            # An option may suit only a class that the checkpoint brings, such as the momentum of its optimizer.
+            with suppress(ArgumentError):
+                self._parse(parser, layers)
+                return self._module_arguments()
+        # Only the checkpoint has what the class needs.
+        model = self.choices.model
+        return ModuleArguments(model.path, dict.fromkeys(model.arguments))
+
     def _args_of_subcommand(self) -> tuple[list[str], list[str]]:
         """Return the arguments up to the subcommand, and those after it."""
         position = next((at for at, arg in enumerate(self._args) if arg in self.subcommands()), len(self._args))
         return self._args[: position + 1], self._args[position + 1 :]
 
-    def _parse(self, parser: LightningArgumentParser, tail: Sequence[str], *layers: str) -> None:
-        """Parse arguments of the subcommand on top of the default config and of further layers, each in YAML.
+    def _parse(self, parser: LightningArgumentParser, layers: Sequence[Layer]) -> None:
+        """Parse layers of the subcommand; the default config is the first ``--config``.
 
-        The default config is passed as the first ``--config``. jsonargparse's ``default_config_files`` lose the
-        ``class_path`` of an argument whose default is itself a class, as an optimizer's is.
+        jsonargparse's ``default_config_files`` lose the ``class_path`` of an argument whose default is itself a class,
+        as an optimizer's is.
         """
-        head, _ = self._args_of_subcommand()
-        if head and head[-1] in self.subcommands():
-            # --help prints the same without it, and faster.
-            defaults = [self.default_config] if self.default_config and not _HELP & set(tail) else []
-            head += [f"--config={layer}" for layer in [*defaults, *layers]]
-        # On the command line a key starts at the subcommand; the parser's root lies above it.
-        tail = [INTERPOLATION.sub(rf"${{{head[0]}.\1}}", arg) for arg in tail]
-        self.config = parser.parse_args(without_empty_sections([*head, *tail]))
+        head, tail = self._args_of_subcommand()
+        if not head or head[-1] not in self.subcommands():
+            self.config = parser.parse_args([*head, *tail])
+            return
+        args = list(head)
+        for layer in layers:
+            # --help prints the same without the default config, and faster.
+            if layer.content is not None and (layer.asked or not _HELP & set(tail)):
+                args += layer.args
+            elif layer.content is None:
+                # On the command line a key starts at the subcommand; the parser's root lies above it.
+                args += [INTERPOLATION.sub(rf"${{{head[0]}.\1}}", arg) for arg in layer.args]
+        self.config = parser.parse_args(args)
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -252,20 +280,24 @@ class MuonCLI(LightningCLI):
         parser = self._subcommand_parsers[subcommand]
         dumped = parser.dump(alone, skip_link_targets=False, skip_validation=True, format="json")
         values = json.loads(dumped).get("model", {})
-        class_path = None
-        if module and self.subclass_mode_model:
-            class_path = module["class_path"]
-            module, values = module.get("init_args"), values.get("init_args", {})
         # A module without arguments has no keys either.
         arguments = {name: values.get(name) for name in (vars(module) if module else ())}
-        return ModuleArguments(class_path, self.secrets.masked(arguments, "model", only_texts=True))
+        return ModuleArguments(self.choices.model.path, self.secrets.masked(arguments, "model", only_texts=True))
+
+    def _say_what_is_left_out(self) -> None:
+        """Say which defaults do not concern the chosen classes."""
+        if keys := self.choices.left_out:
+            default = Path(str(self.default_config)).name
+            say(f"left out of {default}, for {' and '.join(self.choices.paths.values())}: {', '.join(keys)}")
 
     def _check_values(self) -> None:
         """Refuse values out of range, before anything is made of them."""
         config = {**self.config[self.config["subcommand"]].as_dict(), "model": dict(self.resume.used.arguments)}
         check_lengths(config, self.given)
         check_settings(config, self.given)
-        check_complete("model", self.config[self.config["subcommand"]].as_dict().get("model"), self.given)
+        sections = nested(self.config[self.config["subcommand"]].as_dict(), self.choices.paths)
+        for section in SECTIONS:
+            check_complete(section, sections.get(section), self.given)
 
     # ---- running
 
@@ -311,6 +343,11 @@ class MuonCLI(LightningCLI):
             check_folders(trainer)
             self._new_folders = NewFolders(trainer)
         return trainer
+
+    @override
+    def _dump_config(self) -> None:
+        super()._dump_config()
+        self.config_dump = nested(self.config_dump, self.choices.paths)  # for the hyperparameters in checkpoints
 
     @override
     def instantiate_classes(self) -> None:
@@ -362,6 +399,10 @@ class MuonCLI(LightningCLI):
         loops = (self.trainer.fit_loop.epoch_loop, self.trainer.validate_loop, self.trainer.test_loop)
         return any(loop.batch_progress.total.ready for loop in loops)
 
+    def _has_seen_a_batch(self) -> bool:
+        sanity_check = self.trainer.fit_loop.epoch_loop.val_loop
+        return self._has_begun() or bool(sanity_check.batch_progress.total.ready)
+
     def explain_error(self, error: Exception) -> str | None:
         """Return one line for an error that the user can correct; ``None`` for a bug."""
         if isinstance(error, OSError) and "subcommand" in self.config:
@@ -369,13 +410,15 @@ class MuonCLI(LightningCLI):
             if line := explain_file_error(error, config):
                 return line
         if isinstance(error, (ArgumentError, OmegaConfBaseException)):
-            return explain(str(error), self.parser_in_use(), self.given)
+            return explain(str(error), self.parser_in_use(), self.given, self.choices.paths)
         if hasattr(self, "model") and isinstance(error, (RuntimeError, ValueError)):
             message = explain_other_weights(str(error), type(self.model).__name__, self.resume)
             if message and value_of(self.given, "ckpt_path") is not None:
                 return message
-        modules = [cls.__module__ for cls in (self.model_class, self.datamodule_class) if cls is not None]
-        modules += [str(entry.value) for entry in self.given if entry.key in _CLASS_KEYS]
+        if hasattr(self, "trainer") and self._has_seen_a_batch() and not raised_on_purpose(error):
+            return None
+        made = [choice.made for choice in self.choices] if hasattr(self, "choices") else []
+        modules = [cls.__module__ for cls in made if cls is not None]
         packages = {"lightning_muon", *(module.split(".")[0] for module in modules)} - {"lightning", "torch"}
         return message_for_the_user(error, packages)
 

@@ -1,5 +1,6 @@
 """The command ``routes``: which algorithm updates each parameter of a model, and why, without training it."""
 
+import inspect
 import json
 import warnings
 from collections import Counter
@@ -8,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
+from jsonargparse import Namespace, class_from_function
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -28,7 +29,7 @@ _TIMM = "lightning_muon.cli.models.timm_model"
 class RoutesCLI(MuonCLI):
     """Take the arguments of ``fit``, build only the module, and print who updates what.
 
-    Where no module is fixed, ``--model`` takes the path of any ``nn.Module`` or of a function that returns one;
+    Here ``--model`` takes the path of any ``nn.Module`` or of a function that returns one;
     ``hf:`` and a model type of ``transformers``, such as ``hf:gpt2``; ``timm:`` and a name of ``timm``; or a
     ``config.json`` of ``transformers``, or a folder with one. Models of ``transformers`` are built without weights, so
     their size does not matter.
@@ -48,8 +49,10 @@ class RoutesCLI(MuonCLI):
         default_config: str | Path | None = None,
         args: Sequence[str] = (),
     ) -> None:
-        arguments = list(args) if model_class else list(_expanded(args))
-        super().__init__(model_class, datamodule_class, default_config=default_config, args=["routes", *arguments])
+        arguments = ["routes", *_expanded(args)]
+        super().__init__(model_class, datamodule_class, default_config=default_config, args=arguments)
+
+    MODEL = nn.Module
 
     @staticmethod
     @override
@@ -77,10 +80,12 @@ class RoutesCLI(MuonCLI):
 
     @override
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        if self.model_class is None:
+        model = self.choices.model.for_parser
+        if model is None:
             parser.add_subclass_arguments(nn.Module, "model", fail_untyped=False, required=True)
         else:
-            parser.add_lightning_class_args(self._model_class, "model", subclass_mode=self.subclass_mode_model)
+            made = model if inspect.isclass(model) else class_from_function(model)
+            parser.add_class_arguments(made, "model", fail_untyped=False, sub_configs=True)
         data = {"subclass_mode": self.subclass_mode_data, "required": self.datamodule_class is not None}
         parser.add_lightning_class_args(self._datamodule_class, "data", **data)
         parser.add_lightning_class_args(self.trainer_class, "trainer")
@@ -95,7 +100,9 @@ class RoutesCLI(MuonCLI):
 
     @override
     def instantiate_classes(self) -> None:
-        only_model = Namespace(model=self.config["routes"]["model"])  # type: ignore[no-untyped-call]
+        # A model without arguments has no key.
+        model = self.config["routes"].get("model")
+        only_model = Namespace(model=model) if model else Namespace()  # type: ignore[no-untyped-call]
         with without_weights():
             self.model = self._subcommand_parsers["routes"].instantiate_classes(only_model)["model"]
             if isinstance(self.model, LightningModule) and is_overridden("configure_model", self.model):

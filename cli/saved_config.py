@@ -2,7 +2,7 @@
 
 import os
 from argparse import Action
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
@@ -15,19 +15,22 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from lightning_muon.cli.choice import nested
 from lightning_muon.cli.secrets import Secrets
 
 
 class MaskingParser(LightningArgumentParser):
     """A parser whose YAML, saved with a run or shown by ``--print_config``, holds no value from the environment.
 
-    Such a value is as it was written, ``${oc.env:TOKEN}``.
+    Such a value is as it was written, ``${oc.env:TOKEN}``. Classes that were chosen are named.
 
     Attributes:
         secrets: Which values come from the environment.
+        class_paths: The import paths of module and data, by section, where they are not the program's own.
     """
 
     secrets = Secrets()
+    class_paths: Mapping[str, str] = {}
 
     def _check_value_key(self, action: Action, value: Any, key: str, *args: Any, **options: Any) -> Any:
         """Check a value, but an interpolation only once it is resolved.
@@ -42,10 +45,11 @@ class MaskingParser(LightningArgumentParser):
     @override
     def dump(self, namespace: Namespace, format: str = "parser_mode", **options: Any) -> str:
         text: str = super().dump(namespace, format=format, **options)
-        if not self.secrets.written or format.startswith("json"):
+        if not (self.secrets.written or self.class_paths) or format.startswith("json"):
             return text
         comments = [line for line in text.splitlines() if line.startswith("#")]
-        masked = yaml.safe_dump(self.secrets.masked(yaml.safe_load(text)), sort_keys=False, allow_unicode=True)
+        tree = nested(self.secrets.masked(yaml.safe_load(text)), self.class_paths)
+        masked = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
         return "\n".join([*comments, masked])
 
 

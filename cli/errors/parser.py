@@ -5,7 +5,7 @@ import inspect
 import re
 import typing
 from argparse import Action, ArgumentParser
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pkgutil import resolve_name
 
@@ -19,6 +19,14 @@ from lightning_muon.cli.given import Given, place_of, plain_key
 
 _UNKNOWN_OPTION = re.compile(r"(?:does not accept option|Option) '([^']+)'")
 _CLASS_IN_MESSAGE = re.compile(r"class_path[= ]'([\w.]+)'")
+# What presets of the optimizer set, with the annotation of the argument.
+_OF_THE_OPTIMIZER = {
+    "optimizer": "OptimizerCallable = MuonAdamW",
+    "lr_scheduler": "LRSchedulerCallable | None = None",
+    "per_head": "bool = False",
+    "rules": "list[Rule] | None = None",
+    "strict_routing": "bool = False",
+}
 _READABLE_TYPES = {
     "int": "a whole number",
     "float": "a number",
@@ -31,13 +39,14 @@ _READABLE_TYPES = {
 }
 
 
-def explain(message: str, parser: ArgumentParser, given: Sequence[Given]) -> str:
+def explain(message: str, parser: ArgumentParser, given: Sequence[Given], classes: Mapping[str, str]) -> str:
     """Return one line for a message of the parser, with the key and the nearest valid key or value.
 
     Args:
         message: The parser's message, in any of its forms.
         parser: The parser of the subcommand, or the main one if no subcommand was recognized.
         given: What the user gave.
+        classes: The import paths of module and data, by section, where they were chosen.
     """
     if "ubcommand" in message and ("invalid choice" in message or "was not provided" in message):
         return _explain_subcommand(message, parser)
@@ -49,11 +58,12 @@ def explain(message: str, parser: ArgumentParser, given: Sequence[Given]) -> str
     if match := re.search(r"unrecognized arguments: (\S+)", message):
         if not match[1].startswith("-"):
             return f"unexpected argument '{match[1]}'; options are written --key value, and patterns of files in quotes"
-        return _explain_unknown_key(_key_path(message, match[1].lstrip("-").split("=")[0]), message, parser, given)
+        key = _key_path(message, match[1].lstrip("-").split("=")[0])
+        return _explain_unknown_key(key, message, parser, given, classes)
     if (match := _UNKNOWN_OPTION.search(message)) and f'Parser key "{match[1]}"' not in message:
-        return _explain_unknown_key(_key_path(message, match[1]), message, parser, given)
+        return _explain_unknown_key(_key_path(message, match[1]), message, parser, given, classes)
     if match := re.search(r"arguments are required: ([\w., ]+)", message):
-        return _explain_missing(match[1], message, given)
+        return _explain_missing(match[1], message, given, classes)
     if match := re.search(r"argument (?:-\w/)?--([\w.]+)\S*: expected (?:one|at least one) argument", message):
         return f"--{match[1]}: a value is missing after it"
     if _key_path(message):
@@ -92,7 +102,17 @@ def _explain_subcommand(message: str, parser: ArgumentParser) -> str:
     return f"unknown subcommand '{match[1]}'{suggestion}"
 
 
-def _explain_unknown_key(key: str, message: str, parser: ArgumentParser, given: Sequence[Given]) -> str:
+def _explain_unknown_key(
+    key: str, message: str, parser: ArgumentParser, given: Sequence[Given], chosen: Mapping[str, str]
+) -> str:
+    section, *names = key.split(".")
+    if (
+        section == "model"
+        and names[:1]
+        and names[0] in _OF_THE_OPTIMIZER
+        and not _find_action(parser, f"model.{names[0]}")
+    ):
+        return _explain_no_optimizer(names[0], given, chosen.get("model", "the module"))
     outer = key.rpartition(".")[0]
     while outer and _find_action(parser, outer) is None:
         outer = outer.rpartition(".")[0]
@@ -104,15 +124,27 @@ def _explain_unknown_key(key: str, message: str, parser: ArgumentParser, given: 
         valid = [f"{outer}.{argument}" for argument in _arguments_of(resolve_name(classes[0]))]
         suggestion = nearest_key(key, valid, everywhere, classes[0].rpartition(".")[2])
         return f"unknown key '{key}' for {classes[0]}{place_of(key, given)}{suggestion}"
-    return f"unknown key '{key}'{place_of(key, given)}{nearest_key(key, everywhere, everywhere)}"
+    owner = f" for {chosen[section]}" if section in chosen else ""
+    return f"unknown key '{key}'{owner}{place_of(key, given)}{nearest_key(key, everywhere, everywhere)}"
 
 
-def _explain_missing(missing: str, message: str, given: Sequence[Given]) -> str:
+def _explain_no_optimizer(argument: str, given: Sequence[Given], module: str) -> str:
+    """Return what to do where a preset of the optimizer meets a module that makes its own."""
+    annotation = _OF_THE_OPTIMIZER[argument]
+    return (
+        f"model.{argument}{place_of(f'model.{argument}', given)} is set, but {module} has no argument '{argument}', and"
+        f" makes its optimizer itself: add '{argument}: {annotation}' to its __init__ and use it in"
+        " configure_optimizers, or leave configure_optimizers out and MuonAdamW is made for it"
+    )
+
+
+def _explain_missing(missing: str, message: str, given: Sequence[Given], chosen: Mapping[str, str]) -> str:
     outer = _key_path(message)
     names = [re.sub(r"^(fit|validate|test|predict|routes)\.", "", name) for name in missing.replace(",", " ").split()]
     keys = ", ".join(f"--{outer}.{name}" if outer else f"--{name}" for name in names)
     classes = _CLASS_IN_MESSAGE.findall(message)
-    owner = f" for {classes[-1]}" if outer and classes else ""
+    section = (outer or names[0]).partition(".")[0]
+    owner = f" for {classes[-1]}" if outer and classes else (f" for {chosen[section]}" if section in chosen else "")
     return f"a value is missing{owner}: {keys}{place_of(outer, given) if outer else ''}"
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from dis import opmap
 from types import TracebackType
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -29,7 +30,7 @@ def message_for_the_user(error: BaseException, packages: Iterable[str]) -> str |
             They count only where the package itself raises them, not a library that it calls.
     """
     if isinstance(error, MisconfigurationException):
-        return str(error)
+        return _about_the_checkpoint(str(error)) or str(error)
     module = _raised_in(error.__traceback__)
     package = module.split(".")[0]
     if isinstance(error, RuntimeError) and module == _EARLY_STOPPING:
@@ -46,6 +47,14 @@ def message_for_the_user(error: BaseException, packages: Iterable[str]) -> str |
     return str(error) if package in set(packages) else None
 
 
+def raised_on_purpose(error: BaseException) -> bool:
+    """Return whether a ``raise`` has raised an error, not an operation of Python that failed, as in ``a, b = 3``."""
+    traceback = error.__traceback__
+    while traceback and traceback.tb_next:
+        traceback = traceback.tb_next
+    return traceback is None or traceback.tb_frame.f_code.co_code[traceback.tb_lasti] == opmap["RAISE_VARARGS"]
+
+
 def _raised_in(traceback: TracebackType | None) -> str:
     """Return the module of the innermost frame, or an empty string."""
     while traceback and traceback.tb_next:
@@ -59,7 +68,22 @@ def _about_the_metric(message: str) -> str | None:
     if not match:
         return None
     metrics = re.findall(r"`([^`]+)`", message.partition("any of the following:")[2])
+    return f"EarlyStopping: no metric '{match[1]}' was logged{_alternatives(match[1], metrics)}"
+
+
+def _about_the_checkpoint(message: str) -> str | None:
+    """Say what to do where ``ModelCheckpoint`` misses its metric; a module has its own names."""
+    match = re.match(r"`ModelCheckpoint\(monitor='([^']*)'\)` could not find .*?: \[(.*)\]", message)
+    if not match:
+        return None
+    metrics = [metric for metric in re.findall(r"'([^']+)'", match[2]) if metric not in {"epoch", "step"}]
+    return (
+        f"ModelCheckpoint: no metric '{match[1]}' was logged: log it, or give the checkpoint another 'monitor' in a"
+        f" config{_alternatives(match[1], metrics)}"
+    )
+
+
+def _alternatives(metric: str, metrics: list[str]) -> str:
     # First the likely ones.
     metrics.sort(key=lambda metric: not re.search("loss|acc|val|train", metric))
-    alternative = nearest(match[1], metrics) or listed("; there are", metrics, most=8)
-    return f"EarlyStopping: no metric '{match[1]}' was logged{alternative}"
+    return nearest(metric, metrics) or listed("; there are", metrics, most=8)

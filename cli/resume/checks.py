@@ -99,6 +99,9 @@ def explain_other_weights(message: str, module_name: str, plan: ResumePlan) -> s
     changes = plan.argument_changes({"optimizer", "lr_scheduler"})
     why = (f"model.{key} ({old} there, {new} here)" for key, (old, new) in changes)
     different = listed("; of its arguments differ:", why, most=4)
+    saved = plan.saved_module
+    if saved and saved.class_path and saved.class_path != plan.used.class_path:
+        different = f"; it is of --model {saved.class_path}"
     return f"--ckpt_path: it is of another module: {', '.join(parts[:2])}{more}{different}"
 
 

@@ -3,7 +3,6 @@
 Lightning replaces the module's arguments by the checkpoint's hyperparameters, whatever was asked for, and says nothing.
 """
 
-import sys
 import zipfile
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import yaml
 
 from lightning_muon.cli.errors.suggestions import nearest_path
 from lightning_muon.cli.given import INTERPOLATION, Given, plain_key
+from lightning_muon.cli.layers import Layer
 from lightning_muon.cli.output import say
 from lightning_muon.cli.resume.reading import check_reachable, is_url, read_checkpoint
 
@@ -118,8 +118,8 @@ class ResumePlan:
         """The arguments of the checkpoint's module, if they are known."""
         return self.saved.module if self.saved else None
 
-    def layer(self, current: ModuleArguments, given: Sequence[Given]) -> str | None:
-        """Return the checkpoint's arguments as a YAML config, to lie above the defaults and below what was asked for.
+    def layer(self, current: ModuleArguments, given: Sequence[Given]) -> Layer | None:
+        """Return the checkpoint's arguments as a config, to lie above the defaults and below what was asked for.
 
         It leaves out arguments that the module does not take, and values that follow a key of this run by
         interpolation: with ``T_max: ${trainer.max_steps}``, a new ``--trainer.max_steps`` gives a new ``T_max``.
@@ -140,9 +140,7 @@ class ResumePlan:
             for key, value in saved.arguments.items()
             if key in current.arguments and f"model.{key}" not in follows and _is_plain(value)
         }
-        model = {"class_path": saved.class_path, "init_args": arguments} if saved.class_path else arguments
-        layer: str = yaml.safe_dump({"model": plain(model)}, default_flow_style=True, width=sys.maxsize)
-        return layer
+        return Layer.of({"model": plain(arguments)}) if arguments else None
 
     def print_differences(self, without: ModuleArguments | None = None) -> None:
         """Print one line for each argument that differs from the checkpoint, and one for what comes from it.
@@ -156,7 +154,7 @@ class ResumePlan:
         if saved is None:
             return
         if saved.class_path != used.class_path:
-            say(f"model: {saved.class_path or 'another class'} in the checkpoint, {used.class_path} used")
+            say(f"model: {saved.class_path or 'another class'} in the checkpoint, {used.class_path or 'another'} used")
             return
         for key, (old, new) in self.argument_changes({"lr_scheduler"}):
             say(f"model.{key}: {old} in the checkpoint, {new} used")

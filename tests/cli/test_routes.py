@@ -159,7 +159,7 @@ def test_it_takes_the_arguments_of_fit(capsys: pytest.CaptureFixture[str]) -> No
         ("--model=some_nets.Net --model.dim=4 --model.deth=1", "unknown key 'model.deth' for some_nets.Net; did you"),
         ("--model=some_nets.Net --model.dim=4 --jsn", "unknown key 'jsn'; did you mean 'json'?"),
         ('--model=some_nets.Net --model.dim=4 --rules=[{"pattern":"x","algorithm":"adamw"}]', "rule 'x' matches no"),
-        ("--model=os.getcwd", "model: expected a class that can stand here"),
+        ("--model=os.getcwd", "model: expected a Module, got 'os.getcwd'"),
     ],
 )
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], args: str, line: str) -> None:
