@@ -7,6 +7,7 @@
 - :mod:`~lightning_muon.data.documents`: the documents in text, JSON lines and Parquet files
 - :mod:`~lightning_muon.data.tokenizers`: bytes, ``tokenizer.json``, tiktoken
 - :mod:`~lightning_muon.data.prepare`: text to files of tokens, on all cores
+- :mod:`~lightning_muon.data.prompts`: the prompts that a language model continues
 - :mod:`~lightning_muon.data.text`: the data module of a language model
 """
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from lightning_muon.data.epoch_batches import EpochBatches, Position
     from lightning_muon.data.loader import EpochLoader
     from lightning_muon.data.prepare import PreparedTokens, prepare_tokens
+    from lightning_muon.data.prompts import Prompts, read_prompts
     from lightning_muon.data.text import TextDataModule
     from lightning_muon.data.tokenizers import Tokenizer, load_tokenizer
     from lightning_muon.data.tokens import PackedTokens, TokenShards
@@ -29,11 +31,13 @@ __all__ = [
     "PackedTokens",
     "Position",
     "PreparedTokens",
+    "Prompts",
     "TextDataModule",
     "TokenShards",
     "Tokenizer",
     "load_tokenizer",
     "prepare_tokens",
+    "read_prompts",
 ]
 
 _PLACES = {
@@ -43,11 +47,13 @@ _PLACES = {
     "PackedTokens": "tokens",
     "Position": "epoch_batches",
     "PreparedTokens": "prepare",
+    "Prompts": "prompts",
     "TextDataModule": "text",
     "TokenShards": "tokens",
     "Tokenizer": "tokenizers",
     "load_tokenizer": "tokenizers",
     "prepare_tokens": "prepare",
+    "read_prompts": "prompts",
 }
 
 
