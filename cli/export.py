@@ -145,7 +145,10 @@ def _meta_model(saved: SavedWeights) -> Any:
             f"the format huggingface is for networks of transformers, built by {_BUILDER}; {network}: take safetensors"
         )
     with without_weights():
-        return hugging_face(**arguments)
+        model: Any = hugging_face(**arguments)
+    if "use_cache" not in (arguments.get("overrides") or {}) and hasattr(model.config, "use_cache"):
+        model.config.use_cache = type(model.config)().use_cache  # it is off in training only
+    return model
 
 
 def _in_place(out: Path, write: Callable[[Path], None], *, folder: bool = False) -> None:
@@ -153,8 +156,13 @@ def _in_place(out: Path, write: Callable[[Path], None], *, folder: bool = False)
     unfinished = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.saving")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.touch()
+        mode = unfinished.stat().st_mode  # safetensors makes files that only their owner may read
+        if folder:
+            unfinished.unlink()
         write(unfinished)
         for file in unfinished.iterdir() if folder else (unfinished,):
+            file.chmod(mode)
             with file.open("rb+") as stream:
                 os.fsync(stream.fileno())
         unfinished.rename(out)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lightning_muon.strategies import SavedWeights
 
 _OPTION = "--weights"
+_HUGGING_FACE = "lightning_muon.cli.models.hugging_face"
 
 
 def add_weights_options(parser: LightningArgumentParser) -> None:
@@ -86,15 +87,23 @@ class StartingWeights:
     def layer(self, current: ModuleArguments, given: Sequence[Given]) -> str | None:
         """Return the network of the weights as a YAML config, to lie above the defaults and below what was asked for.
 
-        With it come the module's arguments that the network follows by interpolation, such as ``model.context``.
+        With it come the module's arguments that the network follows by interpolation, such as ``model.context``. The
+        network of a folder of Hugging Face becomes ``model.net``, if there is this argument.
         """
         saved = self.saved
-        if saved is None or saved.argument not in current.arguments or "class_path" not in saved.network:
+        if saved is None:
             return None
-        inside = f"model.{saved.argument}."
+        argument, network = saved.argument, saved.network
+        if self.path is not None and (self.path / "config.json").is_file():
+            if any(entry.asked and f"{entry.key}.".startswith("model.net.") for entry in given):
+                return None
+            argument, network = "net", {"class_path": _HUGGING_FACE, "init_args": {"config": str(self.path)}}
+        if argument not in current.arguments or "class_path" not in network:
+            return None
+        inside = f"model.{argument}."
         follows = [INTERPOLATION.findall(str(entry.value)) for entry in given if entry.key.startswith(inside)]
         keys = {target.removeprefix("model.") for targets in follows for target in targets}
-        arguments = {saved.argument: saved.network, **{key: saved.module[key] for key in keys & saved.module.keys()}}
+        arguments = {argument: network, **{key: saved.module[key] for key in keys & saved.module.keys()}}
         plan = ResumePlan(saved=SavedRun(ModuleArguments(current.class_path, arguments), 0, 0))
         return plan.layer(current, given)
 
