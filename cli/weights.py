@@ -1,6 +1,6 @@
 """``--weights``: a run that begins with the weights of an earlier one, of an exported file, or of Hugging Face."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,6 +99,12 @@ class StartingWeights:
                 return None
             argument, network = "net", {"class_path": _HUGGING_FACE, "init_args": {"config": str(self.path)}}
         if argument not in current.arguments or "class_path" not in network:
+            return None
+        here = current.arguments[argument]
+        chosen = any(
+            entry.asked and entry.key in {f"model.{argument}", f"model.{argument}.class_path"} for entry in given
+        )
+        if chosen and not (isinstance(here, Mapping) and here.get("class_path") == network["class_path"]):
             return None
         inside = f"model.{argument}."
         follows = [INTERPOLATION.findall(str(entry.value)) for entry in given if entry.key.startswith(inside)]

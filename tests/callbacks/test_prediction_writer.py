@@ -63,7 +63,10 @@ def write(found: Any, file: Path, count: int = 1) -> None:
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        (torch.zeros(2), "predict_step of Other returns a list of dictionaries, one for each sample; it returned Tensor"),
+        (
+            torch.zeros(2),
+            "of Other returns a list of dictionaries, one for each sample; it returned Tensor",
+        ),
         ([torch.zeros(2)], "it returned a list with a Tensor"),
         ([{"a": 1}], "predict_step of Other returned 1 rows for 2 samples"),
     ],
