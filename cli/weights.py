@@ -100,12 +100,10 @@ class StartingWeights:
             argument, network = "net", {"class_path": _HUGGING_FACE, "init_args": {"config": str(self.path)}}
         if argument not in current.arguments or "class_path" not in network:
             return None
-        here = current.arguments[argument]
-        chosen = any(
-            entry.asked and entry.key in {f"model.{argument}", f"model.{argument}.class_path"} for entry in given
-        )
+        here, key = current.arguments[argument], f"model.{argument}"
+        chosen = any(entry.asked and entry.key in {key, f"{key}.class_path"} for entry in given)
         if chosen and not (isinstance(here, Mapping) and here.get("class_path") == network["class_path"]):
-            return None
+            return None  # what was asked for is another network
         inside = f"model.{argument}."
         follows = [INTERPOLATION.findall(str(entry.value)) for entry in given if entry.key.startswith(inside)]
         keys = {target.removeprefix("model.") for targets in follows for target in targets}

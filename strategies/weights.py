@@ -141,9 +141,10 @@ def _of_checkpoint(checkpoint: Mapping[str, Any], *, raw: bool) -> SavedWeights:
         for key, value in arguments.items()
         if isinstance(value, Mapping) and "class_path" in value and any(name.startswith(f"{key}.") for name in state)
     ]
-    facts = {
+    data = checkpoint.get(LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY) or {}
+    facts: dict[str, Any] = {
         "averaged": not raw if averaged else None,
-        "data": dict(checkpoint.get(LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY) or {}),
+        "data": {key: value for key, value in data.items() if not key.startswith("_")},
     }
     if len(networks) != 1:
         others = {key: value for key, value in arguments.items() if key not in _OF_TRAINING}

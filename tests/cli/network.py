@@ -87,13 +87,9 @@ def fit(*arguments: str, module: type[LightningModule] = NetModule) -> MuonCLI:
 def begin_on_two_ranks(weights: str, strategies: list[str]) -> None:
     """Begin with weights, take a step of length 0, and save where the strategy's name says."""
     for strategy in strategies:
-        trainer = [f"--trainer.strategy={strategy}", "--trainer.devices=2", "--trainer.max_steps=1"]
-        still = [
-            "--model.optimizer.lr=0",
-            "--trainer.callbacks+=EMAWeightAveraging",
-            f"--trainer.default_root_dir={strategy}",
-        ]
-        fit(*trainer, *still, f"--weights={weights}", "--model.net.tied=true")
+        options = [f"strategy={strategy}", "devices=2", "max_steps=1", f"default_root_dir={strategy}"]
+        trainer = [f"--trainer.{option}" for option in [*options, "callbacks+=EMAWeightAveraging"]]
+        fit(*trainer, "--model.optimizer.lr=0", f"--weights={weights}", "--model.net.tied=true")
 
 
 def last(folder: str | Path) -> Path:

@@ -85,12 +85,12 @@ class Unsafe:
 @pytest.mark.parametrize(
     ("source", "out", "message"),
     [
-        ("absent.ckpt", "net.pt", "'absent.ckpt' does not exist; did you mean"),
+        ("absent.ckpt", "net.pt", "'absent.ckpt' does not exist; in '.' there are good.ckpt"),
         ("good.ckpt", "net.bin", "'net.bin': give a name that ends with .safetensors or .pt, or the name of a folder"),
         ("good.ckpt", "there.pt", "'there.pt' exists already: give another name"),
         ("good.ckpt", "described.pt", "'described.json' exists already: give another name"),
         ("good.ckpt", "folder", "the format huggingface is for networks of transformers"),
-        ("torn.ckpt", "net.pt", "the checkpoint 'torn.ckpt' is damaged: its end is missing; use 'good.ckpt'"),
+        ("torn.ckpt", "net.pt", "the checkpoint 'torn.ckpt' is damaged: its end is missing; use '"),
         ("text.ckpt", "net.pt", "'text.ckpt' is neither a checkpoint nor a file of weights"),
         ("unsafe.ckpt", "net.pt", "'unsafe.ckpt' is not loaded: it contains"),
         ("numbers.pt", "net.safetensors", "'numbers.pt' has no weights: no 'state_dict' and no tensors by name"),
