@@ -1,17 +1,20 @@
 """``export``: the weights of any checkpoint, by the names of the network, whole or not at all."""
 
 import json
+import os
+import pickle
 import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from safetensors.torch import load_model
 
 from lightning_muon.cli import main
-from tests.cli.network import Net, fit, last
+from tests.cli.network import Net, NetData, NetModule, fit, last
 
 AVERAGED = "--trainer.callbacks+=EMAWeightAveraging"
 
@@ -79,7 +82,28 @@ def test_a_network_that_nobody_names_keeps_the_names_of_the_module(capsys: pytes
 
 class Unsafe:
     def __reduce__(self) -> Any:
-        return (Path("ran").touch, ())
+        return os.system, ("touch witness",)
+
+
+@pytest.mark.parametrize("part", [".metadata", "meta.pt", "file", "class"])
+@pytest.mark.parametrize("command", [["export", "PATH", "out"], ["fit", "--weights", "PATH"]])
+def test_no_code_runs(command: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path("unsafe.ckpt")
+    if part in {"file", "class"}:
+        network = {"class_path": "os.system", "init_args": {"command": "touch witness"}}
+        more = Unsafe() if part == "file" else None
+        torch.save({"state_dict": {"net.w": torch.zeros(2)}, "hyper_parameters": {"net": network}, "more": more}, path)
+    else:
+        dcp.save({"state_dict": {"w": torch.zeros(2)}}, checkpoint_id=path, no_dist=True)
+        torch.save({"global_step": Unsafe() if part == "meta.pt" else 1}, path / "meta.pt")
+        if part == ".metadata":
+            (path / ".metadata").write_bytes(pickle.dumps(Unsafe()))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(NetModule, NetData, args=[str(path) if word == "PATH" else word for word in command])
+    assert end.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert [entry.name for entry in Path().glob("*") if entry.suffix != ".yaml"] == ["unsafe.ckpt"]
 
 
 @pytest.mark.parametrize(
