@@ -155,12 +155,12 @@ class MuonCLI(LightningCLI):
             default=25.0,
             help="Seconds from SIGTERM or Ctrl-C to the end of a fit: for its step and a checkpoint.",
         )
+        add_weights_options(parser)
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         if subcommand in self._args_of_subcommand()[0]:
             parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-            add_weights_options(parser)
             if subcommand == "predict":
                 parser.add_argument("--output", type=str | None, default=None, help=_OUTPUT_HELP)
             return parser

@@ -98,7 +98,7 @@ class StartingWeights:
             if any(entry.asked and f"{entry.key}.".startswith("model.net.") for entry in given):
                 return None
             argument, network = "net", {"class_path": _HUGGING_FACE, "init_args": {"config": str(self.path)}}
-        if argument not in current.arguments or "class_path" not in network:
+        if argument is None or argument not in current.arguments or "class_path" not in network:
             return None
         here, key = current.arguments[argument], f"model.{argument}"
         chosen = any(entry.asked and entry.key in {key, f"{key}.class_path"} for entry in given)

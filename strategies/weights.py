@@ -101,7 +101,7 @@ def find_ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     first: dict[Any, str] = {}
     ties: dict[str, str] = {}
     for name, tensor in tensors.items():
-        key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        key: tuple[Any, ...] = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
         if tensor.ndim >= 2 and tensor.numel():
             key = (tensor.dtype, tuple(tensor.shape), tuple(tensor[(0,) * (tensor.ndim - 1)][:16].tolist()))
         other = first.setdefault(key, name)

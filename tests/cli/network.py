@@ -92,6 +92,13 @@ def begin_on_two_ranks(weights: str, strategies: list[str]) -> None:
         fit(*trainer, "--model.optimizer.lr=0", f"--weights={weights}", "--model.net.tied=true")
 
 
+def begin_late_on_two_ranks(weights: str) -> None:
+    """Begin with weights where the network is made after sharding has begun; save in ``late``."""
+    options = ["strategy=fsdp2", "devices=2", "max_steps=1", "default_root_dir=late"]
+    trainer = [f"--trainer.{option}" for option in options]
+    fit(*trainer, "--model.optimizer.lr=0", f"--weights={weights}", module=LateModule)
+
+
 def last(folder: str | Path) -> Path:
     """Return the one checkpoint below a folder."""
     (path,) = Path(folder).rglob("*.ckpt")

@@ -45,8 +45,8 @@ def line_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ("fit --model.lr 3", "unknown key 'model.lr'; did you mean 'model.optimizer.lr'?"),
         (
             "fit --chekpoint 3",
-            "unknown key 'chekpoint'; "
-            "the keys are config, seed_everything, trainer, model, data, grace, ckpt_path, weights_only, weights, fresh",
+            "unknown key 'chekpoint'; the keys are config, seed_everything, trainer, model, data, grace, weights, "
+            "fresh, ckpt_path, weights_only",
         ),
         ("fit --data.nope 3", "unknown key 'data.nope'; data takes dim, batch_size"),
         (

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from lightning_muon.cli import main
+from lightning_muon.strategies import read_weights
 from tests.cli.conftest import RunTiny
-from tests.cli.network import LateModule, Net, fit, last
+from tests.cli.network import LateModule, Net, NetData, NetModule, fit, last
 from tests.processes import launch
 
 PROGRAM = Path(__file__).with_name("network.py")
@@ -107,8 +108,22 @@ def test_a_module_without_a_network_of_its_own(run: RunTiny, saved: str) -> None
 
 def test_a_network_that_is_made_late() -> None:
     fit("--model.optimizer.lr=0.5", "--trainer.default_root_dir=first")
-    cli = fit(f"--weights={last('first')}", STILL, module=LateModule)
-    assert equal(cli.model, last("first"))
+    first = last("first")
+    cli = fit(f"--weights={first}", STILL, module=LateModule)
+    assert equal(cli.model, first)
+    launch(PROGRAM, "begin_late_on_two_ranks", 2, str(first), folder=Path.cwd(), process_group=False)
+    assert last("late").is_dir()
+    found = read_weights(last("late")).tensors
+    for name, value in state(first).items():
+        assert torch.equal(found[name], value) or name == "temperature", name
+
+
+def test_a_saved_config_with_weights_is_one_of_all_commands(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("saved.yaml").write_text(f"weights: {first}\nfresh: []\nmodel:\n  net: tests.cli.network.Net\n")
+    with pytest.raises(SystemExit) as end:
+        main(NetModule, NetData, args=["routes", "--config=saved.yaml", "--every-parameter"])
+    assert end.value.code == 0
+    assert "8×6" in capsys.readouterr().out
 
 
 def test_two_ranks_begin_with_the_weights(capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,11 +48,22 @@ def text(configs: str) -> None:
 
 def hugging_face(configs: str) -> dict[str, Any]:
     """Fine-tune a folder of Hugging Face, export it to another one, and compare what both say."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
     from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
     sizes = {"vocab_size": 256, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
     GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).save_pretrained("pretrained")
-    run(configs, "fit", "--weights=pretrained", "--trainer.logger.save_dir=tuned", "--model.optimizer.lr=0.1")
+    words = {
+        word: number
+        for number, word in enumerate(["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "[UNK]"])
+    }
+    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save("pretrained/tokenizer.json")
+    data = ["--data.tokenizer=pretrained", "--data.val_samples=4"]
+    run(configs, "fit", "--weights=pretrained", "--trainer.logger.save_dir=tuned", "--model.optimizer.lr=0.1", *data)
     line = run(configs, "export", checkpoint("tuned"), "exported")
     before, after = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in ("pretrained", "exported"))
     tokens = torch.arange(20)[None]

@@ -58,5 +58,5 @@ def test_a_model_of_hugging_face_goes_there_and_back(baked_project: Path, folder
     assert found["moved"]
     assert found["same"]
     assert found["cache"] is True
-    assert {"config.json", "model.safetensors"} <= set(found["files"])
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(found["files"])
     assert re.search(r"huggingface: exported \([\d,]+ parameters and buffers\)", found["line"])
