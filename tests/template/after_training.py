@@ -55,11 +55,8 @@ def hugging_face(configs: str) -> dict[str, Any]:
 
     sizes = {"vocab_size": 256, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
     GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).save_pretrained("pretrained")
-    words = {
-        word: number
-        for number, word in enumerate(["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "[UNK]"])
-    }
-    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    words = {word: number for number, word in enumerate(["the", "quick", "fox", "jumps", "lazy", "dog", "[UNK]"])}
+    tokenizer = Tokenizer(WordLevel(words, "[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save("pretrained/tokenizer.json")
     data = ["--data.tokenizer=pretrained", "--data.val_samples=4"]
