@@ -1,6 +1,6 @@
 """A data module whose loaders share the samples among the ranks, and resume exactly."""
 
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -98,7 +98,7 @@ class EpochDataModule(pl.LightningDataModule):
         """Return the loader of a set for validation or test: all samples in their order, each time."""
         return self._loader(dataset, train=False, **options)
 
-    def predict_loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
+    def predict_loader(self, dataset: Samples | Dataset[Any], **options: Any) -> DataLoader[Any]:
         """Return the loader of what ``predict`` reads: each sample once, in its order on one device.
 
         Several ranks share the samples. But each of them has all where a rank would have none, and where the weights
@@ -109,13 +109,13 @@ class EpochDataModule(pl.LightningDataModule):
             options: Passed to ``DataLoader``, such as ``collate_fn``.
         """
         usual: dict[str, Any] = {"batch_size": self.batch_size, "num_workers": self.num_workers}
-        trainer = self.trainer
+        trainer, as_dataset = self.trainer, cast("Dataset[Any]", dataset)
         if trainer and trainer.world_size > 1:
             sharded = isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
-            if sharded or len(dataset) < trainer.world_size:  # type: ignore[arg-type]
+            if sharded or len(as_dataset) < trainer.world_size:  # type: ignore[arg-type]
                 # Lightning replaces any other sampler by one that shares the samples out.
-                usual["sampler"] = DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=False)
-        return DataLoader(dataset, **{**usual, **options})
+                usual["sampler"] = DistributedSampler(as_dataset, num_replicas=1, rank=0, shuffle=False)
+        return DataLoader(as_dataset, **{**usual, **options})
 
     def _loader(self, dataset: Samples | Dataset[Any], **options: Any) -> EpochLoader:
         usual = {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}

@@ -66,7 +66,8 @@ class TextDataModule(EpochDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
-        self.save_hyperparameters("tokenizer", "end", logger=False)  # what an export needs to know
+        # What an export needs to know. As values: a subclass may have other arguments.
+        self.save_hyperparameters({"tokenizer": tokenizer, "end": end}, logger=False)
         for name, value in (("context", context), ("val_samples", val_samples)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

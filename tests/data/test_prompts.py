@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
 
-from lightning_muon.data import Prompts, load_tokenizer, read_prompts
+from lightning_muon.data import Prompts, TextDataModule, load_tokenizer, read_prompts
 
 
 def test_a_prompt_a_line(tmp_path: Path) -> None:
@@ -42,3 +43,15 @@ def test_a_file_without_prompts_is_told(
         read_prompts(name)
     with pytest.raises(FileNotFoundError, match=r"there is no file 'absent\.txt'"):
         read_prompts("absent.txt")
+
+
+class Own(TextDataModule):
+    def __init__(self, folder: str) -> None:
+        super().__init__(files=f"{folder}/*.txt")
+
+
+def test_a_subclass_may_have_other_arguments() -> None:
+    """As Lightning's command line makes it, whose hyperparameters are the arguments of the subclass."""
+    with _given_hyperparameters_context({"folder": "a"}, "maker"):
+        data = Own("a")
+    assert {key: data.hparams[key] for key in ("tokenizer", "end")} == {"tokenizer": "bytes", "end": None}
