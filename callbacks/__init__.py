@@ -11,6 +11,7 @@ They serve ``MuonAdamW``, ``torch.optim.Muon``, and every optimizer whose parame
 - :class:`HyperparameterSchedule`: momentum, weight decay and others as a function of the step.
 - :class:`RunGuard`: ends a run that went bad, or skips its bad steps, and keeps such weights out of checkpoints.
 - :class:`MuonDashboard`: TensorBoard pages with all of this.
+- :class:`PredictionWriter`: what ``predict`` finds, as a file of JSON lines or CSV; :func:`writes_predictions`.
 - :class:`StopOnSignal`: SIGTERM and Ctrl-C end a run after its step, with a checkpoint, on all ranks alike.
 
 Inside, ``monitor`` decides when to measure, and ``logging`` how to log. ``matrices`` finds Muon's matrices,
@@ -25,6 +26,7 @@ from lightning_muon.callbacks.gradients import GradientMonitor
 from lightning_muon.callbacks.hyperparameter_schedule import HyperparameterSchedule
 from lightning_muon.callbacks.optimizer_time import OptimizerTimeMonitor
 from lightning_muon.callbacks.orthogonality import OrthogonalityMonitor
+from lightning_muon.callbacks.prediction_writer import PredictionWriter, writes_predictions
 from lightning_muon.callbacks.run_guard import NonFiniteError, RunGuard
 from lightning_muon.callbacks.stop_on_signal import StopOnSignal
 from lightning_muon.callbacks.update_rms import UpdateRMSMonitor
@@ -38,8 +40,10 @@ __all__ = [
     "NonFiniteError",
     "OptimizerTimeMonitor",
     "OrthogonalityMonitor",
+    "PredictionWriter",
     "RunGuard",
     "StopOnSignal",
     "UpdateRMSMonitor",
     "WeightRMSMonitor",
+    "writes_predictions",
 ]

@@ -13,6 +13,8 @@ importable modules from anywhere.
 - :mod:`~lightning_muon.cli.secrets`: values from the environment, which no file of a run holds.
 - :mod:`~lightning_muon.cli.saved_config`: the configuration that is saved with a run, and the folders that it makes.
 - :mod:`~lightning_muon.cli.resume`: what a run takes from a checkpoint, and what from the command line.
+- :mod:`~lightning_muon.cli.weights`: what a run begins with by ``--weights``; :mod:`~lightning_muon.cli.export`: the
+  command ``export``.
 - :mod:`~lightning_muon.cli.errors`: mistakes of the user, each told in one line.
 - :mod:`~lightning_muon.cli.process_group`: a new one after torchrun has restarted its processes, and its end.
 - :mod:`~lightning_muon.cli.signals`: what SIGTERM and Ctrl-C do outside of training.

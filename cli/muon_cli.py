@@ -17,7 +17,6 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
@@ -26,12 +25,13 @@ from typing_extensions import override
 # are imported by their short names, and --help lists them.
 import lightning_muon.callbacks
 import lightning_muon.optim  # noqa: F401
-from lightning_muon.callbacks import NonFiniteError
+from lightning_muon.callbacks import PredictionWriter
 from lightning_muon.callbacks.stop_on_signal import StopOnSignal
 from lightning_muon.callbacks.stopping.receiver import SignalReceiver, StoppedBySignal
 from lightning_muon.cli.choice import choose, nested, settle
 from lightning_muon.cli.errors.files import check_folders, explain_file_error
 from lightning_muon.cli.errors.missing import check_complete
+from lightning_muon.cli.errors.one_line import in_one_line
 from lightning_muon.cli.errors.parser import check_strategy, explain
 from lightning_muon.cli.errors.settings import check_lengths, check_settings
 from lightning_muon.cli.errors.user import message_for_the_user, raised_on_purpose
@@ -41,7 +41,6 @@ from lightning_muon.cli.layers import SECTIONS, Layer, read_layers
 from lightning_muon.cli.output import (
     OTHER_COMMANDS,
     debugging,
-    exit_with,
     hush_lightning,
     print_summary,
     program_name,
@@ -58,11 +57,13 @@ from lightning_muon.cli.routing_table import PrintRouting
 from lightning_muon.cli.run_length import ScheduleOfRun, lift_limit
 from lightning_muon.cli.saved_config import MaskingParser, NewFolders, SaveRunConfig
 from lightning_muon.cli.secrets import Secrets
+from lightning_muon.cli.weights import StartingWeights, add_weights_options
 
 # Otherwise `${model.dim}` would be looked up at the parser's root, which lies above the subcommand.
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
 _HELP = {"-h", "--help"}
+_OUTPUT_HELP = "Write the predictions, in the order of the samples, to this file: .jsonl or .csv; it must not exist."
 _SECONDS_TO_UNWIND = 5.0  # after a signal outside of training
 
 
@@ -87,6 +88,8 @@ class MuonCLI(LightningCLI):
       the rest of the module's arguments comes from the checkpoint; each difference is printed.
     - Checkpoints are saved whole or not at all, checked when they are loaded, and run no code
       (:class:`~lightning_muon.strategies.AtomicCheckpointIO`), unless ``trainer.plugins`` has a way of its own.
+    - ``--weights`` begins with the weights of an earlier run, an exported file or a model of Hugging Face, and with a
+      new optimizer. ``predict --output`` writes predictions to a file.
     - ``--ckpt_path last`` is the newest checkpoint of earlier runs. ``fit`` starts afresh if there is none.
     - SIGTERM and Ctrl-C end a fit after its step, with a checkpoint and the command to resume, within ``--grace``
       seconds, see :class:`~lightning_muon.callbacks.StopOnSignal`; anything else ends at once. The exit codes are 143
@@ -114,13 +117,14 @@ class MuonCLI(LightningCLI):
     ) -> None:
         self.default_config = None if default_config is None else str(default_config)
         self.resume = ResumePlan()
+        self.weights = StartingWeights()
         self.config = Namespace()  # type: ignore[no-untyped-call]
         self.given: list[Given] = []
         self.secrets = Secrets()
         self._new_folders: NewFolders | None = None
         self._args = list(sys.argv[1:] if args is None else args)
         await_gloo_threads_at_exit()
-        with self._ending_on_signals(), _errors_in_one_line(self):
+        with self._ending_on_signals(), in_one_line(self):
             self._layers = self._read_layers()
             self.choices = choose(
                 self._layers,
@@ -171,11 +175,15 @@ class MuonCLI(LightningCLI):
             default=25.0,
             help="Seconds from SIGTERM or Ctrl-C to the end of a fit: for its step and a checkpoint.",
         )
+        add_weights_options(parser)
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         if subcommand in self._args_of_subcommand()[0]:
-            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+            parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+            if subcommand == "predict":
+                parser.add_argument("--output", type=str | None, default=None, help=_OUTPUT_HELP)
+            return parser
         # The arguments of the other subcommands are not needed: this saves half a second.
         self._subcommand_method_arguments[subcommand] = []
         return self.init_parser(**kwargs)
@@ -183,7 +191,7 @@ class MuonCLI(LightningCLI):
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         head, tail = self._args_of_subcommand()
-        tail = [*tail, *lift_limit(self.given, quiet=head[-1:] != ["fit"])]
+        self._layers += [Layer((option,)) for option in lift_limit(self.given, quiet=head[-1:] != ["fit"])]
         if _HELP & set(tail) or any(entry.key.startswith("trainer.strategy") for entry in self.given):
             # Imported for its effect, as above, and because it registers "fsdp2"; late, because it takes 0.1 s.
             import lightning_muon.strategies  # noqa: F401, PLC0415
@@ -195,6 +203,7 @@ class MuonCLI(LightningCLI):
         self.resume = ResumePlan.of(
             None if ckpt_path is None else str(ckpt_path), fitting=head[-1:] == ["fit"], trusted=trusted
         )
+        self.weights = StartingWeights.of(self.given, resuming=ckpt_path is not None)
         saved = self.resume.saved_module
         self.secrets = Secrets(self.given, {} if saved is None else saved.arguments)
         for each in self._subcommand_parsers.values():
@@ -203,11 +212,14 @@ class MuonCLI(LightningCLI):
         without = None
         if saved is None:
             self._parse(parser, self._layers)
+            alone = self._module_arguments()
+            if layer := self.weights.layer(alone, self.given):
+                self._parse(parser, self._above_defaults(layer))
+                self.weights.print_taken(alone, self._module_arguments())
         else:
             without = self._without_checkpoint(parser)
             layer = self.resume.layer(without, self.given)
-            below = [each for each in self._layers if not each.asked]
-            self._parse(parser, [*below, *([layer] if layer else []), *self._layers[len(below) :]])
+            self._parse(parser, self._above_defaults(layer))
         self.resume.used = self._module_arguments()
         self._check_values()
         self._say_what_is_left_out()
@@ -221,6 +233,11 @@ class MuonCLI(LightningCLI):
         if len(head) > 1 and head[-1] in self.subcommands() and head[0].startswith("--"):
             raise ValueError(f"'{head[0]}' stands before the subcommand; write '{head[-1]} {head[0]} …'")
         return read_layers(self.default_config, tail)
+
+    def _above_defaults(self, layer: Layer | None) -> list[Layer]:
+        """Return the layers with one between the default config and what was asked for."""
+        below = [each for each in self._layers if not each.asked]
+        return [*below, *([layer] if layer else []), *self._layers[len(below) :]]
 
     def _newest_checkpoint(self, parser: LightningArgumentParser) -> Path | None:
         """Return the checkpoint that ``--ckpt_path last`` means, and say which."""
@@ -310,6 +327,9 @@ class MuonCLI(LightningCLI):
         if self.subcommand == "fit":
             callbacks.append(StopOnSignal(self.config["fit"]["grace"], partial(resume_command, self._args)))
             callbacks.append(PrintRouting())
+        if self.subcommand == "predict" and (output := self.config["predict"]["output"]):
+            callbacks.append(PredictionWriter(output))
+            self.config["predict"]["return_predictions"] = False
         self.trainer_defaults = {"callbacks": callbacks}
 
     @override
@@ -352,6 +372,7 @@ class MuonCLI(LightningCLI):
     @override
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
+        self.weights.load(self.model, self.trainer, self._get(self.config, "fresh"))
         # What loggers write as the hyperparameters of the run.
         for prefix, part in (("model", self.model), ("data", self.datamodule)):
             if self.secrets.written and getattr(part, "_hparams_initial", None):
@@ -383,7 +404,7 @@ class MuonCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Warn of predictions that mean nothing."""
-        if self.config["predict"].get("ckpt_path") is None:
+        if self.config["predict"].get("ckpt_path") is None and self.weights.path is None:
             say("no --ckpt_path: the model predicts untrained")
 
     def after_fit(self) -> None:
@@ -421,23 +442,3 @@ class MuonCLI(LightningCLI):
         modules = [cls.__module__ for cls in made if cls is not None]
         packages = {"lightning_muon", *(module.split(".")[0] for module in modules)} - {"lightning", "torch"}
         return message_for_the_user(error, packages)
-
-
-@contextmanager
-def _errors_in_one_line(cli: MuonCLI) -> Iterator[None]:
-    """Show a mistake of the user, or that the run went bad, as one line; bugs keep their traceback."""
-    try:
-        yield
-    except NonFiniteError as error:
-        if debugging():
-            raise
-        if getattr(rank_zero_only, "rank", 0):  # all ranks end with the same error
-            raise SystemExit(1) from None
-        resume = resume_command(cli._args, error.checkpoint) if error.checkpoint else None
-        exit_with(f"{error}{f'. Go on from it: {resume}' if resume else ''}", code=1)
-    except Exception as error:
-        message = None if debugging() else cli.explain_error(error)
-        if message is None:
-            raise
-        cli.undo()
-        exit_with(message)

@@ -27,8 +27,9 @@ def main(
     """Run the command line of a project; its ``__main__`` calls this.
 
     Beside the subcommands of :class:`MuonCLI` there are ``routes``, which shows what updates which parameter of the
-    module, ``report``, which shows how healthy runs are, and ``consolidate``, which makes one file of a sharded
-    checkpoint. The last two start without the module and its data, if these are given by their import paths.
+    module, ``report``, which shows how healthy runs are, ``export``, which writes the weights of a checkpoint for use
+    elsewhere, and ``consolidate``, which makes one file of a sharded checkpoint. The last three start without the
+    module and its data, if these are given by their import paths.
 
     Example::
 
@@ -51,6 +52,9 @@ def main(
     with ending_quietly():
         if arguments[:1] == ["report"]:
             run_report(arguments[1:])
+            raise SystemExit(0)
+        if arguments[:1] == ["export"]:
+            run_export(arguments[1:])
             raise SystemExit(0)
         if arguments[:1] == ["consolidate"]:
             consolidate(arguments[1:])
@@ -93,6 +97,22 @@ def run_report(arguments: Sequence[str]) -> None:
     print(f"written: {', '.join(map(str, written))}")
     if no_plot:
         print(no_plot)
+
+
+def run_export(arguments: Sequence[str]) -> None:
+    """Write the weights of a checkpoint; an error of the user ends the program."""
+    from lightning_muon.cli import export  # noqa: PLC0415 - it imports torch
+
+    parser = _OneLineParser(prog=f"{program_name()} export", description=OTHER_COMMANDS["export"], allow_abbrev=False)
+    export.add_arguments(parser)
+    given = parser.parse_args(arguments)
+    try:
+        line = export.export(given)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        if debugging():
+            raise
+        exit_with(str(error))
+    print(line)
 
 
 def consolidate(arguments: Sequence[str]) -> None:

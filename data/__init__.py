@@ -7,6 +7,7 @@
 - :mod:`~lightning_muon.data.documents`: the documents in text, JSON lines and Parquet files
 - :mod:`~lightning_muon.data.tokenizers`: bytes, ``tokenizer.json``, tiktoken
 - :mod:`~lightning_muon.data.prepare`: text to files of tokens, on all cores
+- :mod:`~lightning_muon.data.prompts`: the prompts that a language model continues
 - :mod:`~lightning_muon.data.text`: the data module of a language model
 - :mod:`~lightning_muon.data.streamed_text`: the same, streamed from object storage by litdata
 - :mod:`~lightning_muon.data.image_files`: images in folders of classes, and their splits
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lightning_muon.data.loader import EpochLoader, RandomSamples, UnreadableSampleError
     from lightning_muon.data.prepare import PreparedTokens, prepare_tokens
     from lightning_muon.data.streamed_text import StreamedTextDataModule
+    from lightning_muon.data.prompts import Prompts, read_prompts
     from lightning_muon.data.text import TextDataModule
     from lightning_muon.data.tokenizers import Tokenizer, load_tokenizer
     from lightning_muon.data.tokens import PackedTokens, TokenShards
@@ -39,12 +41,14 @@ __all__ = [
     "PreparedTokens",
     "StreamedTextDataModule",
     "RandomSamples",
+    "Prompts",
     "TextDataModule",
     "TokenShards",
     "Tokenizer",
     "UnreadableSampleError",
     "load_tokenizer",
     "prepare_tokens",
+    "read_prompts",
 ]
 
 _PLACES = {
@@ -58,12 +62,14 @@ _PLACES = {
     "PreparedTokens": "prepare",
     "StreamedTextDataModule": "streamed_text",
     "RandomSamples": "loader",
+    "Prompts": "prompts",
     "TextDataModule": "text",
     "TokenShards": "tokens",
     "Tokenizer": "tokenizers",
     "UnreadableSampleError": "loader",
     "load_tokenizer": "tokenizers",
     "prepare_tokens": "prepare",
+    "read_prompts": "prompts",
 }
 
 

@@ -1,10 +1,11 @@
 """A data module whose loaders share the samples among the ranks, and resume exactly."""
 
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import Dataset
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
 from lightning_muon.data.loader import EpochLoader, Samples
@@ -99,6 +100,25 @@ class EpochDataModule(pl.LightningDataModule):
     def eval_loader(self, dataset: Samples | Dataset[Any], **options: Any) -> EpochLoader:
         """Return the loader of a set for validation or test: all samples in their order, each time."""
         return self._loader(dataset, train=False, **options)
+
+    def predict_loader(self, dataset: Samples | Dataset[Any], **options: Any) -> DataLoader[Any]:
+        """Return the loader of what ``predict`` reads: each sample once, in its order on one device.
+
+        Several ranks share the samples. But each of them has all where a rank would have none, and where the weights
+        are sharded: then all ranks must take the same steps.
+
+        Args:
+            dataset: A dataset with ``__len__`` and ``__getitem__``.
+            options: Passed to ``DataLoader``, such as ``collate_fn``.
+        """
+        usual: dict[str, Any] = {"batch_size": self.batch_size, "num_workers": self.num_workers}
+        trainer, as_dataset = self.trainer, cast("Dataset[Any]", dataset)
+        if trainer and trainer.world_size > 1:
+            sharded = isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
+            if sharded or len(as_dataset) < trainer.world_size:  # type: ignore[arg-type]
+                # Lightning replaces any other sampler by one that shares the samples out.
+                usual["sampler"] = DistributedSampler(as_dataset, num_replicas=1, rank=0, shuffle=False)
+        return DataLoader(as_dataset, **{**usual, **options})
 
     def _loader(self, dataset: Samples | Dataset[Any], **options: Any) -> EpochLoader:
         usual = {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}

@@ -4,10 +4,9 @@ import glob
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from typing_extensions import override
 
@@ -15,6 +14,7 @@ from lightning_muon.data.data_module import EpochDataModule
 from lightning_muon.data.documents import SPLITS, all_files
 from lightning_muon.data.loader import EpochLoader
 from lightning_muon.data.prepare import PreparedTokens, prepare_tokens
+from lightning_muon.data.prompts import Prompts, read_prompts
 from lightning_muon.data.tokenizers import Tokenizer, load_tokenizer
 from lightning_muon.data.tokens import PackedTokens, TokenShards
 
@@ -40,6 +40,7 @@ class TextDataModule(EpochDataModule):
         batch_size: Samples per batch and device.
         val_samples: Samples of a validation or test, spread over the split; at most all.
         prompt: The text that ``predict`` continues.
+        prompts: A file with several, in place of it: one a line, or the key ``prompt`` of JSON lines (``.jsonl``).
         data_dir: Folder of the prepared tokens.
         num_workers: Processes that load samples, for each device.
         seed: Seed of the order of samples.
@@ -59,11 +60,14 @@ class TextDataModule(EpochDataModule):
         batch_size: int = 16,
         val_samples: int = 512,
         prompt: str = "def ",
+        prompts: str | None = None,
         data_dir: str = "data",
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
+        # What an export needs to know. As values: a subclass may have other arguments.
+        self.save_hyperparameters({"tokenizer": tokenizer, "end": end}, logger=False)
         for name, value in (("context", context), ("val_samples", val_samples)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -77,6 +81,7 @@ class TextDataModule(EpochDataModule):
         self.context = context
         self.val_samples = val_samples
         self.prompt = prompt
+        self.prompts = prompts
         self.data_dir = data_dir
 
     def default_files(self) -> Iterable[Path]:
@@ -101,10 +106,10 @@ class TextDataModule(EpochDataModule):
         return self._spread("test")
 
     @override
-    def predict_dataloader(self) -> DataLoader[Tensor]:
-        """Return one batch with the prompt, shape (1, tokens)."""
-        (prompt,) = self.tokenizer.encode([self.prompt])
-        return DataLoader([torch.from_numpy(prompt.astype(np.int64))], batch_size=1)  # type: ignore[arg-type]
+    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Return the loader of the prompts; a batch is a list of samples of :class:`~lightning_muon.data.Prompts`."""
+        given = [{"prompt": self.prompt}] if self.prompts is None else read_prompts(self.prompts)
+        return self.predict_loader(Prompts(given, self.tokenizer), collate_fn=list)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -12,6 +12,8 @@
 - ``metadata``: reading ``.metadata`` without running code.
 - ``averages``: averaged weights of Lightning's callbacks, sharded; ``hyperparameters``: those that can be saved.
 - ``model_state``: tensors sharded and gathered, and the loading of weights.
+- ``weights``: ``read_weights``, the weights in any checkpoint or file of weights.
+- ``start``: ``start_from``, a module begun with such weights.
 - ``optimizer_state``: the state of any optimizer, by the names of its parameters.
 - ``scheduler_state``: ``follow_groups``, for schedulers that resume in other parameter groups.
 
@@ -29,6 +31,8 @@ from lightning_muon.strategies.fsdp2 import FSDP2Strategy
 from lightning_muon.strategies.integrity import DamagedCheckpointError, check_whole, is_checkpoint_folder, is_whole
 from lightning_muon.strategies.metadata import UnsafeCheckpointError
 from lightning_muon.strategies.scheduler_state import follow_groups
+from lightning_muon.strategies.start import start_from
+from lightning_muon.strategies.weights import SavedWeights, find_ties, read_weights
 
 __all__ = [
     "AsyncAtomicCheckpointIO",
@@ -38,6 +42,7 @@ __all__ = [
     "DamagedCheckpointError",
     "FSDP2Strategy",
     "SaveError",
+    "SavedWeights",
     "UnsafeCheckpointError",
     "check_resumable",
     "check_whole",
@@ -45,11 +50,14 @@ __all__ = [
     "clip_by_norm",
     "consolidate_checkpoint",
     "find_blocks",
+    "find_ties",
     "find_whole",
     "follow_groups",
     "is_checkpoint_folder",
     "is_whole",
     "protect_checkpoints",
+    "read_weights",
+    "start_from",
     "use_atomic_checkpoints",
 ]
 

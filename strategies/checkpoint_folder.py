@@ -73,6 +73,7 @@ def read_checkpoint_folder(
     weights: Mapping[str, Any] | None = None,
     *,
     optimizers: bool = True,
+    trained: bool | None = None,
     weights_only: bool | None = None,
 ) -> dict[str, Any]:
     """Read a checkpoint that any number of ranks wrote; it must have been checked.
@@ -82,6 +83,7 @@ def read_checkpoint_folder(
         weights: The state dict of the model. Each weight, and each part of the optimizer state, is then read with the
             sharding that the model has under this name; a collective. Without it, this process reads full tensors.
         optimizers: Whether to read the states of the optimizers.
+        trained: Whether to read the trained weights where ``state_dict`` has averages; default: with the optimizers.
         weights_only: Whether to refuse what is more than plain values. ``None`` refuses it. ``.metadata`` may never
             hold more than torch's own metadata.
 
@@ -92,10 +94,11 @@ def read_checkpoint_folder(
         UnsafeCheckpointError: If there is more than plain values.
     """
     metadata = read_metadata(folder)
+    wanted = {*_WEIGHTS, *((TRAINED_WEIGHTS,) if trained else ())}
     parts: dict[str, Any] = {}
     # The path of a tensor is (state_dict, name), or (optimizer_0, state, name, key).
     for name, path in metadata.planner_data.items():
-        if optimizers or path[0] in _WEIGHTS:
+        if optimizers or path[0] in wanted:
             is_weight = path[0] in {*_WEIGHTS, TRAINED_WEIGHTS}
             like = None if weights is None else weights.get(path[1] if is_weight else path[2])
             inner = parts

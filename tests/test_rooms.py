@@ -42,6 +42,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "strategies": (
         "optim.routing.repeated",  # which modules are the blocks of a model
+        "optim.routing.wrapped_names",  # names of parameters without the prefixes of wrappers
         "optim.saved_groups",  # which group of a checkpoint a parameter was in
     ),
     "data": (),

@@ -45,8 +45,8 @@ def line_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ("fit --model.lr 3", "unknown key 'model.lr'; did you mean 'model.optimizer.lr'?"),
         (
             "fit --chekpoint 3",
-            "unknown key 'chekpoint'; "
-            "the keys are config, seed_everything, trainer, model, data, grace, ckpt_path, weights_only",
+            "unknown key 'chekpoint'; the keys are config, seed_everything, trainer, model, data, grace, weights, "
+            "fresh, ckpt_path, weights_only",
         ),
         ("fit --data.nope 3", "unknown key 'data.nope'; data takes dim, batch_size"),
         (
@@ -160,7 +160,7 @@ def line_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
             "model.hidden: ${model.dimm} leads to no key; did you mean 'model.dim'?",
         ),
         ("fot", "unknown subcommand 'fot'; did you mean 'fit'?"),
-        ("", "a subcommand is missing: one of fit, validate, test, predict, routes, report, consolidate"),
+        ("", "a subcommand is missing: one of fit, validate, test, predict, routes, report, export, consolidate"),
         (
             "--trainer.max_steps 3 fit",
             "'--trainer.max_steps' stands before the subcommand; write 'fit --trainer.max_steps …'",

@@ -1,4 +1,4 @@
-"""The program: fit, validate, test, predict, routes, report, consolidate.
+"""The program: fit, validate, test, predict, routes, report, export, consolidate.
 
 Start it by ``python -m {{ cookiecutter.package_name }} fit``.
 """

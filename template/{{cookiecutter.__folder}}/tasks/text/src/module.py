@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F  # noqa: N812 - the name that everyone knows
 from torch import Tensor, nn
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.text import Perplexity
 
+from lightning_muon.callbacks import writes_predictions
 from {{ cookiecutter.package_name }}.generation import check_sampling, generate
 from {{ cookiecutter.package_name }}.training import TrainingModule
 
@@ -70,13 +72,22 @@ class TextModule(TrainingModule):
         if unigram_loss is not None:
             self.log("val/unigram_loss", unigram_loss, sync_dist=True)
 
-    def predict_step(self, batch: Tensor, batch_idx: int) -> list[str]:
-        """Continue each text of a batch (batch, tokens), print and return the results."""
-        written = generate(self.net, batch, self.sample_tokens, self.context, **self.sampling)
-        decode = self.trainer.datamodule.tokenizer.decode  # type: ignore[attr-defined]
-        texts = [decode(row) for row in written.tolist()]
-        self.print("\n\n".join(texts))
-        return texts
+    def predict_step(self, batch: list[dict[str, Any]], batch_idx: int) -> list[dict[str, Any]]:
+        """Continue the prompts of a batch; print them, or return them for the file that ``--output`` names."""
+        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        prompts = [sample["tokens"] for sample in batch]
+        # The seed of the run and the place of the prompt: not what else is in the batch.
+        seeds = [(torch.initial_seed() + sample["index"]) % 2**63 for sample in batch]
+        options = {**self.sampling, "stop": tokenizer.end, "seeds": seeds}
+        written = generate(self.net, prompts, self.sample_tokens, self.context, **options)
+        texts = [tokenizer.decode(tokens.tolist()) for tokens in written]
+        if not writes_predictions(self.trainer):
+            self.print("\n\n".join(texts))
+        starts = [len(tokenizer.decode(prompt.tolist())) for prompt in prompts]
+        return [
+            {**sample["given"], "completion": text[start:]}
+            for sample, text, start in zip(batch, texts, starts, strict=True)
+        ]
 
     def _next_tokens(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits (batch, context, vocabulary), targets (batch, context) and the loss."""

@@ -1,5 +1,6 @@
 """Test that the GPT is causal, its embeddings, start, experts and cache, and that it learns and writes text."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_muon.cli import MuonCLI
+from lightning_muon.cli import MuonCLI, main
 from {{ cookiecutter.package_name }}.data import TextData
 from {{ cookiecutter.package_name }}.experts import Experts
 from {{ cookiecutter.package_name }}.generation import generate
@@ -120,20 +121,46 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> 
 
 
 def test_text_goes_on_past_the_context() -> None:
-    prompt = torch.randint(256, (2, 3))
-    text = generate(small(), prompt, count=20, context=12, temperature=0.5)
-    assert text.shape == (2, 23)
-    assert torch.equal(text[:, :3], prompt)
+    prompts = torch.randint(256, (2, 3))
+    texts = generate(small(), prompts, count=20, context=12, temperature=0.5)
+    assert [len(text) for text in texts] == [23, 23]
+    assert torch.equal(torch.stack(texts)[:, :3], prompts)
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}])
 def test_the_likeliest_token_is_that_of_the_logits(options: dict[str, Any]) -> None:
-    model, prompt = small(), torch.randint(256, (2, 3))
-    text = generate(model, prompt, count=8, context=12, **options)
+    model, prompts = small(), torch.randint(256, (2, 3))
+    text = torch.stack(generate(model, prompts, count=8, context=12, **options))
     assert torch.equal(text[:, 3:], model(text[:, :-1]).argmax(-1)[:, 2:])
-    # Any network, without a cache.
-    plain = generate(torch.nn.Sequential(model), prompt, count=8, context=12, **options)
-    assert torch.equal(plain, text)
+
+
+@pytest.mark.parametrize("options", SHAPES)
+def test_a_text_depends_neither_on_the_batch_nor_on_the_cache(options: dict[str, Any]) -> None:
+    model = small(**options)
+    prompts = [torch.randint(256, (length,)) for length in (5, 1, 12, 9, 17)]
+    drawing: dict[str, Any] = {"count": 30, "context": 12, "top_p": 0.9}
+    together = generate(model, prompts, **drawing, seeds=range(5))
+    for seed, (prompt, text) in enumerate(zip(prompts, together, strict=True)):
+        (alone,) = generate(model, [prompt], **drawing, seeds=[seed])
+        assert torch.equal(text, alone)
+        assert torch.equal(text[: len(prompt)], prompt)
+    # Any network, without a cache, as long as the context lasts.
+    drawing["count"] = 3
+    within = prompts[:2] + prompts[3:4]
+    plain = generate(torch.nn.Sequential(model), within, **drawing, seeds=range(3))
+    for text, cached in zip(plain, generate(model, within, **drawing, seeds=range(3)), strict=True):
+        assert torch.equal(text, cached)
+
+
+def test_a_token_ends_a_text() -> None:
+    model, prompts = small(), [torch.randint(256, (length,)) for length in (2, 6, 4)]
+    whole = generate(model, prompts, count=20, context=12, temperature=0)
+    stop = int(whole[1][8])
+    for prompt, text, stopped in zip(
+        prompts, whole, generate(model, prompts, 20, 12, temperature=0, stop=stop), strict=True
+    ):
+        ends = (text[len(prompt) :] == stop).nonzero()[:, 0].tolist()
+        assert torch.equal(stopped, text[: len(prompt) + ends[0]] if ends else text)
 
 
 def test_few_tokens_are_drawn_as_often_as_they_are_likely() -> None:
@@ -151,7 +178,7 @@ def test_few_tokens_are_drawn_as_often_as_they_are_likely() -> None:
         ({"top_p": 0.81}, [0.526, 0.316, 0.158, 0]),
     ):
         torch.manual_seed(0)
-        drawn = generate(Fixed(), start, 1, 1, **options)[:, 1]
+        drawn = torch.stack(generate(Fixed(), start, 1, 1, **options))[:, 1]
         assert (drawn.bincount(minlength=4) / len(drawn)).tolist() == pytest.approx(expected, abs=0.015)
 
 
@@ -165,6 +192,20 @@ def test_it_learns_and_writes(run: Run, tmp_path: Path, capsys: pytest.CaptureFi
     run("predict", f"--ckpt_path={checkpoint}", "--data.prompt=the ", "--model.sample_tokens=30")
     assert "the " in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["version_0"]
+
+    def completions(output: str, *options: str) -> list[str]:
+        run("predict", "--data.prompts=prompts.jsonl", f"--output={output}", "--model.sample_tokens=30", *options)
+        rows = [json.loads(line) for line in (tmp_path / output).read_text().splitlines()]
+        assert [(row["id"], row["prompt"]) for row in rows] == [(0, "the "), (1, "fox jumps"), (2, "f")]
+        return [row["completion"] for row in rows]
+
+    prompts = [{"id": 0, "prompt": "the "}, {"id": 1, "prompt": "fox jumps"}, {"id": 2, "prompt": "f"}]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    together = completions("together.jsonl", f"--ckpt_path={checkpoint}", "--data.batch_size=4")
+    assert "predictions: together.jsonl (3 rows)" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(args=["export", str(checkpoint), "model.safetensors"])
+    assert completions("one by one.jsonl", "--weights=model.safetensors", "--data.batch_size=1") == together
 
 
 @pytest.mark.parametrize(
