@@ -7,6 +7,7 @@ for or is a default.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lightning_muon.cli.config_files import CONFIG_OPTIONS, is_inline, load_yaml, parse_config, read_config_file
 
@@ -49,18 +50,41 @@ def place_of(key: str, given: Sequence[Given]) -> str:
     return f" (in {file})" if file else ""
 
 
-def read_given(default_config: str | None, args: Sequence[str]) -> list[Given]:
+def default_files(default_config: str | Path | Sequence[str | Path] | None) -> list[str]:
+    """Return the default config files: the base, and presets to lay over it."""
+    if default_config is None:
+        return []
+    return [str(file) for file in ([default_config] if isinstance(default_config, str | Path) else default_config)]
+
+
+def without_replaced(default_configs: Sequence[str], args: Sequence[str]) -> list[str]:
+    """Return the default configs without the presets in whose place the command line has others.
+
+    A preset of the optimizer says only what it changes. Laid over another, it would get the options of both.
+
+    Args:
+        default_configs: The base, which always stays, and presets.
+        args: The arguments after the subcommand. A ``--config`` takes the place of the presets in its folder.
+    """
+    configs = [value for option, value in _options(args) if option in CONFIG_OPTIONS and value and not is_inline(value)]
+    replaced = {Path(config).resolve().parent for config in configs}
+    return [
+        *default_configs[:1],
+        *(file for file in default_configs[1:] if Path(file).resolve().parent not in replaced),
+    ]
+
+
+def read_given(default_configs: Sequence[str], args: Sequence[str]) -> list[Given]:
     """List all given values; later ones override earlier ones.
 
     Args:
-        default_config: The config file below all others.
+        default_configs: The config files below all others.
         args: The arguments after the subcommand.
 
     Raises:
         ConfigFileError: If one of the config files cannot be read, or an anchor in a value contains itself.
     """
-    default = read_config_file(default_config) if default_config else {}
-    given = list(_entries(default, default_config, asked=False))
+    given = [entry for file in default_configs for entry in _entries(read_config_file(file), file, asked=False)]
     for option, value in _options(args):
         if option not in CONFIG_OPTIONS:
             if value and "&" in value and "*" in value:

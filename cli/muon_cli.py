@@ -34,7 +34,7 @@ from lightning_muon.cli.errors.missing import check_complete
 from lightning_muon.cli.errors.parser import check_strategy, explain
 from lightning_muon.cli.errors.settings import check_lengths, check_settings
 from lightning_muon.cli.errors.user import message_for_the_user
-from lightning_muon.cli.given import INTERPOLATION, Given, read_given, value_of
+from lightning_muon.cli.given import INTERPOLATION, Given, default_files, read_given, value_of, without_replaced
 from lightning_muon.cli.output import (
     OTHER_COMMANDS,
     debugging,
@@ -69,7 +69,8 @@ class MuonCLI(LightningCLI):
     It has the subcommands ``fit``, ``validate``, ``test`` and ``predict``, and differs from its parent in this:
 
     - ``default_config`` lies below every ``--config``; several ``--config`` are laid over one another, and
-      ``callbacks+:`` in a file appends to the list below it.
+      ``callbacks+:`` in a file appends to the list below it. After the first of several ``default_config``, each is
+      a preset, and a ``--config`` from its folder takes its place.
     - ``${model.dim}`` and ``${trainer.max_steps}`` follow whatever overrides these keys, in a later file or on the
       command line. The ``config.yaml`` that is saved with a run holds plain values: it repeats that run, and changing
       ``trainer.max_steps`` on top of it changes ``trainer.max_steps`` only.
@@ -90,7 +91,7 @@ class MuonCLI(LightningCLI):
     Args:
         model_class: The module to train, as a class or its import path; ``None`` to choose one by ``--model``.
         datamodule_class: Its data, likewise; ``None`` to choose it by ``--data``, or to have none.
-        default_config: A YAML file with the defaults of all subcommands.
+        default_config: A YAML file with the defaults of all subcommands, or that and presets to lay over it.
         args: The command line, by default that of the program.
     """
 
@@ -99,10 +100,10 @@ class MuonCLI(LightningCLI):
         model_class: type[LightningModule] | Callable[..., LightningModule] | str | None = None,
         datamodule_class: type[LightningDataModule] | Callable[..., LightningDataModule] | str | None = None,
         *,
-        default_config: str | Path | None = None,
+        default_config: str | Path | Sequence[str | Path] | None = None,
         args: Sequence[str] | None = None,
     ) -> None:
-        self.default_config = None if default_config is None else str(default_config)
+        self.default_configs = default_files(default_config)
         self.resume = ResumePlan()
         self.config = Namespace()  # type: ignore[no-untyped-call]
         self.given: list[Given] = []
@@ -165,7 +166,9 @@ class MuonCLI(LightningCLI):
         head, tail = self._args_of_subcommand()
         if len(head) > 1 and head[-1] in self.subcommands() and head[0].startswith("--"):
             raise ValueError(f"'{head[0]}' stands before the subcommand; write '{head[-1]} {head[0]} …'")
-        self.given = read_given(self.default_config, tail)
+        given = read_given(self.default_configs, tail)
+        self.default_configs = without_replaced(self.default_configs, tail)
+        self.given = [entry for entry in given if entry.asked or entry.file in self.default_configs]
         if _HELP & set(tail) or any(entry.key.startswith("trainer.strategy") for entry in self.given):
             # Imported for its effect, as above, and because it registers "fsdp2"; late, because it takes 0.1 s.
             import lightning_muon.strategies  # noqa: F401, PLC0415
@@ -219,13 +222,13 @@ class MuonCLI(LightningCLI):
     def _parse(self, parser: LightningArgumentParser, tail: Sequence[str], *layers: str) -> None:
         """Parse arguments of the subcommand on top of the default config and of further layers, each in YAML.
 
-        The default config is passed as the first ``--config``. jsonargparse's ``default_config_files`` lose the
+        The default configs are passed as the first ``--config``. jsonargparse's ``default_config_files`` lose the
         ``class_path`` of an argument whose default is itself a class, as an optimizer's is.
         """
         head, _ = self._args_of_subcommand()
         if head and head[-1] in self.subcommands():
             # --help prints the same without it, and faster.
-            defaults = [self.default_config] if self.default_config and not _HELP & set(tail) else []
+            defaults = [] if _HELP & set(tail) else self.default_configs
             head += [f"--config={layer}" for layer in [*defaults, *layers]]
         # On the command line a key starts at the subcommand; the parser's root lies above it.
         tail = [INTERPOLATION.sub(rf"${{{head[0]}.\1}}", arg) for arg in tail]
