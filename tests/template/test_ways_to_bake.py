@@ -1,4 +1,4 @@
-"""All ways to generate a project: from a folder or a git URL, vendored or as a dependency, by cookiecutter or cruft."""
+"""All ways to generate a project: from a folder or a git URL, vendored or as a dependency; test_cruft.py has cruft."""
 
 import json
 import os
@@ -119,29 +119,6 @@ def test_by_questions_and_answers(tmp_path: Path) -> None:
     assert (tmp_path / "asked-for" / ".python-version").is_file()
 
 
-@pytest.mark.parametrize("directory", [(), ("--directory", "template")])
-def test_cruft_creates_a_project_and_knows_of_a_later_version(
-    run: Run,
-    tmp_path: Path,
-    checkout: Path,
-    repository_url: str,
-    commit: Callable[[Path], None],
-    directory: tuple[str, ...],
-) -> None:
-    project = tmp_path / "my-muon-project"
-    finished = run("cruft", "create", repository_url, *directory, "--no-input", "--default-config")
-    assert finished.returncode == 0, finished.stderr
-    assert is_complete(project)
-    commit(project)
-
-    (checkout / "optim" / "later.py").write_text('"""Came later."""\n')
-    commit(checkout)
-    assert run("cruft", "check", "--project-dir", project).returncode == 1
-    finished = run("cruft", "update", "--project-dir", project, "--skip-apply-ask")
-    assert finished.returncode == 0, finished.stderr
-    assert (project / "src" / "lightning_muon" / "optim" / "later.py").read_text() == '"""Came later."""\n'
-
-
 def test_caches_of_the_checkout_stay_behind(bake: Run, tmp_path: Path, checkout: Path) -> None:
     for cache in ("optim/__pycache__/stale.pyc", "configs/.ruff_cache/stale", "cli/.mypy_cache/3.11/stale"):
         (checkout / cache).parent.mkdir(parents=True, exist_ok=True)
@@ -182,8 +159,7 @@ def head(repository: Path) -> str:
     return subprocess.run(command, text=True, capture_output=True, check=True).stdout.strip()
 
 
-@pytest.mark.parametrize("options", [(), ("--directory", "template")])
-@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize(("options", "relative"), [((), True), (("--directory", "template"), False)])
 def test_a_dependency_comes_from_the_folder_of_the_template(
     bake: Run, tmp_path: Path, checkout: Path, options: tuple[str, ...], relative: bool
 ) -> None:
@@ -203,20 +179,6 @@ def test_a_dependency_comes_from_the_address_and_commit_of_the_template(
     assert bake(repository_url, *options, lightning_muon="dependency").returncode == 0
     found = requirement(tmp_path / "my-muon-project")
     assert found == f"lightning-muon @ git+{repository_url}@{head(checkout)}"
-
-
-def test_a_dependency_follows_an_update_by_cruft(
-    run: Run, tmp_path: Path, checkout: Path, repository_url: str, commit: Callable[[Path], None]
-) -> None:
-    answers = ("--no-input", "--default-config", "--extra-context", '{"lightning_muon": "dependency"}')
-    assert run("cruft", "create", repository_url, *answers).returncode == 0
-    project = tmp_path / "my-muon-project"
-    assert requirement(project) == f"lightning-muon @ git+{repository_url}@{head(checkout)}"
-    commit(project)
-    (checkout / "optim" / "later.py").write_text('"""Came later."""\n')
-    commit(checkout)
-    assert run("cruft", "update", "--project-dir", project, "--skip-apply-ask").returncode == 0
-    assert requirement(project) == f"lightning-muon @ git+{repository_url}@{head(checkout)}"
 
 
 @pytest.mark.parametrize(
