@@ -91,14 +91,13 @@ def settle_files() -> None:
 def folder_of_the_template() -> Path | None:
     """Return the folder with the template, or None if it comes from a repository elsewhere."""
     template, repository = ANSWERS["_template"], ANSWERS.get("_repo_dir")
-    # cookiecutter makes no copy of a folder; cruft makes an existing path absolute, and clones it.
-    if repository is None or not repository.startswith(template):
+    if repository is None:  # cruft, which makes the path of a folder absolute
+        return Path(template) if Path(template, "cookiecutter.json").is_file() else None
+    if not repository.startswith(template):  # a clone
         return None
     # PWD is the working directory of the user's shell; cookiecutter has changed its own.
     starts = [Path(start) for start in (os.environ.get("PWD"), ANSWERS["_output_dir"]) if start]
-    folders = [
-        folder for start in starts if (folder := start / repository) and (folder / "cookiecutter.json").is_file()
-    ]
+    folders = [start / repository for start in starts if (start / repository / "cookiecutter.json").is_file()]
     if not folders:
         sys.exit(f"cannot find the folder '{template}' from here; give its absolute path to cookiecutter.")
     return folders[0].resolve()
@@ -157,8 +156,10 @@ def from_where_the_user_stands(path: Path) -> Path:
 
 
 def next_commands() -> list[str]:
-    """Return the three commands that train the model."""
-    return [f"cd {shlex.quote(str(from_where_the_user_stands(PROJECT)))}", "make install", "make train"]
+    """Return the commands that train the model."""
+    needs_uv = ANSWERS["installer"] == "uv" and not shutil.which("uv")
+    folder = shlex.quote(str(from_where_the_user_stands(PROJECT)))
+    return [*(["pip install uv"] if needs_uv else []), f"cd {folder}", "make install", "make train"]
 
 
 if __name__ == "__main__":
