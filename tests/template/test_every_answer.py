@@ -4,6 +4,7 @@ By default each task is generated twice and checked without being run. The slow 
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -113,12 +115,12 @@ def test_each_choice_of_a_preset_has_its_file() -> None:
 def test_chosen_presets_are_the_defaults_of_the_program(bake: Bake, tmp_path: Path) -> None:
     project = generate(bake, tmp_path, "text", "vendored", "pip", optimizer="polargrad", logger="csv", strategy="fsdp2")
 
-    def config(*arguments: str) -> dict[str, dict[str, dict[str, object]]]:
+    def config(*arguments: str) -> dict[str, Any]:
         small = ["--trainer.accelerator=cpu", "--model.net.dim=16", "--model.net.heads=2", "--print_config"]
         path = [project / "src"]
         printed = run_module("my_muon_project", "fit", *arguments, *small, folder=project, path=path)
         assert printed.returncode == 0, printed.stderr
-        content: dict[str, dict[str, dict[str, object]]] = yaml.safe_load(printed.stdout)
+        content: dict[str, Any] = yaml.safe_load(printed.stdout)
         return content
 
     default = config()
@@ -135,15 +137,21 @@ def test_chosen_presets_are_the_defaults_of_the_program(bake: Bake, tmp_path: Pa
 @pytest.mark.slow  # minutes: the own tests of every kind of project, and mypy on it; by default only text's
 @pytest.mark.parametrize(("task", "inclusion", "installer"), ALL)
 def test_each_project_passes_its_own_tests_and_lint(
-    bake: Bake, tmp_path: Path, task: str, inclusion: str, installer: str
+    bake: Bake, baked_project: Path, tmp_path: Path, task: str, inclusion: str, installer: str
 ) -> None:
     project = generate(bake, tmp_path, task, inclusion, installer)
+    # mypy does not find an editable installation. A vendored copy has the same types.
+    types = tmp_path / "types"
+    types.mkdir()
+    if inclusion == "dependency":
+        (types / "lightning_muon").symlink_to(baked_project / "src" / "lightning_muon")
     finished = run_module("pytest", "-q", folder=project, timeout=200)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert " passed" in finished.stdout
     for command in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
         call = [sys.executable, "-m", *command]
-        done = subprocess.run(call, cwd=project, text=True, capture_output=True, check=False)
+        paths = {**os.environ, "MYPYPATH": str(types)}
+        done = subprocess.run(call, cwd=project, env=paths, text=True, capture_output=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
