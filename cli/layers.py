@@ -59,28 +59,40 @@ class Layer:
         return self if content == self.content else Layer.of(content, self.file, asked=self.asked)
 
 
-def read_layers(default_config: str | None, args: Sequence[str]) -> list[Layer]:
-    """Read the default config, and the arguments after the subcommand with their config files.
+def default_files(default_config: str | Path | Sequence[str | Path] | None) -> list[str]:
+    """Return the default config files: the base, and presets to lay over it."""
+    if default_config is None:
+        return []
+    return [str(file) for file in ([default_config] if isinstance(default_config, str | Path) else default_config)]
+
+
+def read_layers(default_configs: Sequence[str], args: Sequence[str]) -> list[Layer]:
+    """Read the default configs, and the arguments after the subcommand with their config files.
 
     Args:
-        default_config: The config file below all others. A ``--config`` may name a file of its folder.
+        default_configs: The config files below all others: the base, and presets. A ``--config`` may name a file of
+            the base's folder, and takes the place of the default presets in its folder: a preset of the optimizer says
+            only what it changes; laid over another, it would get the options of both.
         args: The arguments after the subcommand.
 
     Raises:
         ConfigFileError: If one of the config files cannot be read, or an anchor in a value contains itself.
     """
-    layers = [_of_file(default_config, asked=False)] if default_config else []
+    base = default_configs[0] if default_configs else None
+    layers: list[Layer] = []
     rest = list(args)
     while rest:
         layer = Layer((rest.pop(0),))
         takes_value = layer.option in {*CONFIG_OPTIONS, *(f"--{section}" for section in SECTIONS)}
         if takes_value and layer.value is None and rest and not _OPTION.match(rest[0]):
             layer = Layer((*layer.args, rest.pop(0)))
-        layers.append(_read(layer, default_config) if takes_value and layer.value is not None else layer)
+        layers.append(_read(layer, base) if takes_value and layer.value is not None else layer)
     for layer, value in options(layers):
         if value and "&" in value and "*" in value:
             load_yaml(value, layer.option)  # an anchor, and an alias of it
-    return layers
+    replaced = {Path(layer.file).resolve().parent for layer in layers if layer.file}
+    presets = (file for file in default_configs[1:] if Path(file).resolve().parent not in replaced)
+    return [*(_of_file(file, asked=False) for file in (*default_configs[:1], *presets)), *layers]
 
 
 def options(layers: Sequence[Layer]) -> Iterator[tuple[Layer, str | None]]:

@@ -37,7 +37,7 @@ from lightning_muon.cli.errors.settings import check_lengths, check_settings
 from lightning_muon.cli.errors.user import message_for_the_user, raised_on_purpose
 from lightning_muon.cli.from_data import FromData
 from lightning_muon.cli.given import INTERPOLATION, Given, given_in, value_of
-from lightning_muon.cli.layers import SECTIONS, Layer, read_layers
+from lightning_muon.cli.layers import SECTIONS, Layer, default_files, read_layers
 from lightning_muon.cli.output import (
     OTHER_COMMANDS,
     debugging,
@@ -73,7 +73,8 @@ class MuonCLI(LightningCLI):
     It has the subcommands ``fit``, ``validate``, ``test`` and ``predict``, and differs from its parent in this:
 
     - ``default_config`` lies below every ``--config``; several ``--config`` are laid over one another, and
-      ``callbacks+:`` in a file appends to the list below it. ``--config optimizer/moonlight`` names a preset.
+      ``callbacks+:`` in a file appends to the list below it. ``--config optimizer/moonlight`` names a preset. After the
+      first of several ``default_config``, each is a preset, and a ``--config`` from its folder takes its place.
     - ``--model my.Module --data my.Data``, or ``class_path`` in a config, take other classes than the program's own
       (:mod:`~lightning_muon.cli.choice`). A module that makes no optimizer gets one
       (:mod:`~lightning_muon.cli.added_optimizer`).
@@ -101,7 +102,7 @@ class MuonCLI(LightningCLI):
     Args:
         model_class: The module to train, as a class or its import path; ``None`` to choose one by ``--model``.
         datamodule_class: Its data, likewise; ``None`` to choose it by ``--data``, or to have none.
-        default_config: A YAML file with the defaults of all subcommands.
+        default_config: A YAML file with the defaults of all subcommands, or that and presets to lay over it.
         args: The command line, by default that of the program.
     """
 
@@ -112,10 +113,10 @@ class MuonCLI(LightningCLI):
         model_class: type[LightningModule] | Callable[..., LightningModule] | str | None = None,
         datamodule_class: type[LightningDataModule] | Callable[..., LightningDataModule] | str | None = None,
         *,
-        default_config: str | Path | None = None,
+        default_config: str | Path | Sequence[str | Path] | None = None,
         args: Sequence[str] | None = None,
     ) -> None:
-        self.default_config = None if default_config is None else str(default_config)
+        self.default_configs = default_files(default_config)
         self.resume = ResumePlan()
         self.weights = StartingWeights()
         self.config = Namespace()  # type: ignore[no-untyped-call]
@@ -232,7 +233,7 @@ class MuonCLI(LightningCLI):
         head, tail = self._args_of_subcommand()
         if len(head) > 1 and head[-1] in self.subcommands() and head[0].startswith("--"):
             raise ValueError(f"'{head[0]}' stands before the subcommand; write '{head[-1]} {head[0]} …'")
-        return read_layers(self.default_config, tail)
+        return read_layers(self.default_configs, tail)
 
     def _above_defaults(self, layer: Layer | None) -> list[Layer]:
         """Return the layers with one between the default config and what was asked for."""
@@ -304,7 +305,7 @@ class MuonCLI(LightningCLI):
     def _say_what_is_left_out(self) -> None:
         """Say which defaults do not concern the chosen classes."""
         if keys := self.choices.left_out:
-            default = Path(str(self.default_config)).name
+            default = Path(self.default_configs[0]).name
             say(f"left out of {default}, for {' and '.join(self.choices.paths.values())}: {', '.join(keys)}")
 
     def _check_values(self) -> None:

@@ -21,7 +21,7 @@ def main(
     model_class: "type[LightningModule] | Callable[..., LightningModule] | str | None" = None,
     datamodule_class: "type[LightningDataModule] | Callable[..., LightningDataModule] | str | None" = None,
     *,
-    default_config: str | Path | None = None,
+    default_config: str | Path | Sequence[str | Path] | None = None,
     args: Sequence[str] | None = None,
 ) -> "MuonCLI":
     """Run the command line of a project; its ``__main__`` calls this.
@@ -38,7 +38,8 @@ def main(
     Args:
         model_class: The module to train, as a class or its import path; ``None`` to choose one by ``--model``.
         datamodule_class: Its data, likewise; ``None`` to choose it by ``--data``, or to have none.
-        default_config: A YAML file with the defaults of all subcommands, below every ``--config``.
+        default_config: A YAML file with the defaults of all subcommands, below every ``--config``; or that and presets
+            to lay over it, each of which a ``--config`` from its folder replaces.
         args: The command line, by default that of the program.
 
     Returns:

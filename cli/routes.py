@@ -37,7 +37,7 @@ class RoutesCLI(MuonCLI):
     Args:
         model_class: The module, as a class or its import path; ``None`` to choose one by ``--model``.
         datamodule_class: Its data, which is not built: a config may have values for it.
-        default_config: A YAML file with the defaults.
+        default_config: A YAML file with the defaults, or that and presets to lay over it.
         args: The command line after ``routes``.
     """
 
@@ -46,7 +46,7 @@ class RoutesCLI(MuonCLI):
         model_class: type[LightningModule] | Callable[..., LightningModule] | str | None = None,
         datamodule_class: type[LightningDataModule] | Callable[..., LightningDataModule] | str | None = None,
         *,
-        default_config: str | Path | None = None,
+        default_config: str | Path | Sequence[str | Path] | None = None,
         args: Sequence[str] = (),
     ) -> None:
         arguments = ["routes", *_expanded(args)]

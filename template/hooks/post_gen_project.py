@@ -11,14 +11,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-
-from cookiecutter.config import get_user_config
+from urllib.parse import quote
 
 # JSON is ASCII and escapes quotes and backslashes, so no answer can end the raw string.
 ANSWERS: dict[str, str] = json.loads(r"""{{ cookiecutter | tojson }}""")
 
 PROJECT = Path.cwd()
 VENDORED = Path("src", "lightning_muon")
+
+# What an address may have in it; the rest, such as a space, is written as %20.
+PUNCTUATION_OF_URLS = "%:/?#[]@!$&()*+,;=~-._"
 
 # Caches of Python and of tools. cookiecutter copies them if they are in the checkout.
 DROPPINGS = ("__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints", ".DS_Store")
@@ -76,23 +78,72 @@ def settle_license() -> None:
     shutil.rmtree("licenses")
 
 
-def place_of_lightning_muon() -> str:
-    """Return where pip finds the repository of this template: its folder, or `git+URL`."""
-    template = ANSWERS["_template"]
-    clones = Path(get_user_config()["cookiecutters_dir"]).expanduser().resolve()
-    if Path(template).is_dir() and not Path(template).resolve().is_relative_to(clones):
-        folder = Path(template).resolve()
-        return str(folder if (folder / "pyproject.toml").is_file() else folder.parent)
-    url = template.removeprefix("git+")
-    if "_repo_dir" in ANSWERS:
+def settle_files() -> None:
+    """Remove the files of what was not chosen."""
+    if ANSWERS["installer"] == "uv":
+        Path("constraints.txt").unlink()  # uv reads these versions in pyproject.toml
+    else:
+        Path(".python-version").unlink()  # pyenv refuses to start a python that it has not installed
+    if ANSWERS["dev_container"] == "no":
+        shutil.rmtree(".devcontainer")
+
+
+def folder_of_the_template() -> Path | None:
+    """Return the folder with the template, or None if it comes from a repository elsewhere."""
+    template, repository = ANSWERS["_template"], ANSWERS.get("_repo_dir")
+    if repository is None:  # cruft, which makes the path of a folder absolute
+        return Path(template) if Path(template, "cookiecutter.json").is_file() else None
+    if not repository.startswith(template):  # a clone
+        return None
+    # PWD is the working directory of the user's shell; cookiecutter has changed its own.
+    starts = [Path(start) for start in (os.environ.get("PWD"), ANSWERS["_output_dir"]) if start]
+    folders = [start / repository for start in starts if (start / repository / "cookiecutter.json").is_file()]
+    if not folders:
+        sys.exit(f"cannot find the folder '{template}' from here; give its absolute path to cookiecutter.")
+    return folders[0].resolve()
+
+
+def source_of_lightning_muon() -> tuple[str, bool]:
+    """Return the address of this version of the template's repository for pip, and whether only this machine has it."""
+    folder = folder_of_the_template()
+    if folder:
+        return (folder if (folder / "pyproject.toml").is_file() else folder.parent).as_uri(), True
+    clone = ANSWERS.get("_repo_dir")
+    if clone is None:  # cruft
+        url, commit = ANSWERS["_template"], ANSWERS["_commit"]
+    else:
         # The address may be an abbreviation such as gh:owner/name; the clone has the full one.
-        command = ["git", "-C", ANSWERS["_repo_dir"], "remote", "get-url", "origin"]
-        cloned = subprocess.run(command, capture_output=True, text=True, check=False)
-        url = cloned.stdout.strip() or url
+        url, commit = (git(clone, *arguments) for arguments in (("remote", "get-url", "origin"), ("rev-parse", "HEAD")))
+    if Path(url).is_absolute():
+        url = Path(url).as_uri()
     # pip does not support git's short form of ssh, user@host:path.
-    url = re.sub(r"^([\w.-]+@[\w.-]+):", r"ssh://\1/", url)
-    revision = ANSWERS.get("_checkout")
-    return f"git+{url}@{revision}" if revision else f"git+{url}"
+    url = re.sub(r"^([\w.-]+@[\w.-]+):", r"ssh://\1/", url.removeprefix("git+"))
+    # A password or token in an address is not for pyproject.toml.
+    url = re.sub(r"^(https?://)[^/@]*@", r"\1", url)
+    return f"git+{quote(url, safe=PUNCTUATION_OF_URLS)}@{commit}", url.startswith("file:")
+
+
+def git(folder: str, *arguments: str) -> str:
+    """Return what git says of a clone."""
+    finished = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=False)
+    if finished.returncode:
+        sys.exit(f"git {' '.join(arguments)} in {folder}: {finished.stderr.strip()}")
+    return finished.stdout.strip()
+
+
+def settle_lightning_muon() -> None:
+    """Keep the copy of lightning-muon, or require it from the repository of the template."""
+    if ANSWERS["lightning_muon"] == "vendored":
+        return
+    shutil.rmtree(VENDORED)
+    address, only_here = source_of_lightning_muon()
+    why = "The version that this project was generated with. PyPI refuses uploads with such an address."
+    lines = [f"# {why}", f'"lightning-muon @ {address}",']
+    if only_here:
+        lines.insert(1, "# Only this machine has it: for CI, Docker and others, give git+https://…@commit.")
+    pyproject = Path("pyproject.toml")
+    text = pyproject.read_text(encoding="utf-8")
+    pyproject.write_text(text.replace('"lightning-muon",', "\n    ".join(lines)), encoding="utf-8")
 
 
 def from_where_the_user_stands(path: Path) -> Path:
@@ -105,16 +156,10 @@ def from_where_the_user_stands(path: Path) -> Path:
 
 
 def next_commands() -> list[str]:
-    """Return the three commands that train the model."""
-    return [f"cd {shlex.quote(str(from_where_the_user_stands(PROJECT)))}", "make install", "make train"]
-
-
-def say_where_the_dependency_is() -> None:
-    """Write the source of lightning-muon into the Makefile, for `make install`."""
-    makefile = Path("Makefile")
-    place = place_of_lightning_muon().replace("$", "$$").replace("#", r"\#")
-    text = makefile.read_text(encoding="utf-8")
-    makefile.write_text(text.replace("LIGHTNING_MUON ?=", f"LIGHTNING_MUON ?= {place}"), encoding="utf-8")
+    """Return the commands that train the model."""
+    needs_uv = ANSWERS["installer"] == "uv" and not shutil.which("uv")
+    folder = shlex.quote(str(from_where_the_user_stands(PROJECT)))
+    return [*(["pip install uv"] if needs_uv else []), f"cd {folder}", "make install", "make train"]
 
 
 if __name__ == "__main__":
@@ -122,9 +167,8 @@ if __name__ == "__main__":
     remove_droppings()
     settle_task()
     settle_license()
-    if ANSWERS["lightning_muon"] == "dependency":
-        shutil.rmtree(VENDORED)
-        say_where_the_dependency_is()
+    settle_files()
+    settle_lightning_muon()
     print("Your project is ready. Next:\n")
     for command in next_commands():
         print(f"    {command}")

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lightning_muon.cli import MuonCLI, main
 from lightning_muon.optim import MuonAdamW
+from tests.cli.conftest import TinyData, TinyModule
 
 Run = Callable[..., MuonCLI]
 pytestmark = pytest.mark.timeout(60)
@@ -183,3 +184,38 @@ def test_the_best_checkpoint_is_named_where_there_is_no_last(run: Run, capsys: p
     cli = run("fit", "--trainer.enable_checkpointing", "true", "--trainer.default_root_dir", "here")
     callback = next(callback for callback in callbacks_of(cli) if isinstance(callback, ModelCheckpoint))
     assert f"checkpoint: {callback.best_model_path}" in capsys.readouterr().out
+
+
+def test_a_config_takes_the_place_of_a_default_preset_from_its_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    presets = {
+        "optimizer/polar.yaml": "{class_path: MuonAdamW, init_args: {lr: 0.5, nesterov: false, momentum: 0.5}}",
+        "optimizer/plain.yaml": "{class_path: MuonAdamW, init_args: {lr: 0.25}}",
+        "other/plain.yaml": "{class_path: MuonAdamW, init_args: {lr: 0.25}}",
+    }
+    for name, optimizer in presets.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(f"model: {{optimizer: {optimizer}}}")
+    Path("few.yaml").write_text("model: {scale: 3.0}")
+    lines = Path("default.yaml").read_text().splitlines()
+    base = [
+        line for line in lines if not line.lstrip().startswith(("optimizer:", "class_path: SGD", "init_args: {lr:"))
+    ]
+    Path("default.yaml").write_text("\n".join([*base, "  batch_size: 7"]))
+
+    def options(*args: str) -> tuple[float, bool, float]:
+        default = ["default.yaml", "optimizer/polar.yaml"]
+        cli = main(TinyModule, TinyData, default_config=default, args=["fit", *args, "--trainer.fast_dev_run=1"])
+        group = cli.trainer.optimizers[0].param_groups[0]
+        assert cli.datamodule.batch_size == 7  # default.yaml stays
+        return group["initial_lr"], group["nesterov"], group["momentum"]
+
+    assert options() == (0.5, False, 0.5)
+    assert options("--config=few.yaml", "--model.optimizer.lr=0.125") == (0.125, False, 0.5)
+    assert options("--config", "optimizer/plain.yaml") == (0.25, True, 0.95)
+    assert options(f"-c={Path('optimizer/plain.yaml').resolve()}") == (0.25, True, 0.95)
+    assert options("--config=other/plain.yaml") == (0.25, False, 0.5)  # on top of it
+
+    Path("optimizer/polar.yaml").write_text("model: {scael: 1}")
+    with pytest.raises(SystemExit):
+        options()
+    assert "optimizer/polar.yaml" in capsys.readouterr().err

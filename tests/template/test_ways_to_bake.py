@@ -1,13 +1,16 @@
-"""All ways to generate a project: from a folder or a git URL, vendored or as a dependency, by cookiecutter or cruft."""
+"""All ways to generate a project: from a folder or a git URL, vendored or as a dependency; test_cruft.py has cruft."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -96,8 +99,10 @@ def test_from_a_git_address(bake: Run, tmp_path: Path, repository_url: str, opti
 
 def test_by_questions_and_answers(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cookiecutter", "--default-config", str(REPOSITORY)]
-    # The template, the prompts: the first answered, the licence chosen by its number, the others left as they are.
-    answers = "1\nAsked For\n\n\n\n\n2\n\n\n"
+    # By default the first prompt is already one of the project: the only template is not asked for.
+    prompts = json.loads((REPOSITORY / "cookiecutter.json").read_text())
+    given = {"project_name": "Asked For", "license": "2", "installer": "2"}
+    answers = "".join(given.get(prompt, "") + "\n" for prompt in prompts if not prompt.startswith("_"))
     finished = subprocess.run(
         command,
         cwd=tmp_path,
@@ -108,25 +113,10 @@ def test_by_questions_and_answers(tmp_path: Path) -> None:
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
+    assert "template" not in finished.stdout.partition("Project name")[0]
     assert "Folder and distribution name (asked-for)" in finished.stdout
     assert "MIT License" in (tmp_path / "asked-for" / "LICENSE").read_text()
-
-
-def test_cruft_creates_a_project_and_brings_it_up_to_date(
-    run: Run, tmp_path: Path, checkout: Path, repository_url: str, commit: Callable[[Path], None]
-) -> None:
-    project = tmp_path / "my-muon-project"
-    finished = run("cruft", "create", repository_url, "--directory", "template", "--no-input", "--default-config")
-    assert finished.returncode == 0, finished.stderr
-    assert is_complete(project)
-    commit(project)
-
-    (checkout / "optim" / "later.py").write_text('"""Came later."""\n')
-    commit(checkout)
-    assert run("cruft", "check", "--project-dir", project).returncode == 1
-    finished = run("cruft", "update", "--project-dir", project, "--skip-apply-ask")
-    assert finished.returncode == 0, finished.stderr
-    assert (project / "src" / "lightning_muon" / "optim" / "later.py").read_text() == '"""Came later."""\n'
+    assert (tmp_path / "asked-for" / ".python-version").is_file()
 
 
 def test_caches_of_the_checkout_stay_behind(bake: Run, tmp_path: Path, checkout: Path) -> None:
@@ -138,33 +128,72 @@ def test_caches_of_the_checkout_stay_behind(bake: Run, tmp_path: Path, checkout:
     assert names.isdisjoint({"__pycache__", ".ruff_cache", ".mypy_cache", "stale", "stale.pyc"})
 
 
-def test_a_checkout_without_symbolic_links_is_refused(bake: Run, tmp_path: Path, checkout: Path) -> None:
-    for link in [path for path in (checkout / "template").rglob("*") if path.is_symlink()]:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [((), "cookiecutter.json"), (("--directory", "template"), "git config --global core.symlinks true")],
+)
+def test_a_checkout_without_symbolic_links_is_refused(
+    bake: Run, tmp_path: Path, checkout: Path, options: tuple[str, ...], message: str
+) -> None:
+    for link in [path for path in checkout.rglob("*") if path.is_symlink()]:
         target = link.readlink()
         link.unlink()
         link.write_text(target.as_posix())  # what git writes where core.symlinks is false
-    finished = bake(checkout)
+    finished = bake(checkout, *options)
     assert finished.returncode != 0
-    assert "git config --global core.symlinks true" in finished.stderr
+    assert message in finished.stdout + finished.stderr
+    assert "Traceback" not in finished.stderr
     assert not (tmp_path / "my-muon-project").exists()
 
 
-def test_as_a_dependency(bake: Run, tmp_path: Path, checkout: Path) -> None:
-    finished = bake(checkout, lightning_muon="dependency")
-    project = tmp_path / "my-muon-project"
-    assert not (project / "src" / "lightning_muon").exists()
+def requirement(project: Path) -> str:
+    """The line of pyproject.toml that requires lightning-muon, after the words about it."""
     requirements = tomllib.loads((project / "pyproject.toml").read_text())["project"]["dependencies"]
-    assert "lightning-muon>=0.1,<1" in requirements
-
-    assert "make install\n" in finished.stdout
-    dry = subprocess.run(["make", "--dry-run", "install"], cwd=project, text=True, capture_output=True, check=True)
-    assert f'"{checkout}" --editable' in dry.stdout
+    (found,) = (text for text in requirements if text.startswith("lightning-muon"))
+    assert Requirement(found).url
+    return str(found)
 
 
-@pytest.mark.parametrize("options", [[], ["--directory", "template"]])
-def test_a_dependency_comes_from_the_address_of_the_template(
-    bake: Run, tmp_path: Path, repository_url: str, options: list[str]
+def head(repository: Path) -> str:
+    command = ["git", "-C", str(repository), "rev-parse", "HEAD"]
+    return subprocess.run(command, text=True, capture_output=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize(("options", "relative"), [((), True), (("--directory", "template"), False)])
+def test_a_dependency_comes_from_the_folder_of_the_template(
+    bake: Run, tmp_path: Path, checkout: Path, options: tuple[str, ...], relative: bool
+) -> None:
+    template = checkout.relative_to(tmp_path) if relative else checkout
+    finished = bake(template, *options, "--output-dir", "some where", lightning_muon="dependency")
+    assert finished.returncode == 0, finished.stderr
+    project = tmp_path / "some where" / "my-muon-project"
+    assert requirement(project) == f"lightning-muon @ {checkout.as_uri()}"  # with %20
+    assert "# Only this machine has it" in (project / "pyproject.toml").read_text()
+    assert not (project / "src" / "lightning_muon").exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--directory", "template")])
+def test_a_dependency_comes_from_the_address_and_commit_of_the_template(
+    bake: Run, tmp_path: Path, checkout: Path, repository_url: str, options: tuple[str, ...]
 ) -> None:
     assert bake(repository_url, *options, lightning_muon="dependency").returncode == 0
-    makefile = (tmp_path / "my-muon-project" / "Makefile").read_text()
-    assert f"\nLIGHTNING_MUON ?= git+{repository_url}\n" in makefile
+    found = requirement(tmp_path / "my-muon-project")
+    assert found == f"lightning-muon @ git+{repository_url}@{head(checkout)}"
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("https://user:secret@example.com/a/b.git", "git+https://example.com/a/b.git"),
+        ("git+https://token@example.com/a/b", "git+https://example.com/a/b"),
+        ("git@example.com:a/b.git", "git+ssh://git@example.com/a/b.git"),
+        ("ssh://git@example.com:22/a/b.git", "git+ssh://git@example.com:22/a/b.git"),
+        ("https://example.com/a b/c'd.git", "git+https://example.com/a%20b/c%27d.git"),
+    ],
+)
+def test_an_address_is_one_that_pip_takes_and_has_no_secrets(address: str, expected: str) -> None:
+    source = (REPOSITORY / "template" / "hooks" / "post_gen_project.py").read_text()
+    answers = json.dumps({"_template": address, "_commit": "0" * 40})
+    hook = ModuleType("post_gen_project")
+    exec(compile(source.replace("{{ cookiecutter | tojson }}", answers), "hook", "exec"), hook.__dict__)  # noqa: S102 - ours
+    assert hook.source_of_lightning_muon() == (f"{expected}@{'0' * 40}", False)

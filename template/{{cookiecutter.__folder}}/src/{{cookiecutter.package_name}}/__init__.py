@@ -1,4 +1,4 @@
-"""A byte-level language model, trained with Muon.
+"""{{ cookiecutter.__summary }}
 
 Project: {{ cookiecutter.project_name | replace('\\', '') | replace('"', "'") | wordwrap(50) }}
 """
