@@ -8,6 +8,9 @@
 - :mod:`~lightning_muon.data.tokenizers`: bytes, ``tokenizer.json``, tiktoken
 - :mod:`~lightning_muon.data.prepare`: text to files of tokens, on all cores
 - :mod:`~lightning_muon.data.text`: the data module of a language model
+- :mod:`~lightning_muon.data.table_files`: tables in CSV and Parquet files
+- :mod:`~lightning_muon.data.table_encoding`: a table as tensors, by what its training part says
+- :mod:`~lightning_muon.data.table`: the data module of tables
 """
 
 from importlib import import_module
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from lightning_muon.data.epoch_batches import EpochBatches, Position
     from lightning_muon.data.loader import EpochLoader
     from lightning_muon.data.prepare import PreparedTokens, prepare_tokens
+    from lightning_muon.data.table import TableDataModule
+    from lightning_muon.data.table_encoding import TableBatch, TableEncoding
     from lightning_muon.data.text import TextDataModule
     from lightning_muon.data.tokenizers import Tokenizer, load_tokenizer
     from lightning_muon.data.tokens import PackedTokens, TokenShards
@@ -29,6 +34,9 @@ __all__ = [
     "PackedTokens",
     "Position",
     "PreparedTokens",
+    "TableBatch",
+    "TableDataModule",
+    "TableEncoding",
     "TextDataModule",
     "TokenShards",
     "Tokenizer",
@@ -43,6 +51,9 @@ _PLACES = {
     "PackedTokens": "tokens",
     "Position": "epoch_batches",
     "PreparedTokens": "prepare",
+    "TableBatch": "table_encoding",
+    "TableDataModule": "table",
+    "TableEncoding": "table_encoding",
     "TextDataModule": "text",
     "TokenShards": "tokens",
     "Tokenizer": "tokenizers",
