@@ -248,8 +248,7 @@ def _indices(table: Table, name: str, texts: list[str]) -> NDArray[np.int64]:
     import pyarrow.compute as pc  # noqa: PLC0415
 
     found = pc.index_in(table.texts(name), pa.array(texts, pa.string()))
-    indices: NDArray[np.int64] = pc.fill_null(pc.cast(found, pa.int64()), -1).to_numpy()
-    return indices
+    return np.array(pc.fill_null(pc.cast(found, pa.int64()), -1))  # a copy: torch wants what it may write to
 
 
 def _mean_and_std(values: NDArray[np.float64]) -> tuple[float, float]:
