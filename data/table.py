@@ -140,10 +140,7 @@ class TableDataModule(EpochDataModule):
             if split not in self.files:
                 raise ValueError(f"--data.files: there are files of {', '.join(self.files)}, but none of {split}")
             return self._files_of(split)
-        rows = self._parts[split]
-        if len(rows) == 0:
-            raise ValueError(f"{self._whole.name}: {len(self._whole)} rows are too few: none is left for {split}")
-        return self._whole.take(rows)
+        return self._whole.take(self._parts[split])
 
     def _files_of(self, split: str) -> Table:
         if split not in self._tables:
@@ -164,7 +161,10 @@ class TableDataModule(EpochDataModule):
     @cached_property
     def _parts(self) -> Mapping[str, Any]:
         kind = self.kind or target_kind(self._whole, self._target)
-        return split_rows(self._whole, self._target, kind, SHARES)
+        parts = split_rows(self._whole, self._target, kind, SHARES)
+        if empty := [split for split, rows in parts.items() if len(rows) == 0]:
+            raise ValueError(f"{self._whole.name}: {len(self._whole)} rows are too few: none is left for {empty[0]}")
+        return parts
 
     @property
     def _target(self) -> str:

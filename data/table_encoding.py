@@ -248,7 +248,8 @@ def _indices(table: Table, name: str, texts: list[str]) -> NDArray[np.int64]:
     import pyarrow.compute as pc  # noqa: PLC0415
 
     found = pc.index_in(table.texts(name), pa.array(texts, pa.string()))
-    return np.array(pc.fill_null(pc.cast(found, pa.int64()), -1))  # a copy: torch wants what it may write to
+    indices: NDArray[np.int64] = pc.fill_null(pc.cast(found, pa.int64()), -1).to_numpy().copy()  # torch may write to it
+    return indices
 
 
 def _mean_and_std(values: NDArray[np.float64]) -> tuple[float, float]:

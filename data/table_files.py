@@ -1,5 +1,6 @@
 """Tables in CSV and Parquet files: columns as numbers or as texts, and where a wrong value is."""
 
+import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -216,21 +217,20 @@ def _read_csv(path: Path) -> Any:
     """Read a CSV file as texts without spaces around them, null where a value is missing."""
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.compute as pc  # noqa: PLC0415
-    from pyarrow import csv  # noqa: PLC0415
+    import pyarrow.csv  # noqa: PLC0415
 
     with pa.input_stream(str(path), compression="detect") as stream:
         head = stream.read(1 << 16).decode("utf-8-sig", errors="replace").splitlines()
-    header = head[0] if head else ""
-    delimiter = max(_DELIMITERS, key=header.count)
-    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    names = csv.open_csv(path, parse_options=parse).schema.names
-    convert = csv.ConvertOptions(
+    delimiter = max(_DELIMITERS, key=head[0].count) if head else ","
+    names = next(csv.reader(head, delimiter=delimiter), [])
+    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    convert = pyarrow.csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()), null_values=_MISSING, strings_can_be_null=True
     )
     try:
-        table = csv.read_csv(path, parse_options=parse, convert_options=convert)
+        table = pyarrow.csv.read_csv(path, parse_options=parse, convert_options=convert)
     except pa.ArrowInvalid:  # once more, because only one thread counts the rows for the message
-        table = csv.read_csv(path, csv.ReadOptions(use_threads=False), parse, convert)
+        table = pyarrow.csv.read_csv(path, pyarrow.csv.ReadOptions(use_threads=False), parse, convert)
     stripped = [pc.utf8_trim_whitespace(column) for column in table.columns]
     columns = [pc.if_else(pc.is_in(column, pa.array(_MISSING)), None, column) for column in stripped]
     return pa.table(columns, names=[name.strip() for name in table.column_names])
