@@ -20,7 +20,6 @@ class TableModule(TrainingModule):
     Args:
         net: A class of networks, such as ``FTTransformer`` or ``MLP``. It is called with ``numbers``, ``categories``
             and ``outputs``, as the table has them, and its networks with ``numbers`` and ``categories`` of a batch.
-        label_smoothing: Share of the target's probability that all classes get, against overconfidence on few rows.
         sizes: These three, if they are to be others than those of the table; a checkpoint has its own.
         training: The optimizer, its schedule and the routing.
     """
@@ -28,15 +27,11 @@ class TableModule(TrainingModule):
     def __init__(
         self,
         net: Callable[[int, list[int], int], nn.Module] = FTTransformer,
-        label_smoothing: float = 0.1,
         sizes: dict[str, Any] | None = None,
         **training: Any,
     ) -> None:
         super().__init__(net, **training)
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
         self.save_hyperparameters()
-        self.label_smoothing = label_smoothing
 
     def configure_model(self) -> None:
         """Make the network and the metrics, for the columns and classes of the table."""
@@ -50,7 +45,7 @@ class TableModule(TrainingModule):
 
     def training_step(self, batch: TableBatch, batch_idx: int) -> Tensor:
         """Return the loss: cross entropy in nats, or the squared error in units of the target's variance."""
-        loss = self._loss(self._outputs(batch), batch, self.label_smoothing)
+        loss = self._loss(self._outputs(batch), batch)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -85,10 +80,8 @@ class TableModule(TrainingModule):
         outputs: Tensor = self.net(batch.numbers, batch.categories).float()
         return outputs if self.is_classifier else outputs.squeeze(-1)
 
-    def _loss(self, outputs: Tensor, batch: TableBatch, label_smoothing: float = 0.0) -> Tensor:
-        if not self.is_classifier:
-            return F.mse_loss(outputs, batch.target)
-        return F.cross_entropy(outputs, batch.target, label_smoothing=label_smoothing)
+    def _loss(self, outputs: Tensor, batch: TableBatch) -> Tensor:
+        return (F.cross_entropy if self.is_classifier else F.mse_loss)(outputs, batch.target)
 
     def _in_units(self, standardized: Tensor) -> Tensor:
         return standardized * self._encoding.target_std + self._encoding.target_mean
