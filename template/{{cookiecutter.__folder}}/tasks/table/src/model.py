@@ -15,7 +15,8 @@ class FTTransformer(nn.Module):
         dim: Width of the tokens.
         depth: Number of blocks.
         heads: Number of attention heads; ``dim`` must be a multiple of it.
-        dropout: Share of the hidden features of attention and MLP that training leaves out.
+        dropout: Share of the hidden features that training leaves out, at random: of use for small tables. A resumed
+            run leaves out others.
     """
 
     def __init__(
@@ -26,7 +27,7 @@ class FTTransformer(nn.Module):
         dim: int = 64,
         depth: int = 3,
         heads: int = 8,
-        dropout: float = 0.1,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         _check_sizes(dim=dim, depth=depth, heads=heads)
@@ -116,7 +117,8 @@ class MLP(nn.Module):
         dim: Width of the hidden features.
         depth: Number of blocks.
         category_dim: Width of the embedding of each category.
-        dropout: Share of the hidden features that training leaves out.
+        dropout: Share of the hidden features that training leaves out, at random: of use for small tables. A resumed
+            run leaves out others.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class MLP(nn.Module):
         dim: int = 128,
         depth: int = 3,
         category_dim: int = 16,
-        dropout: float = 0.2,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         _check_sizes(dim=dim, depth=depth, category_dim=category_dim)

@@ -81,7 +81,9 @@ class TableModule(TrainingModule):
         return outputs if self.is_classifier else outputs.squeeze(-1)
 
     def _loss(self, outputs: Tensor, batch: TableBatch) -> Tensor:
-        return (F.cross_entropy if self.is_classifier else F.mse_loss)(outputs, batch.target)
+        if self.is_classifier:
+            return F.cross_entropy(outputs, batch.target)
+        return F.mse_loss(outputs, batch.target.float())
 
     def _in_units(self, standardized: Tensor) -> Tensor:
         return standardized * self._encoding.target_std + self._encoding.target_mean
@@ -93,7 +95,7 @@ class TableModule(TrainingModule):
         if self.is_classifier:
             metrics.update(outputs, batch.target)
         else:
-            metrics.update(self._in_units(outputs), self._in_units(batch.target))
+            metrics.update(self._in_units(outputs), self._in_units(batch.target.float()))
         self.log(f"{split}/loss", mean_loss, prog_bar=True)
         self.log_dict(metrics, prog_bar=True)
 

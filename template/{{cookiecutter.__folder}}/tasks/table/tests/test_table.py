@@ -82,9 +82,13 @@ def test_a_number_is_predicted_in_its_own_units(run: Run, tmp_path: Path) -> Non
     deviation = fitted.datamodule.encoding.target_std
     assert metrics["val/rmse"] == pytest.approx(deviation * float(metrics["val/loss"]) ** 0.5, rel=1e-3)
     checkpoint = next(tmp_path.rglob("last.ckpt"))
-    predicted = run("predict", f"--ckpt_path={checkpoint}", "--data.files=prices.csv", "--data.target=price")
+    alone = ["--data.files=prices.csv", "--data.target=price"]
+    predicted = run("predict", f"--ckpt_path={checkpoint}", *alone)
     rows = [row for batch in predicted.trainer.predict_loop.predictions for row in batch]
     assert all(900 < row["prediction"] < 1800 for row in rows)
+    rough = run("validate", f"--ckpt_path={checkpoint}", *alone, "--trainer.precision=bf16-true")
+    in_half = float(rough.trainer.callback_metrics["val/rmse"])
+    assert in_half == pytest.approx(float(metrics["val/rmse"]), rel=0.2)
 
 
 def test_routes_know_the_table(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
