@@ -105,7 +105,8 @@ class RoutesCLI(MuonCLI):
 
     def _data(self) -> LightningDataModule | None:
         """Return the data, ready for ``fit``; ``None`` if there are none."""
-        only_data = Namespace(data=self.config["routes"].get("data"))  # type: ignore[no-untyped-call]
+        values = self.config["routes"].get("data")
+        only_data = Namespace() if values is None else Namespace(data=values)  # type: ignore[no-untyped-call]
         data = self._subcommand_parsers["routes"].instantiate_classes(only_data).get("data")
         if isinstance(data, LightningDataModule):
             data.prepare_data()

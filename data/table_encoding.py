@@ -27,13 +27,13 @@ class TableBatch(NamedTuple):
     Args:
         numbers: Standardized, shape (rows, numbers), float32.
         categories: The index of each category, 0 for an unknown one, shape (rows, columns), int64.
-        target: Classes, shape (rows,), int64; or standardized numbers, float32; ``None`` where they are not known.
+        target: Classes, shape (rows,), int64, or standardized numbers, float32; -1 and NaN where they are not known.
         row: The row in the file, from 1, shape (rows,), int64.
     """
 
     numbers: Tensor
     categories: Tensor
-    target: Tensor | None
+    target: Tensor
     row: Tensor
 
 
@@ -57,7 +57,7 @@ class EncodedTable(Dataset[TableBatch]):
 
     def __getitems__(self, indices: list[int]) -> TableBatch:
         """Return several rows at once, as torch's loaders ask for them."""
-        return TableBatch(*(None if values is None else values[indices] for values in self.rows))
+        return TableBatch(*(values[indices] for values in self.rows))
 
 
 def as_batch(batch: TableBatch) -> TableBatch:
@@ -168,7 +168,8 @@ class TableEncoding:
         categories = np.zeros((len(table), len(self.categories)), np.int64)
         for column, (name, texts) in enumerate(self.categories.items()):
             categories[:, column] = _indices(table, name, texts) + 1
-        target = self._encode_target(table) if with_target else None
+        unknown = torch.full((len(table),), -1 if self.classes else torch.nan)
+        target = self._encode_target(table) if with_target else unknown
         rows = torch.from_numpy(table.row_numbers())
         return EncodedTable(TableBatch(torch.from_numpy(numbers), torch.from_numpy(categories), target, rows))
 

@@ -211,7 +211,7 @@ def test_a_checkpoint_has_the_encoding_for_files_without_a_target() -> None:
     (batch,) = other.predict_dataloader()
     assert batch.numbers.tolist() == [[0], [0]]
     assert batch.categories.tolist() == [[1], [0]]
-    assert batch.target is None
+    assert batch.target.tolist() == [-1, -1]
 
 
 def test_a_stop_in_mid_epoch_changes_nothing(fit: Any) -> None:

@@ -11,10 +11,10 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Module(TrainingModule):
-    """Train a network to classify points.
+    """Train a network to classify waves.
 
     Args:
-        net: Maps points (batch, 2) to logits (batch, 2).
+        net: Maps waves (batch, 1, time) to logits (batch, 4).
         training: The optimizer, its schedule and the routing.
     """
 
@@ -37,6 +37,6 @@ class Module(TrainingModule):
         self.log_dict({"val/loss": loss, "val/accuracy": accuracy}, prog_bar=True, sync_dist=True)  # EDIT: your metrics
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[int]:
-        """Return the class of each point."""
+        """Return the class of each wave."""
         classes: list[int] = self.net(batch[0]).argmax(-1).tolist()
         return classes

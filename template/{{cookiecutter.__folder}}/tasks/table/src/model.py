@@ -72,7 +72,7 @@ class FeatureTokenizer(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, dim).uniform_(-bound, bound))
         self.tables = nn.ModuleList(nn.Embedding(count, dim) for count in categories)
         for table in self.tables:
-            nn.init.uniform_(table.weight, -bound, bound)
+            nn.init.uniform_(table.get_parameter("weight"), -bound, bound)
 
     def forward(self, numbers: Tensor, categories: Tensor) -> Tensor:
         """Map (batch, numbers) and (batch, columns) to tokens (batch, 1 + numbers + columns, dim)."""

@@ -90,7 +90,8 @@ class TableModule(TrainingModule):
 
     def _evaluate(self, batch: TableBatch, split: str) -> None:
         outputs = self._outputs(batch)
-        mean_loss, metrics = self.get_submodule(f"{split}_loss"), self.get_submodule(f"{split}_metrics")
+        mean_loss: Any = self.get_submodule(f"{split}_loss")
+        metrics: Any = self.get_submodule(f"{split}_metrics")
         mean_loss.update(self._loss(outputs, batch), weight=len(outputs))
         if self.is_classifier:
             metrics.update(outputs, batch.target)
