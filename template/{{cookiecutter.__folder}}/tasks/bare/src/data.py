@@ -18,7 +18,7 @@ class Data(EpochDataModule):
         seed: Seed of the order of waves.
     """
 
-    def __init__(self, waves: int = 4000, batch_size: int = 64, num_workers: int = 0, seed: int = 0) -> None:
+    def __init__(self, waves: int = 8000, batch_size: int = 256, num_workers: int = 0, seed: int = 0) -> None:
         super().__init__(batch_size, num_workers, seed)
         self.waves = waves
 
