@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_muon.report import compare
 from tests.processes import launch, run_module
 
 REPOSITORY = Path(__file__).parents[2]
@@ -97,6 +98,20 @@ def test_a_table_decides_the_sizes_of_the_network(project_of: Bake) -> None:
 def test_its_own_tests_pass(project_of: Bake, task: str) -> None:
     finished = run_module("pytest", "-q", folder=project_of(task))
     assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+@pytest.mark.slow  # the whole runs
+@pytest.mark.parametrize("task", TASKS)
+def test_the_default_run_is_healthy(project_of: Bake, task: str, tmp_path: Path) -> None:
+    project = project_of(task)
+    options = [f"--trainer.logger.save_dir={tmp_path}", "--trainer.enable_progress_bar=false"]
+    finished = run_module("my_muon_project", "fit", *options, folder=project, path=[project / "src"])
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    comparison = compare([tmp_path], 1)
+    # Not the share of the optimizer's time: other programs run beside this one.
+    assert [text for text in comparison.advice(0) if "share of the step" not in text] == []
+    figures = {line.label: figure[0].value for line, figure in comparison.lines if figure[0]}
+    assert float(figures["val/loss, final"]) < {"table": 0.06, "bare": 0.2}[task]
 
 
 @needs_tables

@@ -49,7 +49,11 @@ class TrainingModule(L.LightningModule):
         if not isinstance(self.net, nn.Module):
             if self.hparams.get("sizes") is None:  # a checkpoint has them
                 self.hparams["sizes"] = self.trainer.datamodule.sizes  # type: ignore[attr-defined]
-            self.net = self.net(**self.hparams["sizes"])
+            sizes = self.hparams["sizes"]
+            try:
+                self.net = self.net(**sizes)
+            except TypeError as error:
+                raise ValueError(f"--model.net cannot be made with {sizes}, the sizes of the data: {error}") from error
         if self.compiled:
             self.compiled = False
             self.net.compile()  # in place, so that the names in checkpoints do not change

@@ -103,11 +103,18 @@ def test_routes_know_the_table(run: Run, capsys: pytest.CaptureFixture[str]) -> 
     assert found["net.blocks.1.out.weight"] == ("muon", "16×16")
 
 
-def test_a_mistake_is_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        ("--data.target=sort", "table/rows.csv: there is no column 'sort', but 'length', 'width', 'colour', 'kind'"),
+        ("--model.net.heads=3", "dim (16) must be a multiple of the number of heads (3)"),
+        ("--model.sizes={numbers: 2}", "--model.net cannot be made with {'numbers': 2}, the sizes of the data: "),
+    ],
+)
+def test_a_mistake_is_one_line(run: Run, capsys: pytest.CaptureFixture[str], option: str, line: str) -> None:
     with pytest.raises(SystemExit):
-        run("fit", "--data.target=sort")
-    line = "error: table/rows.csv: there is no column 'sort', but 'length', 'width', 'colour', 'kind'"
-    assert capsys.readouterr().err.splitlines()[-1] == line
+        run("fit", option)
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {line}")
 
 
 @pytest.mark.parametrize("dataset", ["friedman", "breast_cancer", "wine", "diabetes"])
