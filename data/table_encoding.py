@@ -57,7 +57,8 @@ class EncodedTable(Dataset[TableBatch]):
 
     def __getitems__(self, indices: list[int]) -> TableBatch:
         """Return several rows at once, as torch's loaders ask for them."""
-        return TableBatch(*(values[indices] for values in self.rows))
+        rows = torch.tensor(indices)
+        return TableBatch(*(values[rows] for values in self.rows))
 
 
 def as_batch(batch: TableBatch) -> TableBatch:

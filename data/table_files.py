@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,11 +26,13 @@ class Table:
         columns: The columns by name, each a ``ChunkedArray`` of pyarrow; of CSV files, as texts.
         sources: The files with their numbers of rows, in the order of the rows.
         rows: Which rows of the files these are, shape (rows,); default: all.
+        kinds: The kinds of columns that are known already.
     """
 
     columns: Mapping[str, Any]
     sources: Sequence[tuple[str, int]]
     rows: NDArray[np.int64] | None = None
+    kinds: dict[str, ColumnKind] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -44,7 +46,8 @@ class Table:
 
     def take(self, rows: NDArray[np.int64]) -> "Table":
         """Return some of the rows of a whole table."""
-        return replace(self, columns={name: column.take(rows) for name, column in self.columns.items()}, rows=rows)
+        columns = {name: column.take(rows) for name, column in self.columns.items()}
+        return replace(self, columns=columns, rows=rows, kinds={})
 
     def row_numbers(self) -> NDArray[np.int64]:
         """Return the row of each entry in its file, shape (rows,); the first below the header is row 1."""
@@ -76,24 +79,9 @@ class Table:
         Raises:
             ValueError: If a few texts are among numbers, or its type is another.
         """
-        import pyarrow as pa  # noqa: PLC0415 - an extra
-
-        column = self.column(name)
-        kinds, of = pa.types, column.type
-        if column.null_count == len(column):
-            return "empty"
-        if kinds.is_dictionary(of) or kinds.is_boolean(of):
-            return "text"
-        if kinds.is_integer(of) or kinds.is_floating(of) or kinds.is_decimal(of):
-            return "number"
-        if kinds.is_timestamp(of) or kinds.is_date(of):
-            return "date"
-        if not (kinds.is_string(of) or kinds.is_large_string(of)):
-            raise ValueError(
-                f"{self.name}: the column {name!r} has the type {of}: neither number, date nor text; "
-                f"leave it out: --data.ignore+={name}"
-            )
-        return self._kind_of_texts(name)
+        if name not in self.kinds:
+            self.kinds[name] = self._kind(name)
+        return self.kinds[name]
 
     def numbers(self, name: str) -> NDArray[np.float64]:
         """Return a column as numbers, shape (rows,), NaN where a value is missing; dates as days since 1970.
@@ -134,6 +122,26 @@ class Table:
         if count := pc.sum(missing).as_py():
             others = f", and in {count - 1} more rows" if count > 1 else ""
             raise ValueError(f"{self.place(name, self._first(name, missing))}: the target has no value{others}")
+
+    def _kind(self, name: str) -> ColumnKind:
+        import pyarrow as pa  # noqa: PLC0415 - an extra
+
+        column = self.column(name)
+        kinds, of = pa.types, column.type
+        if column.null_count == len(column):
+            return "empty"
+        if kinds.is_dictionary(of) or kinds.is_boolean(of):
+            return "text"
+        if kinds.is_integer(of) or kinds.is_floating(of) or kinds.is_decimal(of):
+            return "number"
+        if kinds.is_timestamp(of) or kinds.is_date(of):
+            return "date"
+        if not (kinds.is_string(of) or kinds.is_large_string(of)):
+            raise ValueError(
+                f"{self.name}: the column {name!r} has the type {of}: neither number, date nor text; "
+                f"leave it out: --data.ignore+={name}"
+            )
+        return self._kind_of_texts(name)
 
     def _kind_of_texts(self, name: str) -> ColumnKind:
         import pyarrow as pa  # noqa: PLC0415
