@@ -60,7 +60,7 @@ class TableDataModule(EpochDataModule):
         categorical: list[str] | None = None,
         ignore: list[str] | None = None,
         predict: str | None = None,
-        batch_size: int = 64,
+        batch_size: int = 128,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
