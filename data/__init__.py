@@ -12,6 +12,9 @@
 - :mod:`~lightning_muon.data.streamed_text`: the same, streamed from object storage by litdata
 - :mod:`~lightning_muon.data.image_files`: images in folders of classes, and their splits
 - :mod:`~lightning_muon.data.images`: images as tensors, augmented, and the data module of an image classifier
+- :mod:`~lightning_muon.data.table_files`: tables in CSV and Parquet files
+- :mod:`~lightning_muon.data.table_encoding`: a table as tensors, by what its training part says
+- :mod:`~lightning_muon.data.table`: the data module of tables
 """
 
 from importlib import import_module
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from lightning_muon.data.prepare import PreparedTokens, prepare_tokens
     from lightning_muon.data.streamed_text import StreamedTextDataModule
     from lightning_muon.data.prompts import Prompts, read_prompts
+    from lightning_muon.data.table import TableDataModule
+    from lightning_muon.data.table_encoding import TableBatch, TableEncoding
     from lightning_muon.data.text import TextDataModule
     from lightning_muon.data.tokenizers import Tokenizer, load_tokenizer
     from lightning_muon.data.tokens import PackedTokens, TokenShards
@@ -42,6 +47,9 @@ __all__ = [
     "StreamedTextDataModule",
     "RandomSamples",
     "Prompts",
+    "TableBatch",
+    "TableDataModule",
+    "TableEncoding",
     "TextDataModule",
     "TokenShards",
     "Tokenizer",
@@ -63,6 +71,9 @@ _PLACES = {
     "StreamedTextDataModule": "streamed_text",
     "RandomSamples": "loader",
     "Prompts": "prompts",
+    "TableBatch": "table_encoding",
+    "TableDataModule": "table",
+    "TableEncoding": "table_encoding",
     "TextDataModule": "text",
     "TokenShards": "tokens",
     "Tokenizer": "tokenizers",

@@ -1,5 +1,6 @@
 """The documents in text, JSON lines and Parquet files, cut into pieces of work."""
 
+import glob
 import hashlib
 import json
 import os
@@ -55,6 +56,37 @@ class Document(NamedTuple):
 def all_files(files: Sequence[Path] | Mapping[str, Sequence[Path]]) -> list[Path]:
     """Return files, or those of all splits, as one list."""
     return [path for paths in files.values() for path in paths] if isinstance(files, Mapping) else list(files)
+
+
+def matching_files(patterns: str | Sequence[str], option: str = "files") -> list[Path]:
+    """Return the files that match patterns such as ``corpus/**/*.txt``, each once, by their names.
+
+    Args:
+        patterns: The patterns, relative or absolute.
+        option: The option of the data module that has them, for the message.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        OSError: If one cannot be read.
+    """
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    found = (Path(match) for pattern in patterns for match in glob.glob(pattern, recursive=True))  # noqa: PTH207 - absolute patterns too
+    paths = readable_files(found)
+    if not paths:
+        raise FileNotFoundError(f"--data.{option} {', '.join(patterns)}: no file matches in {Path.cwd()}")
+    return paths
+
+
+def readable_files(paths: Iterable[Path]) -> list[Path]:
+    """Return the files among paths, each once, by their names.
+
+    Raises:
+        OSError: If one cannot be read: before anything is written.
+    """
+    files = sorted({path for path in paths if path.is_file()})
+    for path in files:
+        path.open("rb").close()
+    return files
 
 
 def cut_into_pieces(files: Sequence[Path] | Mapping[str, Sequence[Path]]) -> list[Piece]:

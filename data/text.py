@@ -1,6 +1,5 @@
 """A data module for language models: text or tokens in files, in samples of equal length."""
 
-import glob
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch.utils.data import DataLoader, Subset
 from typing_extensions import override
 
 from lightning_muon.data.data_module import EpochDataModule
-from lightning_muon.data.documents import SPLITS, all_files
+from lightning_muon.data.documents import SPLITS, all_files, matching_files, readable_files
 from lightning_muon.data.loader import EpochLoader
 from lightning_muon.data.prepare import PreparedTokens, prepare_tokens
 from lightning_muon.data.prompts import Prompts, read_prompts
@@ -143,8 +142,8 @@ class TextDataModule(EpochDataModule):
         if isinstance(self.files, Mapping):
             if unknown := set(self.files) - set(SPLITS):
                 raise ValueError(f"--data.files: {unknown.pop()!r} is no split; there are {', '.join(SPLITS)}")
-            return {split: _matches(patterns) for split, patterns in self.files.items()}
-        return _readable(self.default_files()) if self.files is None else _matches(self.files)
+            return {split: matching_files(patterns) for split, patterns in self.files.items()}
+        return readable_files(self.default_files()) if self.files is None else matching_files(self.files)
 
     @cached_property
     def _are_tokens(self) -> bool:
@@ -161,22 +160,6 @@ class TextDataModule(EpochDataModule):
         samples = PackedTokens(self.tokens(split), self.context)
         count = min(len(samples), max(self.val_samples, self.trainer.world_size if self.trainer else 1))
         return self.eval_loader(Subset(samples, [index * len(samples) // count for index in range(count)]))  # type: ignore[arg-type]
-
-
-def _matches(patterns: str | Sequence[str]) -> list[Path]:
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    found = (Path(match) for pattern in patterns for match in glob.glob(pattern, recursive=True))  # noqa: PTH207 - absolute patterns too
-    paths = _readable(found)
-    if not paths:
-        raise FileNotFoundError(f"--data.files {', '.join(patterns)}: no file matches in {Path.cwd()}")
-    return paths
-
-
-def _readable(paths: Iterable[Path]) -> list[Path]:
-    files = sorted({path for path in paths if path.is_file()})
-    for path in files:
-        path.open("rb").close()  # an unreadable file is told before anything is written
-    return files
 
 
 def _of_split(paths: Sequence[Path], split: str) -> list[Path]:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.timeout(60)
 
 NETS = """
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 
 class Net(nn.Module):
@@ -38,6 +38,25 @@ class Module(LightningModule):
 
     def configure_model(self):
         self.late = nn.Linear(4, 4)
+
+class Columns(LightningDataModule):
+    def __init__(self, path: str = "none.csv"):
+        super().__init__()
+        self.path = path
+
+    def setup(self, stage):
+        self.count = len(open(self.path).readline().split(","))
+
+class SizedByData(LightningModule):
+    def __init__(self, dim: int = 8):
+        super().__init__()
+        self.dim = dim
+
+    def configure_model(self):
+        self.net = nn.Linear(self.trainer.datamodule.count, self.dim)
+
+class OneColumn(LightningDataModule):
+    count = 1
 
 def built(width: int, bias: bool = True) -> Net:
     return Net(width)
@@ -134,6 +153,16 @@ def test_a_lightning_module_by_config(tmp_path: Path, capsys: pytest.CaptureFixt
     assert found["net.blocks.0.weight"] == "muon"
     rules = "[{pattern: net.blocks.0.weight, algorithm: adamw}]"
     assert algorithms(capsys, "--config=run.yaml", f"--rules={rules}")["net.blocks.0.weight"] == "adamw"
+
+
+def test_a_module_that_asks_for_the_data_gets_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "some.csv").write_text("a,b,c\n")
+    for data, options, columns in (("Columns", ["--data.path=some.csv"], 3), ("OneColumn", [], 1)):
+        with pytest.raises(SystemExit) as stop:
+            main("some_nets.SizedByData", f"some_nets.{data}", args=["routes", "--json", *options])
+        assert stop.value.code == 0
+        shapes = {route["name"]: route["shape"] for route in json.loads(capsys.readouterr().out)["routes"]}
+        assert shapes == {"net.weight": [8, columns], "net.bias": [8]}
 
 
 def test_it_takes_the_arguments_of_fit(capsys: pytest.CaptureFixture[str]) -> None:
