@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from lightning_muon.data.images import ImageDataModule
     from lightning_muon.data.loader import EpochLoader, RandomSamples, UnreadableSampleError
     from lightning_muon.data.prepare import PreparedTokens, prepare_tokens
-    from lightning_muon.data.streamed_text import StreamedTextDataModule
     from lightning_muon.data.prompts import Prompts, read_prompts
+    from lightning_muon.data.streamed_text import StreamedTextDataModule
     from lightning_muon.data.table import TableDataModule
     from lightning_muon.data.table_encoding import TableBatch, TableEncoding
     from lightning_muon.data.text import TextDataModule
@@ -44,9 +44,9 @@ __all__ = [
     "PackedTokens",
     "Position",
     "PreparedTokens",
-    "StreamedTextDataModule",
-    "RandomSamples",
     "Prompts",
+    "RandomSamples",
+    "StreamedTextDataModule",
     "TableBatch",
     "TableDataModule",
     "TableEncoding",

@@ -90,9 +90,19 @@ class TableDataModule(EpochDataModule):
         return self._encoding
 
     @property
-    def sizes(self) -> dict[str, Any]:
-        """The arguments of a network that follow from the columns: ``numbers``, ``categories`` and ``outputs``."""
-        return self.encoding.sizes
+    def numbers(self) -> int:
+        """How many features are numbers: as ``${from_data:numbers}`` an argument of the network, like the next two."""
+        return self.encoding.number_count
+
+    @property
+    def categories(self) -> list[int]:
+        """How many categories each other feature has, the unknown one included."""
+        return [1 + len(texts) for texts in self.encoding.categories.values()]
+
+    @property
+    def outputs(self) -> int:
+        """The number of classes, or 1 where the target is a number."""
+        return len(self.encoding.classes) or 1
 
     @override
     def setup(self, stage: str) -> None:

@@ -142,13 +142,9 @@ class TableEncoding:
         return cls(target, kind, numbers, with_missing, categories, classes)
 
     @property
-    def sizes(self) -> dict[str, Any]:
-        """What a network needs to know: how many numbers and outputs there are, and categories in each column."""
-        return {
-            "numbers": len(self.numbers) + len(self.with_missing),
-            "categories": [1 + len(texts) for texts in self.categories.values()],
-            "outputs": len(self.classes) or 1,
-        }
+    def number_count(self) -> int:
+        """How many numbers a row has, the marks of missing ones included."""
+        return len(self.numbers) + len(self.with_missing)
 
     def encode(self, table: Table, *, with_target: bool = True) -> EncodedTable:
         """Return a table as tensors.
@@ -161,7 +157,7 @@ class TableEncoding:
             ValueError: If a column is not there, a text is in a column of numbers, or the target is missing in some
                 row or is a class that the training part has not.
         """
-        numbers = np.zeros((len(table), self.sizes["numbers"]), np.float32)
+        numbers = np.zeros((len(table), self.number_count), np.float32)
         for column, (name, (mean, std)) in enumerate(self.numbers.items()):
             numbers[:, column] = np.nan_to_num((table.numbers(name) - mean) / std)
         for column, (name, (mean, std)) in enumerate(self.with_missing.items(), start=len(self.numbers)):

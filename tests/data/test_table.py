@@ -48,7 +48,7 @@ def test_numbers_are_standardized_by_the_training_part_and_texts_are_numbered() 
     module = small("a,c,y", "1,x,0.5", "2,x,1.5", "3,z,2.5", "4,z,3.5", val=("c,y,a,more", "z,9.5,2.5,?", "q,2,5,1"))
     train, val = encoded(module, "train"), encoded(module, "val")
     assert module.encoding.numbers == {"a": (2.5, 1.25**0.5)}
-    assert module.sizes == {"numbers": 1, "categories": [3], "outputs": 1}
+    assert (module.numbers, module.categories, module.outputs) == (1, [3], 1)
     assert train.numbers.mean().item() == pytest.approx(0, abs=1e-6)
     assert train.numbers.std(correction=0).item() == pytest.approx(1)
     torch.testing.assert_close(val.numbers, torch.tensor([[0.0], [2.5 / 1.25**0.5]]))

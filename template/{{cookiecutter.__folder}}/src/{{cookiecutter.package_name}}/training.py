@@ -1,8 +1,5 @@
 """What every LightningModule of this project shares: the optimizer and its schedule."""
 
-from collections.abc import Callable
-from typing import Any
-
 import lightning as L  # noqa: N812 - the name that everyone knows
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -16,7 +13,7 @@ class TrainingModule(L.LightningModule):
     """Update hidden matrices by Muon and the other parameters by AdamW, or all by any optimizer of torch.
 
     Args:
-        net: The network; or a class or function that makes it, with what the data module says as its ``sizes``.
+        net: The network.
         optimizer: ``MuonAdamW`` or any optimizer of torch, such as ``--model.optimizer AdamW`` for comparison.
         lr_scheduler: Any scheduler of torch. ``ReduceLROnPlateau`` also takes the metric to ``monitor``.
         rules: Exceptions to the routing of parameters to Muon and AdamW.
@@ -27,7 +24,7 @@ class TrainingModule(L.LightningModule):
 
     def __init__(
         self,
-        net: nn.Module | Callable[..., nn.Module],
+        net: nn.Module,
         optimizer: OptimizerCallable = MuonAdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
         rules: list[Rule] | None = None,
@@ -36,27 +33,14 @@ class TrainingModule(L.LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        self.net: Any = net
-        self.compiled = compile
+        self.net = net
+        if compile:
+            self.net.compile()  # in place, so that the names in checkpoints do not change
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.rules = rules or []
         self.per_head = per_head
         self.strict_routing = strict_routing
-
-    def configure_model(self) -> None:
-        """Make the network, if the data decide its sizes, and compile it; once, however often this is called."""
-        if not isinstance(self.net, nn.Module):
-            if self.hparams.get("sizes") is None:  # a checkpoint has them
-                self.hparams["sizes"] = self.trainer.datamodule.sizes  # type: ignore[attr-defined]
-            sizes = self.hparams["sizes"]
-            try:
-                self.net = self.net(**sizes)
-            except TypeError as error:
-                raise ValueError(f"--model.net cannot be made with {sizes}, the sizes of the data: {error}") from error
-        if self.compiled:
-            self.compiled = False
-            self.net.compile()  # in place, so that the names in checkpoints do not change
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer of the routed parameters, and its schedule."""

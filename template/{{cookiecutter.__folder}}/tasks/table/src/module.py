@@ -1,6 +1,5 @@
 """The LightningModule: loss, metrics and predictions of a table's target."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F  # noqa: N812 - the name that everyone knows
@@ -10,7 +9,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from lightning_muon.data import TableBatch, TableEncoding
-from {{ cookiecutter.package_name }}.model import FTTransformer
+from {{ cookiecutter.package_name }} import model  # noqa: F401 - for the names of its networks: `--model.net MLP`
 from {{ cookiecutter.package_name }}.training import TrainingModule
 
 
@@ -18,25 +17,16 @@ class TableModule(TrainingModule):
     """Train a network to predict the target of a row: a class or a number.
 
     Args:
-        net: A class of networks, such as ``FTTransformer`` or ``MLP``. It is called with ``numbers``, ``categories``
-            and ``outputs``, as the table has them, and its networks with ``numbers`` and ``categories`` of a batch.
-        sizes: These three, if they are to be others than those of the table; a checkpoint has its own.
+        net: Maps numbers (batch, numbers) and categories (batch, columns) to outputs (batch, outputs).
+        outputs: The number of classes; 1: a number is to be predicted.
         training: The optimizer, its schedule and the routing.
     """
 
-    def __init__(
-        self,
-        net: Callable[[int, list[int], int], nn.Module] = FTTransformer,
-        sizes: dict[str, Any] | None = None,
-        **training: Any,
-    ) -> None:
+    def __init__(self, net: nn.Module, outputs: int, **training: Any) -> None:
         super().__init__(net, **training)
+        if outputs < 1:
+            raise ValueError(f"outputs must be at least 1, got {outputs}")
         self.save_hyperparameters()
-
-    def configure_model(self) -> None:
-        """Make the network and the metrics, for the columns and classes of the table."""
-        super().configure_model()
-        outputs = self.hparams["sizes"]["outputs"]
         self.is_classifier = outputs > 1
         for split in ("val", "test"):
             metrics = classification_metrics(outputs) if self.is_classifier else regression_metrics()

@@ -108,7 +108,6 @@ def test_routes_know_the_table(run: Run, capsys: pytest.CaptureFixture[str]) -> 
     [
         ("--data.target=sort", "table/rows.csv: there is no column 'sort', but 'length', 'width', 'colour', 'kind'"),
         ("--model.net.heads=3", "dim (16) must be a multiple of the number of heads (3)"),
-        ("--model.sizes={numbers: 2}", "--model.net cannot be made with {'numbers': 2}, the sizes of the data: "),
     ],
 )
 def test_a_mistake_is_one_line(run: Run, capsys: pytest.CaptureFixture[str], option: str, line: str) -> None:
@@ -120,5 +119,5 @@ def test_a_mistake_is_one_line(run: Run, capsys: pytest.CaptureFixture[str], opt
 @pytest.mark.parametrize("dataset", ["friedman", "breast_cancer", "wine", "diabetes"])
 def test_data_sets_are_there(dataset: Any) -> None:
     data = TableData(dataset=dataset)
-    assert data.sizes["numbers"] >= 10
-    assert data.sizes["outputs"] == {"breast_cancer": 2, "wine": 3}.get(dataset, 1)
+    assert data.numbers >= 10
+    assert data.outputs == {"breast_cancer": 2, "wine": 3}.get(dataset, 1)
