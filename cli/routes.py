@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class RoutesCLI(MuonCLI):
 
     Args:
         model_class: The module, as a class or its import path; ``None`` to choose one by ``--model``.
-        datamodule_class: Its data, which is not built: a config may have values for it.
+        datamodule_class: Its data. They are built only if the module's ``configure_model`` asks the trainer for them.
         default_config: A YAML file with the defaults, or that and presets to lay over it.
         args: The command line after ``routes``.
     """
@@ -106,7 +107,19 @@ class RoutesCLI(MuonCLI):
         with without_weights():
             self.model = self._subcommand_parsers["routes"].instantiate_classes(only_model)["model"]
             if isinstance(self.model, LightningModule) and is_overridden("configure_model", self.model):
+                self.model.trainer = _TrainerForData(self._data)  # type: ignore[assignment]
                 self.model.configure_model()
+
+    def _data(self) -> LightningDataModule | None:
+        """Return the data, ready for ``fit``; ``None`` if there are none."""
+        values = self.config["routes"].get("data")
+        only_data = Namespace() if values is None else Namespace(data=values)  # type: ignore[no-untyped-call]
+        data = self._subcommand_parsers["routes"].instantiate_classes(only_data).get("data")
+        if isinstance(data, LightningDataModule):
+            data.prepare_data()
+            data.setup("fit")
+            return data
+        return None
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:
@@ -131,6 +144,22 @@ class RoutesCLI(MuonCLI):
         for message in messages:
             for line in f"warning: {message}".splitlines():  # rules to be copied
                 say(line)
+
+
+class _TrainerForData:
+    """What a module has as its trainer here: it gives ``configure_model`` the data, on which sizes may depend.
+
+    Args:
+        build: Returns the data; called when they are asked for.
+    """
+
+    def __init__(self, build: Callable[[], LightningDataModule | None]) -> None:
+        self._build = build
+
+    @cached_property
+    def datamodule(self) -> LightningDataModule | None:
+        """The data."""
+        return self._build()
 
 
 def as_json(model: nn.Module, routes: Sequence[Route], messages: Sequence[str] = ()) -> dict[str, Any]:

@@ -37,8 +37,8 @@ def lift_limit(given: Sequence[Given], *, quiet: bool = False) -> list[str]:
     if len(set_ones) < len(_LIMITS):
         return []
     (_, lifted), (_, asked) = sorted(set_ones, key=lambda found: found[0])
-    if (lifted.file, lifted.asked) == (asked.file, asked.asked):
-        return []
+    if (lifted.file, lifted.asked) == (asked.file, asked.asked) or str(asked.value).startswith("-"):
+        return []  # a negative limit is refused
     if not quiet:
         line = f"{asked.key} {asked.value} ends the run: {lifted.key} {lifted.value} does not apply"
         say(f"{line}{place_of(lifted.key, given)}")
