@@ -106,6 +106,11 @@ class TextDataModule(EpochDataModule):
         (prompt,) = self.tokenizer.encode([self.prompt])
         return DataLoader([torch.from_numpy(prompt.astype(np.int64))], batch_size=1)  # type: ignore[arg-type]
 
+    @property
+    def tokens_per_sample(self) -> int:
+        """Tokens that are predicted in a sample."""
+        return self.context
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Text to tokens, and back."""
