@@ -1,4 +1,4 @@
-"""How the callbacks log: scalars to every logger and to Lightning's metrics, texts and warnings to those that take them."""
+"""How the callbacks log: scalars to all loggers and to Lightning's metrics, texts and warnings to those that can."""
 
 import math
 from collections.abc import Iterator, Mapping

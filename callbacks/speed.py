@@ -22,7 +22,7 @@ class SpeedMonitor(Callback):
     """Log how fast a run is.
 
     - ``throughput/samples_per_second``: samples of all ranks.
-    - ``throughput/tokens_per_second``: those times ``tokens_per_sample``, an attribute of the data module or the module.
+    - ``throughput/tokens_per_second``: those times ``tokens_per_sample``, an attribute of the data or of the module.
     - ``throughput/tflops``: floating-point operations a second of one device, in 10¹², from ``flops_per_batch``, an
       attribute of the module, which Lightning's ``ThroughputMonitor`` reads as well.
     - ``throughput/mfu``: that over the device's peak, the model FLOPs utilization of PaLM, arXiv:2204.02311.

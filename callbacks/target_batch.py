@@ -54,11 +54,10 @@ class TargetBatch(Callback):
             )
         batch_size = _attribute(trainer, pl_module, "batch_size")
         ranks = replicas(trainer)
-        target, unit, of_sample = self.samples, "samples", 1
+        target, unit, of_sample = self.samples or 0, "samples", 1
         if self.tokens is not None:
             target, unit = self.tokens, "tokens"
             of_sample = _attribute(trainer, pl_module, "tokens_per_sample")
-        assert target is not None
         of_batch = batch_size * ranks * of_sample
         if target % of_batch:
             raise MisconfigurationException(_problem(target, unit, batch_size, ranks, of_sample))

@@ -115,9 +115,8 @@ def print_summary(trainer: "Trainer", model: "LightningModule") -> None:
         if isinstance(early, EarlyStopping) and early.stopping_reason_message:
             value = metrics.get(early.monitor)
             at = "" if value is None else f" at {early.monitor} {value:.4g}"
-            print_line(
-                f"stopped early{at}: {early.stopping_reason_message.removesuffix(' Signaling Trainer to stop.')}"
-            )
+            reason = early.stopping_reason_message.removesuffix(" Signaling Trainer to stop.")
+            print_line(f"stopped early{at}: {reason}")
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     # The last checkpoint, or else the best one.
     paths = [callback.last_model_path for callback in callbacks] + [callback.best_model_path for callback in callbacks]
