@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_muon.callbacks import SpeedMonitor, TargetBatch
 
@@ -31,7 +31,12 @@ class Samples(BoringModel):
 
     def train_dataloader(self) -> DataLoader[Any]:
         generator = torch.Generator().manual_seed(1)
-        return DataLoader(TensorDataset(torch.randn(64, 32, generator=generator)), batch_size=2)
+        samples = TensorDataset(torch.randn(64, 32, generator=generator))
+        # In order, which Lightning's own is not.
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            samples, num_replicas=self.trainer.world_size, rank=self.global_rank, shuffle=False
+        )
+        return DataLoader(samples, batch_size=2, sampler=sampler)
 
 
 def run(ranks: int, samples: int) -> dict[str, Any]:
@@ -41,6 +46,7 @@ def run(ranks: int, samples: int) -> dict[str, Any]:
         accelerator="cpu",
         devices=ranks,
         strategy="ddp" if ranks > 1 else "auto",
+        use_distributed_sampler=False,
         max_epochs=1,
         limit_val_batches=0,
         log_every_n_steps=1,

@@ -36,12 +36,12 @@ def test_two_ranks_accumulate_half_of_what_one_does() -> None:
         (
             {"samples": 9},
             {},
-            "9 samples are no multiple of a batch, 2 samples × 1 rank = 2: give samples 8 or 10, or b",
+            "9 samples are no multiple of a batch, 2 samples × 1 rank = 2: give samples 8 or 10, or",
         ),
         (
             {"samples": 1},
             {},
-            "1 samples are no multiple of a batch, 2 samples × 1 rank = 2: give samples 2, or batch_si",
+            "1 samples are no multiple of a batch, 2 samples × 1 rank = 2: give samples 2, or",
         ),
         (
             {"tokens": 100},
