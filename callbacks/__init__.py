@@ -7,8 +7,10 @@ They serve ``MuonAdamW``, ``torch.optim.Muon``, and every optimizer whose parame
 - :class:`OrthogonalityMonitor`: how far the applied polar factors are from orthogonal.
 - :class:`GradientMonitor`: condition number and stable rank of gradient and momentum.
 - :class:`OptimizerTimeMonitor`: the optimizer's share of the time of a step.
+- :class:`SpeedMonitor`: samples and tokens a second, and the share of the device's peak.
 - :class:`AutoWeightDecay`: weight decay that holds the weights at a good size.
 - :class:`HyperparameterSchedule`: momentum, weight decay and others as a function of the step.
+- :class:`TargetBatch`: gradient accumulation by the number of samples or tokens of a step.
 - :class:`RunGuard`: ends a run that went bad, or skips its bad steps, and keeps such weights out of checkpoints.
 - :class:`MuonDashboard`: TensorBoard pages with all of this.
 - :class:`PredictionWriter`: what ``predict`` finds, as a file of JSON lines or CSV; :func:`writes_predictions`.
@@ -28,7 +30,9 @@ from lightning_muon.callbacks.optimizer_time import OptimizerTimeMonitor
 from lightning_muon.callbacks.orthogonality import OrthogonalityMonitor
 from lightning_muon.callbacks.prediction_writer import PredictionWriter, writes_predictions
 from lightning_muon.callbacks.run_guard import NonFiniteError, RunGuard
+from lightning_muon.callbacks.speed import SpeedMonitor
 from lightning_muon.callbacks.stop_on_signal import StopOnSignal
+from lightning_muon.callbacks.target_batch import TargetBatch
 from lightning_muon.callbacks.update_rms import UpdateRMSMonitor
 from lightning_muon.callbacks.weight_rms import WeightRMSMonitor
 
@@ -42,7 +46,9 @@ __all__ = [
     "OrthogonalityMonitor",
     "PredictionWriter",
     "RunGuard",
+    "SpeedMonitor",
     "StopOnSignal",
+    "TargetBatch",
     "UpdateRMSMonitor",
     "WeightRMSMonitor",
     "writes_predictions",

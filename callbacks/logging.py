@@ -1,11 +1,11 @@
-"""How the callbacks log: scalars to every logger and to Lightning's metrics, texts and warnings to TensorBoard."""
+"""How the callbacks log: scalars to all loggers and to Lightning's metrics, texts and warnings to those that can."""
 
 import math
 from collections.abc import Iterator, Mapping
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -62,10 +62,15 @@ def _write_one_event(logger: TensorBoardLogger, scalars: Mapping[str, float], st
 
 
 def log_text(trainer: Trainer, tag: str, text: str) -> None:
-    """Write a text in Markdown to TensorBoard, if the trainer has a ``TensorBoardLogger``."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-            logger.experiment.add_text(tag, text, logged_step(trainer))
+    """Write a text in Markdown to TensorBoard, Weights & Biases (a table of one cell) or MLflow (an artifact)."""
+    step = logged_step(trainer)
+    for logger in trainer.loggers if trainer.is_global_zero else ():
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(tag, text, step)
+        elif isinstance(logger, WandbLogger):
+            logger.log_text(tag, columns=[tag], data=[[text]], step=step)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_text(logger.run_id, text, f"{tag}/step-{step}.md")
 
 
 def log_message(trainer: Trainer, tag: str, message: str) -> None:

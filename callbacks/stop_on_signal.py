@@ -22,6 +22,7 @@ from lightning_muon.callbacks.stopping.last_checkpoint import (
     end_of_restart,
     restart_validation_count,
     save_last,
+    trained_weights,
     validate_after_resuming,
     validation_is_due,
 )
@@ -208,7 +209,8 @@ class StopOnSignal(Callback):
         self._repeat_validation = trainer.validating or validation_is_due(trainer)
         path, problem = None, "no checkpoint is saved in this run"
         try:
-            path = save_last(trainer, goes_on=self._finishing)
+            with trained_weights(trainer, averaged=self._gate.validation_batch not in {0, _END_OF_VALIDATION}):
+                path = save_last(trainer, goes_on=self._finishing)
         except Exception as error:  # the disk may be full; the line says what is lost
             problem = f"the checkpoint could not be saved ({type(error).__name__}: {error})"
         self._repeat_validation = False

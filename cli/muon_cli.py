@@ -152,6 +152,10 @@ class MuonCLI(LightningCLI):
                 auto_configure_optimizers=False,
             )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "MuonCLI":
+        """Return itself: its module refers to it, and a copy of the module, such as an average, needs no other."""
+        return self
+
     # ---- parsing
 
     def parser_in_use(self) -> LightningArgumentParser:

@@ -89,9 +89,9 @@ def resume_command(args: Sequence[str], checkpoint: str) -> str:
 
 
 def print_summary(trainer: "Trainer", model: "LightningModule") -> None:
-    """Print the final metrics, the checkpoint, and the commands that show the run and predict from it; rank 0 only."""
-    from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: PLC0415
-    from lightning.pytorch.loggers import TensorBoardLogger  # noqa: PLC0415
+    """Print the final metrics, why the run ended early, its files, and commands to show it and predict; rank 0 only."""
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint  # noqa: PLC0415
+    from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger  # noqa: PLC0415
     from lightning.pytorch.utilities.model_helpers import is_overridden  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
     from rich.markup import escape  # noqa: PLC0415
@@ -112,6 +112,12 @@ def print_summary(trainer: "Trainer", model: "LightningModule") -> None:
     def print_line(line: str) -> None:  # unbroken in a narrow terminal, so that it can be copied
         console.print(printable(line), soft_wrap=True, markup=False, highlight=False)
 
+    for early in trainer.early_stopping_callbacks if trainer.should_stop else ():
+        if isinstance(early, EarlyStopping) and early.stopping_reason_message:
+            value = metrics.get(early.monitor)
+            at = "" if value is None else f" at {early.monitor} {value:.4g}"
+            reason = early.stopping_reason_message.removesuffix(" Signaling Trainer to stop.")
+            print_line(f"stopped early{at}: {reason}")
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     # The last checkpoint, or else the best one.
     paths = [callback.last_model_path for callback in callbacks] + [callback.best_model_path for callback in callbacks]
@@ -121,9 +127,21 @@ def print_summary(trainer: "Trainer", model: "LightningModule") -> None:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             print_line(f"look:       {python()} -m tensorboard.main --logdir {quoted(str(logger.save_dir))}")
+        elif isinstance(logger, MLFlowLogger):
+            print_line(f"look:       {python()} -m mlflow ui --backend-store-uri {quoted(logger._tracking_uri)}")
+    if profile := _profile_of(trainer):
+        print_line(f"profile:    {profile}")
     if checkpoint and is_overridden("predict_step", model):
         sharded = " --trainer.strategy fsdp2" if _is_sharded(Path(checkpoint)) else ""
         print_line(f"predict:    {program_name()} predict --ckpt_path {quoted(checkpoint)}{sharded}")
+
+
+def _profile_of(trainer: "Trainer") -> Path | None:
+    """Return the file that a profiler has written."""
+    profiler = trainer.profiler  # type: ignore[attr-defined]
+    if not (profiler.filename and profiler.dirpath):
+        return None
+    return Path(profiler.dirpath) / profiler._prepare_filename()
 
 
 def _is_sharded(checkpoint: Path) -> bool:

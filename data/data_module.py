@@ -59,7 +59,9 @@ class EpochDataModule(pl.LightningDataModule):
         max_batches = None
         if self.trainer and self.trainer.max_steps > 0:
             max_batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
-        before, loader = self._train, self._loader(dataset, train=True, max_batches=max_batches, **options)
+        # Lightning's overfit_batches wants the same batches again and again.
+        overfits = bool(self.trainer and self.trainer.overfit_batches)  # type: ignore[attr-defined]
+        before, loader = self._train, self._loader(dataset, train=not overfits, max_batches=max_batches, **options)
         self._train = loader
         if self._resumed and (before is None or not before.has_begun):
             # Now, and not when Lightning restores the loader: before that, it has asked for the length.

@@ -110,6 +110,11 @@ class TextDataModule(EpochDataModule):
         given = [{"prompt": self.prompt}] if self.prompts is None else read_prompts(self.prompts)
         return self.predict_loader(Prompts(given, self.tokenizer), collate_fn=list)
 
+    @property
+    def tokens_per_sample(self) -> int:
+        """Tokens that are predicted in a sample."""
+        return self.context
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Text to tokens, and back."""

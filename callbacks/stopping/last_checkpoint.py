@@ -1,10 +1,12 @@
 """Save a run that ends early, where ``ckpt_path="last"`` finds it, so that it resumes exactly."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 
 
 def save_last(trainer: Trainer, *, goes_on: bool = False) -> str | None:
@@ -41,6 +43,28 @@ def save_last(trainer: Trainer, *, goes_on: bool = False) -> str | None:
     if goes_on:
         callback._last_global_step_saved = saved_at
     return callback.last_model_path
+
+
+@contextmanager
+def trained_weights(trainer: Trainer, *, averaged: bool) -> Iterator[None]:
+    """Put the weights that are trained into the module, where Lightning's callbacks have put averages for a validation.
+
+    Those callbacks take for averages what is not in the module: a checkpoint from the midst of a validation would have
+    the two exchanged.
+
+    Args:
+        trainer: The trainer.
+        averaged: Whether a validation is under way.
+    """
+    callbacks = trainer.callbacks if averaged else []  # type: ignore[attr-defined]
+    averages = [one for one in callbacks if isinstance(one, WeightAveraging) and one._average_model is not None]
+    for callback in averages:
+        callback._swap_models(trainer.lightning_module)
+    try:
+        yield
+    finally:
+        for callback in averages:
+            callback._swap_models(trainer.lightning_module)
 
 
 def validation_is_due(trainer: Trainer) -> bool:

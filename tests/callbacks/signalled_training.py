@@ -4,10 +4,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 from torch.utils.data import DataLoader
 
@@ -24,6 +27,20 @@ class Signalled(BoringModel):
                 os.kill(process.pid or 0, signal.SIGINT)  # as a terminal does
             os.kill(os.getpid(), getattr(signal, sys.argv[1]))
         return super().training_step(batch, batch_idx)
+
+
+class Averaged(BoringModel):
+    """Is signalled in its second validation, in which it has the averages of its weights."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_step == 4 and batch_idx == 1:
+            torch.save(self.state_dict(), "averages.pt")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+        return super().validation_step(batch, batch_idx)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        torch.save(self.state_dict(), "trained.pt")
 
 
 class Counting(BoringModel):
@@ -73,14 +90,15 @@ if __name__ == "__main__":
     trainer = Trainer(
         accelerator="cpu",
         max_steps=8,
-        limit_val_batches=0,
+        limit_val_batches=3 if "averaged" in sys.argv else 0,
+        val_check_interval=2,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing="unsaved" not in sys.argv,
-        callbacks=[StopOnSignal()],
+        callbacks=[StopOnSignal(), *([EMAWeightAveraging(decay=0.5)] if "averaged" in sys.argv else [])],
     )
-    trainer.fit(Signalled())
+    trainer.fit(Averaged() if "averaged" in sys.argv else Signalled())
     assert [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert signal.set_wakeup_fd(-1) == -1
     print("trained to the end")

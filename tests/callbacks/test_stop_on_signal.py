@@ -46,6 +46,19 @@ def test_a_run_without_checkpoints_says_that_it_has_none(tmp_path: Path) -> None
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+def test_in_a_validation_the_checkpoint_has_averages_and_trained_weights_in_their_places(tmp_path: Path) -> None:
+    """There they have changed places for the time of the validation."""
+    found, output = train(tmp_path, "SIGTERM", "averaged")
+    assert found == 143, output
+    saved, averages, trained = (
+        torch.load(tmp_path / name, weights_only=True)
+        for name in ("checkpoints/last.ckpt", "averages.pt", "trained.pt")
+    )
+    for part, expected in (("state_dict", averages), ("current_model_state", trained)):
+        assert all(torch.equal(saved[part][name], value) for name, value in expected.items())
+    assert not torch.equal(averages["layer.weight"], trained["layer.weight"])
+
+
 def test_without_a_signal_nothing_is_different(tmp_path: Path) -> None:
     found, output = train(tmp_path, "nothing")
     assert found == 0, output

@@ -29,11 +29,12 @@ def run_of(*logged: str) -> RunLog:
 
 
 def figures(comparison: Comparison) -> dict[str, Any]:
-    return {line.label: figure for line, (figure,) in comparison.lines if line.tags != "optimizer_share"}  # a time
+    times = ("optimizer_share", "throughput")
+    return {line.label: figure for line, (figure,) in comparison.lines if not line.tags.startswith(times)}
 
 
 def monitors() -> list[Any]:
-    others = {"MuonDashboard", "HyperparameterSchedule", "NonFiniteError", "StopOnSignal"}
+    others = {"MuonDashboard", "HyperparameterSchedule", "NonFiniteError", "StopOnSignal", "TargetBatch"}
     names = [name for name in callbacks.__all__ if name not in others]
     options = {"WeightRMSMonitor": {"outputs": ["net.*"], "per_parameter": True}}
     watching = [getattr(callbacks, name)(every_n_steps=1, **options.get(name, {})) for name in names]

@@ -52,6 +52,13 @@ class TextModule(TrainingModule):
         self.val_loss, self.val_perplexity = MeanMetric(), Perplexity()
         self.test_loss, self.test_perplexity = MeanMetric(), Perplexity()
 
+    @property
+    def flops_per_batch(self) -> int | None:
+        """Floating-point operations of a batch in training, which ``throughput/mfu`` needs; ``None``: not known."""
+        of_token = getattr(self.net, "flops_per_token", None)
+        batch_size = getattr(self.trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
+        return None if of_token is None or batch_size is None else of_token() * self.context * batch_size
+
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the loss of a batch (batch, context + 1), in nats per token."""
         _, _, loss = self._next_tokens(batch)
