@@ -10,7 +10,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from omegaconf import Container, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 
 from lightning_muon.cli.errors.suggestions import nearest
 
@@ -72,6 +72,6 @@ def _data_section(node: Any) -> dict[str, Any]:
     """Return the section ``data`` of the subcommand that a node belongs to, empty if there is none."""
     while node is not None and not ("data" in node and "model" in node):
         node = node._get_parent()
-    section = OmegaConf.to_container(node, resolve=False) if node is not None else {}
-    data = section.get("data") if isinstance(section, dict) else None
-    return {str(key): value for key, value in data.items()} if isinstance(data, dict) else {}
+    data = node["data"] if node is not None else None
+    section = OmegaConf.to_container(data, resolve=True) if isinstance(data, DictConfig) else {}
+    return {str(key): value for key, value in section.items()} if isinstance(section, dict) else {}

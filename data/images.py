@@ -145,8 +145,7 @@ class ImageDataModule(EpochDataModule):
         channels: 3 for colours, 1 for grey values. Default: 3 for files, that of the images for arrays.
         mean: What is subtracted from values between 0 and 1: a number, or one for each channel.
         std: By what the result is divided.
-        crop: Pixels by which images are moved at random in training. Default: an eighth of the size for files, none for
-            arrays.
+        crop: Pixels by which images are moved at random in training. Default: an eighth of the size.
         flip: Whether images are mirrored at random in training. Default: files are.
         predict: The images that ``predict`` classifies: a file, or a folder with files at any depth. Default: those of
             the test.
@@ -238,9 +237,8 @@ class ImageDataModule(EpochDataModule):
 
     @override
     def train_dataloader(self) -> EpochLoader:
-        are_files = isinstance(self._first, Path)
-        crop = (self.size // 8 if are_files else 0) if self._crop is None else self._crop
-        flip = are_files if self._flip is None else self._flip
+        crop = self.size // 8 if self._crop is None else self._crop
+        flip = isinstance(self._first, Path) if self._flip is None else self._flip
         return self.train_loader(Images(self._of_split("train"), self.form, crop, flip))
 
     @override
