@@ -198,7 +198,10 @@ class MuonCLI(LightningCLI):
             self._parse(parser, self._layers)
         else:
             without = self._without_checkpoint(parser)
-            layer = self.resume.layer(without, self.given)
+            model = self.choices.model
+            # Without it, the class may lack what it needs.
+            current = without or ModuleArguments(model.path, dict.fromkeys(model.arguments))
+            layer = self.resume.layer(current, self.given)
             below = [each for each in self._layers if not each.asked]
             self._parse(parser, [*below, *([layer] if layer else []), *self._layers[len(below) :]])
         self.resume.used = self._module_arguments()
@@ -225,16 +228,14 @@ class MuonCLI(LightningCLI):
         say(f"--ckpt_path last: {newest or 'there is no checkpoint yet, the run starts afresh'}")
         return newest
 
-    def _without_checkpoint(self, parser: LightningArgumentParser) -> ModuleArguments:
-        """Return the module's arguments without the checkpoint."""
+    def _without_checkpoint(self, parser: LightningArgumentParser) -> ModuleArguments | None:
+        """Return the module's arguments without the checkpoint; ``None`` if only with it they are complete."""
         for layers in (self._layers, [layer for layer in self._layers if not layer.asked]):
             # An option may suit only a class that the checkpoint brings, such as the momentum of its optimizer.
             with suppress(ArgumentError):
                 self._parse(parser, layers)
                 return self._module_arguments()
-        # Only the checkpoint has what the class needs.
-        model = self.choices.model
-        return ModuleArguments(model.path, dict.fromkeys(model.arguments))
+        return None
 
     def _args_of_subcommand(self) -> tuple[list[str], list[str]]:
         """Return the arguments up to the subcommand, and those after it."""
