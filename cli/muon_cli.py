@@ -17,29 +17,25 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
 # Imported for their effect: `--model.optimizer MuonAdamW` and `--trainer.callbacks+=WeightRMSMonitor` find classes that
 # are imported by their short names, and --help lists them.
 import lightning_muon.callbacks
 import lightning_muon.optim  # noqa: F401
-from lightning_muon.callbacks import NonFiniteError
 from lightning_muon.callbacks.stop_on_signal import StopOnSignal
 from lightning_muon.callbacks.stopping.receiver import SignalReceiver, StoppedBySignal
 from lightning_muon.cli.choice import choose, nested, settle
-from lightning_muon.cli.errors.files import check_folders, explain_file_error
+from lightning_muon.cli.errors.files import check_folders
 from lightning_muon.cli.errors.missing import check_complete
-from lightning_muon.cli.errors.parser import check_strategy, explain
+from lightning_muon.cli.errors.parser import check_strategy
 from lightning_muon.cli.errors.settings import check_lengths, check_settings
-from lightning_muon.cli.errors.user import message_for_the_user, raised_on_purpose
 from lightning_muon.cli.given import INTERPOLATION, Given, given_in, value_of
 from lightning_muon.cli.layers import SECTIONS, Layer, read_layers
+from lightning_muon.cli.one_line import errors_in_one_line
 from lightning_muon.cli.output import (
     OTHER_COMMANDS,
     debugging,
-    exit_with,
     hush_lightning,
     print_summary,
     program_name,
@@ -48,7 +44,7 @@ from lightning_muon.cli.output import (
 )
 from lightning_muon.cli.process_group import await_gloo_threads_at_exit, leave_the_store_of_earlier_attempts
 from lightning_muon.cli.resume.callback import KeepCommandLineOnResume
-from lightning_muon.cli.resume.checks import check_checkpoint, explain_other_weights
+from lightning_muon.cli.resume.checks import check_checkpoint
 from lightning_muon.cli.resume.newest import LAST, newest_checkpoint
 from lightning_muon.cli.resume.plan import ModuleArguments, ResumePlan
 from lightning_muon.cli.resume.reading import is_url
@@ -115,7 +111,7 @@ class MuonCLI(LightningCLI):
         self._new_folders: NewFolders | None = None
         self._args = list(sys.argv[1:] if args is None else args)
         await_gloo_threads_at_exit()
-        with self._ending_on_signals(), _errors_in_one_line(self):
+        with self._ending_on_signals(), errors_in_one_line(self):
             self._layers = self._read_layers()
             self.choices = choose(
                 self._layers,
@@ -388,49 +384,13 @@ class MuonCLI(LightningCLI):
         if self._new_folders is not None and not self._has_begun():
             self._new_folders.remove()
 
-    def _has_begun(self) -> bool:
-        loops = (self.trainer.fit_loop.epoch_loop, self.trainer.validate_loop, self.trainer.test_loop)
-        return any(loop.batch_progress.total.ready for loop in loops)
-
-    def _has_seen_a_batch(self) -> bool:
+    def has_seen_a_batch(self) -> bool:
+        """Return whether data have reached the module, be it in the sanity check."""
+        if not hasattr(self, "trainer"):
+            return False
         sanity_check = self.trainer.fit_loop.epoch_loop.val_loop
         return self._has_begun() or bool(sanity_check.batch_progress.total.ready)
 
-    def explain_error(self, error: Exception) -> str | None:
-        """Return one line for an error that the user can correct; ``None`` for a bug."""
-        if isinstance(error, OSError) and "subcommand" in self.config:
-            config = self.config[self.config["subcommand"]].as_dict()
-            if line := explain_file_error(error, config):
-                return line
-        if isinstance(error, (ArgumentError, OmegaConfBaseException)):
-            return explain(str(error), self.parser_in_use(), self.given, self.choices.paths)
-        if hasattr(self, "model") and isinstance(error, (RuntimeError, ValueError)):
-            message = explain_other_weights(str(error), type(self.model).__name__, self.resume)
-            if message and value_of(self.given, "ckpt_path") is not None:
-                return message
-        if hasattr(self, "trainer") and self._has_seen_a_batch() and not raised_on_purpose(error):
-            return None
-        made = [choice.made for choice in self.choices] if hasattr(self, "choices") else []
-        modules = [cls.__module__ for cls in made if cls is not None]
-        packages = {"lightning_muon", *(module.split(".")[0] for module in modules)} - {"lightning", "torch"}
-        return message_for_the_user(error, packages)
-
-
-@contextmanager
-def _errors_in_one_line(cli: MuonCLI) -> Iterator[None]:
-    """Show a mistake of the user, or that the run went bad, as one line; bugs keep their traceback."""
-    try:
-        yield
-    except NonFiniteError as error:
-        if debugging():
-            raise
-        if getattr(rank_zero_only, "rank", 0):  # all ranks end with the same error
-            raise SystemExit(1) from None
-        resume = resume_command(cli._args, error.checkpoint) if error.checkpoint else None
-        exit_with(f"{error}{f'. Go on from it: {resume}' if resume else ''}", code=1)
-    except Exception as error:
-        message = None if debugging() else cli.explain_error(error)
-        if message is None:
-            raise
-        cli.undo()
-        exit_with(message)
+    def _has_begun(self) -> bool:
+        loops = (self.trainer.fit_loop.epoch_loop, self.trainer.validate_loop, self.trainer.test_loop)
+        return any(loop.batch_progress.total.ready for loop in loops)
