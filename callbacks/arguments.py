@@ -1,6 +1,6 @@
 """Arguments that several callbacks take: numbers, whole numbers, and names chosen by pattern."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -71,6 +71,11 @@ class NameChoice:
 
     def check(self, names: Iterable[str]) -> None:
         """Raise a MisconfigurationException with the most similar names if a pattern matches none of the names."""
+        for problem in self.unmatched(names):
+            raise MisconfigurationException(problem)
+
+    def unmatched(self, names: Iterable[str]) -> Iterator[str]:
+        """Yield a sentence with the most similar names for each pattern that matches none of the names."""
         if isinstance(self.wanted, bool):
             return
         names = list(names)
@@ -78,9 +83,7 @@ class NameChoice:
             if not any(fnmatchcase(name, pattern) for name in names):
                 nearest = get_close_matches(pattern, names, n=LISTED_NAMES, cutoff=0.0)
                 ordered = [*nearest, *(name for name in names if name not in nearest)]
-                raise MisconfigurationException(
-                    f"{self.argument} has the pattern {pattern!r}, which matches no name. There are {some(ordered)}."
-                )
+                yield f"{self.argument} has the pattern {pattern!r}, which matches no name. There are {some(ordered)}."
 
 
 def some(names: Sequence[str]) -> str:

@@ -63,14 +63,15 @@ class WeightRMSMonitor(StepMonitor):
             of ``outputs`` are logged by name with ``true``.
         sample: How many matrices of an optimizer are copied for a step, to measure their update.
         outputs: Patterns for the names of the modules whose output is measured, such as ``["net.blocks.*.mlp"]``; or
-            ``"blocks"`` for the repeated layers of the model, if it has some.
+            ``"blocks"`` for the repeated layers of the model. What matches nothing is warned of.
         max_weight_rms: Warn if the RMS of a matrix is larger. Default: never.
         max_output_rms: Warn if the RMS of an output is larger. Default: never.
         max_lost_updates: Warn if weights in bfloat16 lose a larger fraction of their updates. Null: never.
         min_doublings_to_overflow: Warn if the largest weight has fewer doublings left. Null: never.
 
     Raises:
-        MisconfigurationException: If an argument is wrong, a pattern matches nothing, or the trainer has two of these.
+        MisconfigurationException: If an argument is wrong, a pattern of ``per_parameter`` matches nothing, or the
+            trainer has two of these.
 
     Example::
 
@@ -120,8 +121,16 @@ class WeightRMSMonitor(StepMonitor):
             warn(trainer, f"WeightRMSMonitor: only outputs are measured: {self.nothing_to_watch}")
         super().on_train_start(trainer, pl_module)
         layers = dict(named_layers(pl_module))
-        self._chosen_outputs.check(layers)
+        for problem in self._chosen_outputs.unmatched(layers):
+            warn(trainer, problem)
         blocks = set(block_names(pl_module)) if self.outputs == BLOCKS else set()
+        if self.outputs == BLOCKS and not blocks:
+            names = [name for name, layer in layers.items() if next(layer.parameters(), None) is not None]
+            warn(
+                trainer,
+                "WeightRMSMonitor: outputs is 'blocks', but no list of the model repeats a layer, so no output is"
+                f" measured. Give patterns for names: there are {some(names)}.",
+            )
         chosen = {name: layer for name, layer in layers.items() if name in blocks or self._chosen_outputs.takes(name)}
         if without_hooks := sorted(compiled_names(pl_module) & chosen.keys()):
             warn(

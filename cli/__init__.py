@@ -15,7 +15,13 @@ importable modules from anywhere.
 - :mod:`~lightning_muon.cli.resume`: what a run takes from a checkpoint, and what from the command line.
 - :mod:`~lightning_muon.cli.weights`: what a run begins with by ``--weights``; :mod:`~lightning_muon.cli.export`: the
   command ``export``.
-- :mod:`~lightning_muon.cli.errors`: mistakes of the user, each told in one line.
+- :mod:`~lightning_muon.cli.layers`: the default configs and what the user gave, one above the other;
+  :mod:`~lightning_muon.cli.choice`: the classes of module and data that they choose.
+- :mod:`~lightning_muon.cli.from_data`: values in configs that the data know.
+- :mod:`~lightning_muon.cli.run_length`: epochs or steps, and schedules of the run's length.
+- :mod:`~lightning_muon.cli.added_optimizer`: an optimizer for modules that make none.
+- :mod:`~lightning_muon.cli.errors`: mistakes of the user, each told in one line; :mod:`~lightning_muon.cli.ending`: how
+  the program ends after one, or on a signal.
 - :mod:`~lightning_muon.cli.process_group`: a new one after torchrun has restarted its processes, and its end.
 - :mod:`~lightning_muon.cli.signals`: what SIGTERM and Ctrl-C do outside of training.
 - :mod:`~lightning_muon.cli.output`: messages, the summary of a run, and how the program is called.

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, instantiate_module
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_muon.optim import MuonAdamW, Rule, route_parameters
 
-_ADDED = ("optimizer", "lr_scheduler", "rules", "per_head", "strict_routing")
+# The key of the added arguments in a checkpoint: `load_from_checkpoint` makes the class without them.
+ADDED_HYPERPARAMETERS = "added_hyper_parameters"
 
 
 class AddedOptimizer(LightningModule):
@@ -38,10 +39,15 @@ class AddedOptimizer(LightningModule):
     ) -> None:
         super().__init__(**arguments)
         self.save_hyperparameters()  # to resume with them; the class itself may save none
-        if "_instantiator" in self.hparams:
-            self.hparams["_instantiator"] = f"{__name__}.instantiate_without"
         self.rules, self.per_head, self.strict_routing = rules or [], per_head, strict_routing
         self._make_optimizer, self._make_scheduler = optimizer, lr_scheduler
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Set the added arguments apart."""
+        super().on_save_checkpoint(checkpoint)
+        arguments = checkpoint.get("hyper_parameters", {})
+        added = inspect.signature(AddedOptimizer.__init__).parameters
+        checkpoint[ADDED_HYPERPARAMETERS] = {name: arguments.pop(name) for name in added if name in arguments}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer of the routed parameters, and its schedule."""
@@ -72,8 +78,3 @@ def with_optimizer(made: Callable[..., Any]) -> Callable[..., Any]:
         return made
     names = {"__module__": made.__module__, "__qualname__": made.__qualname__, "__doc__": made.__doc__}
     return type(made.__name__, (AddedOptimizer, made), names)
-
-
-def instantiate_without(kind: type[LightningModule], arguments: dict[str, Any]) -> LightningModule:
-    """Make a module of a checkpoint, as ``load_from_checkpoint`` asks for it, without the added arguments."""
-    return instantiate_module(kind, {key: value for key, value in arguments.items() if key not in _ADDED})

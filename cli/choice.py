@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from jsonargparse import ArgumentParser, class_from_function
@@ -91,8 +92,8 @@ class Choices:
 
 def choose(
     layers: Sequence[Layer],
-    model: Maker | None,
-    data: Maker | None,
+    model: Maker | str | None,
+    data: Maker | str | None,
     of_model: type = LightningModule,
 ) -> Choices:
     """Choose the classes: those that were given last, or else the program's own.
@@ -102,14 +103,15 @@ def choose(
 
     Args:
         layers: What was given.
-        model: The program's own module.
-        data: The program's own data.
+        model: The program's own module, or its import path.
+        data: The program's own data, likewise.
         of_model: What a class of ``model`` must be.
 
     Raises:
         ValueError: If there is no such class, or it cannot stand there; with its key and file.
     """
     given = given_in(layers)
+    model, data = (resolve_name(own) if isinstance(own, str) else own for own in (model, data))
     module = _chosen("model", model, of_model, given)
     reader = _chosen("data", data, LightningDataModule, given)
     asked = any(entry.asked and entry.key.partition(".")[0] == "data" for entry in given)

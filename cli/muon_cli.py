@@ -1,14 +1,12 @@
 """The command line of a project: LightningCLI with interpolation, resuming, and errors in one line."""
 
 import json
-import signal
 import sys
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any, cast
 
 from jsonargparse import Namespace, set_parsing_settings
@@ -17,7 +15,6 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import FSDPStrategy
-from omegaconf.errors import OmegaConfBaseException
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
@@ -27,20 +24,17 @@ import lightning_muon.callbacks
 import lightning_muon.optim  # noqa: F401
 from lightning_muon.callbacks import PredictionWriter
 from lightning_muon.callbacks.stop_on_signal import StopOnSignal
-from lightning_muon.callbacks.stopping.receiver import SignalReceiver, StoppedBySignal
 from lightning_muon.cli.choice import choose, nested, settle
-from lightning_muon.cli.errors.files import check_folders, explain_file_error
+from lightning_muon.cli.ending import ending_on_signals, errors_in_one_line
+from lightning_muon.cli.errors.files import check_folders
 from lightning_muon.cli.errors.missing import check_complete
-from lightning_muon.cli.errors.one_line import in_one_line
-from lightning_muon.cli.errors.parser import check_strategy, explain
+from lightning_muon.cli.errors.parser import check_strategy
 from lightning_muon.cli.errors.settings import check_lengths, check_settings
-from lightning_muon.cli.errors.user import message_for_the_user, raised_on_purpose
 from lightning_muon.cli.from_data import FromData
 from lightning_muon.cli.given import INTERPOLATION, Given, given_in, value_of
 from lightning_muon.cli.layers import SECTIONS, Layer, default_files, read_layers
 from lightning_muon.cli.output import (
     OTHER_COMMANDS,
-    debugging,
     hush_lightning,
     print_summary,
     program_name,
@@ -49,7 +43,7 @@ from lightning_muon.cli.output import (
 )
 from lightning_muon.cli.process_group import await_gloo_threads_at_exit, leave_the_store_of_earlier_attempts
 from lightning_muon.cli.resume.callback import KeepCommandLineOnResume
-from lightning_muon.cli.resume.checks import check_checkpoint, explain_other_weights
+from lightning_muon.cli.resume.checks import check_checkpoint
 from lightning_muon.cli.resume.newest import LAST, newest_checkpoint
 from lightning_muon.cli.resume.plan import ModuleArguments, ResumePlan
 from lightning_muon.cli.resume.reading import is_url
@@ -64,7 +58,6 @@ set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
 _HELP = {"-h", "--help"}
 _OUTPUT_HELP = "Write the predictions, in the order of the samples, to this file: .jsonl or .csv; it must not exist."
-_SECONDS_TO_UNWIND = 5.0  # after a signal outside of training
 
 
 class MuonCLI(LightningCLI):
@@ -125,14 +118,9 @@ class MuonCLI(LightningCLI):
         self._new_folders: NewFolders | None = None
         self._args = list(sys.argv[1:] if args is None else args)
         await_gloo_threads_at_exit()
-        with self._ending_on_signals(), in_one_line(self):
+        with ending_on_signals(self), errors_in_one_line(self):
             self._layers = self._read_layers()
-            self.choices = choose(
-                self._layers,
-                resolve_name(model_class) if isinstance(model_class, str) else model_class,
-                resolve_name(datamodule_class) if isinstance(datamodule_class, str) else datamodule_class,
-                self.MODEL,
-            )
+            self.choices = choose(self._layers, model_class, datamodule_class, self.MODEL)
             self._layers = settle(self._layers, self.choices)
             self.given = given_in(self._layers)
             FromData(self.choices.data.made).register()
@@ -223,8 +211,10 @@ class MuonCLI(LightningCLI):
                 self.weights.print_taken(alone, self._module_arguments())
         else:
             without = self._without_checkpoint(parser)
-            layer = self.resume.layer(without, self.given)
-            self._parse(parser, self._above_defaults(layer))
+            model = self.choices.model
+            # Without it, the class may lack what it needs.
+            current = without or ModuleArguments(model.path, dict.fromkeys(model.arguments))
+            self._parse(parser, self._above_defaults(self.resume.layer(current, self.given)))
         self.resume.used = self._module_arguments()
         self._check_values()
         self._say_what_is_left_out()
@@ -254,16 +244,14 @@ class MuonCLI(LightningCLI):
         say(f"--ckpt_path last: {newest or 'there is no checkpoint yet, the run starts afresh'}")
         return newest
 
-    def _without_checkpoint(self, parser: LightningArgumentParser) -> ModuleArguments:
-        """Return the module's arguments without the checkpoint."""
+    def _without_checkpoint(self, parser: LightningArgumentParser) -> ModuleArguments | None:
+        """Return the module's arguments without the checkpoint; ``None`` if only with it they are complete."""
         for layers in (self._layers, [layer for layer in self._layers if not layer.asked]):
             # An option may suit only a class that the checkpoint brings, such as the momentum of its optimizer.
             with suppress(ArgumentError):
                 self._parse(parser, layers)
                 return self._module_arguments()
-        # Only the checkpoint has what the class needs.
-        model = self.choices.model
-        return ModuleArguments(model.path, dict.fromkeys(model.arguments))
+        return None
 
     def _args_of_subcommand(self) -> tuple[list[str], list[str]]:
         """Return the arguments up to the subcommand, and those after it."""
@@ -383,30 +371,6 @@ class MuonCLI(LightningCLI):
             if self.secrets.written and getattr(part, "_hparams_initial", None):
                 part._hparams_initial = type(part._hparams_initial)(self.secrets.masked(part.hparams_initial, prefix))
 
-    @contextmanager
-    def _ending_on_signals(self) -> Iterator[None]:
-        """End at once on SIGTERM and Ctrl-C, with the processes of other ranks; training has its own receiver."""
-        receiver = SignalReceiver(_SECONDS_TO_UNWIND, raises=True, before_exit=self._end_other_ranks)
-        receiver.start()
-        try:
-            yield
-        except BaseException as error:
-            # After a signal the receiver goes on: another one brings no traceback, and the process ends in time.
-            if isinstance(error, StoppedBySignal):
-                self._end_other_ranks()
-                raise
-            if receiver.signum is not None and not debugging():
-                # Another rank has ended before this one, or a library has made something else of the exception.
-                raise StoppedBySignal(receiver.signum) from error
-            receiver.close()
-            raise
-        receiver.close()
-
-    def _end_other_ranks(self) -> None:
-        launcher = self.trainer.strategy.launcher if hasattr(self, "trainer") else None
-        if launcher is not None:
-            launcher.kill(signal.SIGTERM)
-
     def before_predict(self) -> None:
         """Warn of predictions that mean nothing."""
         if self.config["predict"].get("ckpt_path") is None and self.weights.path is None:
@@ -421,29 +385,13 @@ class MuonCLI(LightningCLI):
         if self._new_folders is not None and not self._has_begun():
             self._new_folders.remove()
 
-    def _has_begun(self) -> bool:
-        loops = (self.trainer.fit_loop.epoch_loop, self.trainer.validate_loop, self.trainer.test_loop)
-        return any(loop.batch_progress.total.ready for loop in loops)
-
-    def _has_seen_a_batch(self) -> bool:
+    def has_seen_a_batch(self) -> bool:
+        """Return whether data have reached the module, be it in the sanity check."""
+        if not hasattr(self, "trainer"):
+            return False
         sanity_check = self.trainer.fit_loop.epoch_loop.val_loop
         return self._has_begun() or bool(sanity_check.batch_progress.total.ready)
 
-    def explain_error(self, error: Exception) -> str | None:
-        """Return one line for an error that the user can correct; ``None`` for a bug."""
-        if isinstance(error, OSError) and "subcommand" in self.config:
-            config = self.config[self.config["subcommand"]].as_dict()
-            if line := explain_file_error(error, config):
-                return line
-        if isinstance(error, (ArgumentError, OmegaConfBaseException)):
-            return explain(str(error), self.parser_in_use(), self.given, self.choices.paths)
-        if hasattr(self, "model") and isinstance(error, (RuntimeError, ValueError)):
-            message = explain_other_weights(str(error), type(self.model).__name__, self.resume)
-            if message and value_of(self.given, "ckpt_path") is not None:
-                return message
-        if hasattr(self, "trainer") and self._has_seen_a_batch() and not raised_on_purpose(error):
-            return None
-        made = [choice.made for choice in self.choices] if hasattr(self, "choices") else []
-        modules = [cls.__module__ for cls in made if cls is not None]
-        packages = {"lightning_muon", *(module.split(".")[0] for module in modules)} - {"lightning", "torch"}
-        return message_for_the_user(error, packages)
+    def _has_begun(self) -> bool:
+        loops = (self.trainer.fit_loop.epoch_loop, self.trainer.validate_loop, self.trainer.test_loop)
+        return any(loop.batch_progress.total.ready for loop in loops)

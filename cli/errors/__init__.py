@@ -5,7 +5,6 @@
 - :mod:`~lightning_muon.cli.errors.missing`: arguments that a chosen class needs and nobody gave.
 - :mod:`~lightning_muon.cli.errors.settings`: values out of range that Lightning and torch do not check.
 - :mod:`~lightning_muon.cli.errors.files`: files and folders that cannot be used, with the setting that names them.
-- :mod:`~lightning_muon.cli.errors.one_line`: the end of the program after a mistake.
 - :mod:`~lightning_muon.cli.errors.user`: which other exceptions are the user's, and which are bugs.
 - :mod:`~lightning_muon.cli.errors.suggestions`: the closest valid name, key or path.
 """

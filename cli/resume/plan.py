@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from lightning_muon.cli.added_optimizer import ADDED_HYPERPARAMETERS
 from lightning_muon.cli.errors.suggestions import nearest_path
 from lightning_muon.cli.given import INTERPOLATION, Given, plain_key
 from lightning_muon.cli.layers import Layer
@@ -52,8 +53,8 @@ class SavedRun:
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any]) -> "SavedRun":
         """Take the facts from a loaded checkpoint; the weights may be missing."""
-        saved = checkpoint.get("hyper_parameters")
-        arguments = {key: value for key, value in (saved or {}).items() if key not in {"_instantiator", "_class_path"}}
+        saved = {**checkpoint.get("hyper_parameters", {}), **checkpoint.get(ADDED_HYPERPARAMETERS, {})}
+        arguments = {key: value for key, value in saved.items() if key not in {"_instantiator", "_class_path"}}
         module = ModuleArguments(saved.get("_class_path"), arguments) if saved else None
         loop = checkpoint.get("loops", {}).get("fit_loop", {})
         batches = loop.get("epoch_loop.batch_progress", {})

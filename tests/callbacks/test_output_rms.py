@@ -184,28 +184,24 @@ def test_blocks_are_the_repeated_layers(regression: Module, fit: Fit) -> None:
 def test_a_model_may_have_no_blocks(regression: Module, fit: Fit) -> None:
     module = regression(MuonAdamW)
     module.net = nn.Sequential(nn.Linear(8, 4))
-    trainer = fit(module, callbacks=[WeightRMSMonitor(outputs="blocks")])
+    message = r"outputs is 'blocks', but no list of the model repeats a layer, .* there are net, net\.0"
+    with pytest.warns(UserWarning, match=message):
+        trainer = fit(module, callbacks=[WeightRMSMonitor(outputs="blocks")])
     assert not [tag for tag in trainer.callback_metrics if tag.startswith("output_rms/")]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            {"outputs": ["net.*", "blocks.*"]},
-            r"outputs has the pattern 'blocks\.\*', which matches no name\. There are net\.",
-        ),
-        (
-            {"per_parameter": ["net.7.*"]},
-            r"per_parameter has the pattern 'net\.7\.\*', .*There are net\.[02]\.weight, net\.[02]",
-        ),
-    ],
-)
-def test_a_pattern_that_matches_nothing_is_refused(
-    regression: Module, fit: Fit, arguments: dict[str, Any], message: str
-) -> None:
+def test_a_pattern_of_parameters_that_matches_nothing_is_refused(regression: Module, fit: Fit) -> None:
+    message = r"per_parameter has the pattern 'net\.7\.\*', .*There are net\.[02]\.weight, net\.[02]"
     with pytest.raises(MisconfigurationException, match=f"WeightRMSMonitor: {message}"):
-        fit(regression(MuonAdamW), callbacks=[WeightRMSMonitor(**arguments)])
+        fit(regression(MuonAdamW), callbacks=[WeightRMSMonitor(per_parameter=["net.7.*"])])
+
+
+def test_outputs_that_match_nothing_are_told_and_the_others_measured(regression: Module, fit: Fit) -> None:
+    message = r"WeightRMSMonitor: outputs has the pattern 'blocks\.\*', which matches no name\. There are net\."
+    with pytest.warns(UserWarning, match=message) as told:
+        trainer = fit(regression(MuonAdamW), callbacks=[WeightRMSMonitor(outputs=["net.0", "blocks.*"])])
+    assert sum("blocks" in str(warning.message) for warning in told) == 1
+    assert trainer.callback_metrics["output_rms/max"] > 0
 
 
 @pytest.mark.parametrize("argument", ["outputs", "per_parameter"])

@@ -38,7 +38,7 @@ CONFIGS: dict[str | bytes, str] = {
     "trainer: fast": "expected keys and values below 'trainer:', got 'fast'",
     "data: 3": "expected keys and values below 'data:', got 3",
     "model: [a]": "expected keys and values below 'model:', got ['a']",
-    "model: fast": "model: expected a class by its import path, such as my_package.my_module.MyClass, got 'fast' (in my",
+    "model: fast": "model: expected a class by its import path, such as my_package.my_module.MyClass, got 'fast'",
     "model: {dim: '${model.dim}'}": "model.dim: ${model.dim} leads back to itself (in my.yaml): model.dim → model.dim",
     "model: {dim: '${model.hidden}', hidden: '${model.dim}'}": "model.dim → model.hidden → model.dim",
     "model: {dim: '${model.hidden}', hidden: '${data.dim}'}\ndata: {dim: '${model.dim}'}": "→ data.dim → model.dim",
