@@ -9,9 +9,9 @@ from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 # The networks are imported for their names: `--model.net ResNet`.
-from {{ cookiecutter.package_name }} import resnet, vit  # noqa: F401
-from {{ cookiecutter.package_name }}.figures import WorstMistakes, draw_confusion, draw_mistakes, tensorboard
-from {{ cookiecutter.package_name }}.training import TrainingModule
+from . import resnet, vit  # noqa: F401
+from .figures import WorstMistakes, draw_confusion, draw_mistakes, tensorboard
+from .training import TrainingModule
 
 
 class ImageModule(TrainingModule):
