@@ -1,8 +1,5 @@
-"""Projects of each task: they keep their style, train with all monitors, resume, validate and predict."""
+"""Projects of the tasks table and bare: they train with all monitors, resume, validate and predict."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,35 +19,6 @@ needs_tables = pytest.mark.skipif(
 TASKS = [pytest.param("table", marks=needs_tables), "bare"]
 
 Bake = Callable[[str], Path]
-
-
-@pytest.fixture(scope="session")
-def project_of(tmp_path_factory: pytest.TempPathFactory) -> Bake:
-    """``project_of(task)``: a generated project, in which tests may train."""
-    baked: dict[str, Path] = {}
-
-    def bake(task: str) -> Path:
-        if task not in baked:
-            folder = tmp_path_factory.mktemp(f"baked {task}")
-            command = [sys.executable, "-m", "cookiecutter", str(REPOSITORY), "--no-input", "--default-config"]
-            environment = {**os.environ, "HOME": str(tmp_path_factory.mktemp("home"))}
-            arguments = [*command, "--output-dir", str(folder), f"task={task}"]
-            subprocess.run(arguments, env=environment, check=True, capture_output=True)
-            baked[task] = folder / "my-muon-project"
-        return baked[task]
-
-    return bake
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_it_keeps_its_style(project_of: Bake, task: str) -> None:
-    project = project_of(task)
-    for command in (["check", "--no-cache"], ["format", "--check", "--no-cache"]):
-        finished = subprocess.run(
-            [sys.executable, "-m", "ruff", *command, "."], cwd=project, text=True, capture_output=True, check=False
-        )
-        assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert not (project / "tasks").exists()
 
 
 def write_houses(folder: Path) -> None:
@@ -91,13 +59,6 @@ def test_a_table_decides_the_sizes_of_the_network(project_of: Bake) -> None:
     assert all(0 < row["prediction"] < 70 for row in rows)  # in the units of the price
     assert "net.tokenizer.weight" in found["table"]
     assert "TableModule: 44 parameters" in found["routes"]
-
-
-@pytest.mark.slow  # half a minute a project: all presets and strategies
-@pytest.mark.parametrize("task", TASKS)
-def test_its_own_tests_pass(project_of: Bake, task: str) -> None:
-    finished = run_module("pytest", "-q", folder=project_of(task))
-    assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
 @pytest.mark.slow  # the whole runs

@@ -1,0 +1,90 @@
+"""Each command in the README of a generated project runs."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.processes import launch
+
+PROGRAM = Path(__file__).with_name("readme_commands.py")
+MINE = """
+from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
+
+
+class Module(BoringModel):
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", super().validation_step(batch, batch_idx)["x"])
+
+
+class Data(BoringDataModule):
+    pass
+"""
+NETS = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self, width: int = 8) -> None:
+        super().__init__(LAYERS)
+"""
+WORDS = ["the quick brown fox jumps over the lazy dog"]
+
+
+def write_files(folder: Path, task: str) -> tuple[tuple[str, str], list[str]]:
+    """Write the files that the commands name; return the classes, and options for small data and a small network."""
+    (folder / "my.py").write_text(MINE)
+    if task == "text":
+        (folder / "my_nets.py").write_text(NETS.replace("LAYERS", "nn.Embedding(256, width), nn.Linear(width, 256)"))
+        (folder / "corpus").mkdir()
+        for name in ("a.txt", "corpus/b.txt", "prompts.txt"):
+            (folder / name).write_text("\n".join(WORDS * (2 if name == "prompts.txt" else 99)))
+        (folder / "gpt2").mkdir()
+        tokenizers = pytest.importorskip("tokenizers")
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"the": 0, "?": 1}, "?"))
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        tokenizer.save(str(folder / "gpt2" / "tokenizer.json"))
+        network = ["--model.net.dim=16", "--model.net.depth=1", "--model.net.heads=2", "--model.sample_tokens=4"]
+        return ("TextModule", "TextData"), [*network, "--model.context=16", "--data.files=a.txt", "--data.batch_size=2"]
+    if task == "images":
+        image = pytest.importorskip("PIL.Image")
+        (folder / "my_nets.py").write_text(NETS.replace("LAYERS", "nn.Flatten(), nn.Linear(64, 10)"))
+        for name in ("cat", "dog"):
+            (folder / "pictures" / name).mkdir(parents=True)
+            for number in range(20):
+                image.new("RGB", (8, 8), (number, 0, 0)).save(folder / "pictures" / name / f"{number}.png")
+        (folder / "new").mkdir()
+        image.new("L", (8, 8)).save(folder / "new" / "one.png")
+        return ("ImageModule", "ImageData"), ["--data.batch_size=8"]
+    if task == "table":
+        (folder / "my_nets.py").write_text(NETS)
+        rows = [f"{i % 7},{i % 5},{i % 7 * 10 + i % 5}.5" for i in range(100)]
+        (folder / "houses.csv").write_text("\n".join(["rooms,garden,price", *rows]))
+        (folder / "new.csv").write_text("rooms,garden\n3,1\n")
+        return ("TableModule", "TableData"), ["--model.net.dim=16", "--data.batch_size=8"]
+    (folder / "my_nets.py").write_text(
+        NETS.replace("LAYERS", "nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 4)")
+    )
+    return ("Module", "Data"), ["--model.net.dim=16", "--data.batch_size=8"]
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        "text",
+        pytest.param("images", marks=pytest.mark.slow),  # a quarter of a minute each
+        pytest.param("table", marks=pytest.mark.slow),
+        pytest.param("bare", marks=pytest.mark.slow),
+    ],
+)
+def test_commands(task: str, project_of: Callable[[str], Path], tmp_path: Path) -> None:
+    project = shutil.copytree(project_of(task), tmp_path / "project")
+    lines = re.findall(r"^\$run (.*)$", (project / "README.md").read_text(), re.MULTILINE)
+    # The first one predicts from a run that `make train` has made.
+    commands = ["fit", *lines]
+    assert len(commands) > 14
+    classes, small = write_files(project, task)
+    launch(PROGRAM, "run", 1, commands, classes, small, folder=project, path=[project / "src", project])
+    assert (project / "model.safetensors").is_file()
