@@ -8,18 +8,18 @@ importable modules from anywhere.
 - :mod:`~lightning_muon.cli.routes`: the command ``routes``; :mod:`~lightning_muon.cli.routing_table`: its table at the
   start of ``fit``.
 - :mod:`~lightning_muon.cli.models`: models of ``transformers`` and ``timm`` by config.
-- :mod:`~lightning_muon.cli.config_files`: config files, read as YAML.
+- :mod:`~lightning_muon.cli.choice`: the classes of module and data, chosen before there is a parser.
+- :mod:`~lightning_muon.cli.added_optimizer`: an optimizer for modules that make none.
+- :mod:`~lightning_muon.cli.config_files`: config files, read as YAML, and presets by their names.
+- :mod:`~lightning_muon.cli.layers`: what lies over what: the default config, config files, options.
 - :mod:`~lightning_muon.cli.given`: what the user wrote, key by key and with its place.
 - :mod:`~lightning_muon.cli.secrets`: values from the environment, which no file of a run holds.
 - :mod:`~lightning_muon.cli.saved_config`: the configuration that is saved with a run, and the folders that it makes.
 - :mod:`~lightning_muon.cli.resume`: what a run takes from a checkpoint, and what from the command line.
 - :mod:`~lightning_muon.cli.weights`: what a run begins with by ``--weights``; :mod:`~lightning_muon.cli.export`: the
   command ``export``.
-- :mod:`~lightning_muon.cli.layers`: the default configs and what the user gave, one above the other;
-  :mod:`~lightning_muon.cli.choice`: the classes of module and data that they choose.
 - :mod:`~lightning_muon.cli.from_data`: values in configs that the data know.
 - :mod:`~lightning_muon.cli.run_length`: epochs or steps, and schedules of the run's length.
-- :mod:`~lightning_muon.cli.added_optimizer`: an optimizer for modules that make none.
 - :mod:`~lightning_muon.cli.errors`: mistakes of the user, each told in one line; :mod:`~lightning_muon.cli.ending`: how
   the program ends after one, or on a signal.
 - :mod:`~lightning_muon.cli.process_group`: a new one after torchrun has restarted its processes, and its end.

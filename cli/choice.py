@@ -16,7 +16,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from jsonargparse import ArgumentParser, class_from_function
+from jsonargparse import ArgumentParser
+from jsonargparse import class_from_function as class_of_function  # type: ignore[attr-defined]
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 
@@ -59,8 +60,7 @@ class Choice:
         if made is None:
             return []
         parser = ArgumentParser(exit_on_error=False)
-        kind = made if inspect.isclass(made) else class_from_function(made)
-        names = parser.add_class_arguments(kind, self.section, fail_untyped=False, sub_configs=True)
+        names = parser.add_class_arguments(as_class(made), self.section, fail_untyped=False, sub_configs=True)
         return [name.removeprefix(f"{self.section}.") for name in names]
 
     @cached_property
@@ -143,6 +143,11 @@ def nested(tree: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
     return {**tree, **sections}
 
 
+def as_class(made: Maker) -> type:
+    """Return a class with the arguments of a function, for the parser; a class as it is."""
+    return made if inspect.isclass(made) else class_of_function(made)  # type: ignore[no-any-return]
+
+
 def path_of(made: Maker) -> str:
     """Return the import path of a class or function."""
     return f"{made.__module__}.{made.__qualname__}"
@@ -199,7 +204,8 @@ def _imported(path: str, base: type, section: str, where: str) -> Maker:
 
 
 def _subclasses(kind: type) -> Iterator[type]:
-    for each in kind.__subclasses__():
+    subclasses: list[type] = type.__subclasses__(kind)
+    for each in subclasses:
         yield each
         yield from _subclasses(each)
 

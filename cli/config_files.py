@@ -111,7 +111,7 @@ def load_yaml(text: str, what: str) -> object:
 def find_config(config: str, default_config: str | None = None) -> str:
     """Return the file that ``--config`` names: a path, or a preset by its name, such as ``optimizer/moonlight``.
 
-    Presets are looked up in the folder of the default config, then among those of this package.
+    Presets are looked up in the folder of the default config, in ``configs``, and among those of this package.
 
     Raises:
         ConfigFileError: If there is no such preset, but one of a similar name.
@@ -139,7 +139,7 @@ def text_of(file: Path) -> str:
 def _preset_folders(default_config: str | None) -> list[Path]:
     # Beside the rooms there is `configs`, in this package's repository and where it is installed.
     of_package = Path(__file__).resolve().parents[1] / "configs"
-    return [*([Path(default_config).parent] if default_config else []), of_package]
+    return [*([Path(default_config).parent] if default_config else []), Path("configs"), of_package]
 
 
 def _shown(file: Path) -> str:

@@ -1,6 +1,5 @@
 """The command ``routes``: which algorithm updates each parameter of a model, and why, without training it."""
 
-import inspect
 import json
 import warnings
 from collections import Counter
@@ -10,13 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace, class_from_function
+from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from typing_extensions import override
 
+from lightning_muon.cli.choice import as_class
 from lightning_muon.cli.models import without_weights
 from lightning_muon.cli.muon_cli import MuonCLI
 from lightning_muon.cli.output import OTHER_COMMANDS, say
@@ -85,8 +85,7 @@ class RoutesCLI(MuonCLI):
         if model is None:
             parser.add_subclass_arguments(nn.Module, "model", fail_untyped=False, required=True)
         else:
-            made = model if inspect.isclass(model) else class_from_function(model)
-            parser.add_class_arguments(made, "model", fail_untyped=False, sub_configs=True)
+            parser.add_class_arguments(as_class(model), "model", fail_untyped=False, sub_configs=True)
         data = {"subclass_mode": self.subclass_mode_data, "required": self.datamodule_class is not None}
         parser.add_lightning_class_args(self._datamodule_class, "data", **data)
         parser.add_lightning_class_args(self.trainer_class, "trainer")

@@ -1,5 +1,6 @@
 """Other classes than the program's own: chosen by command line or config, with its defaults and presets."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -135,12 +136,15 @@ def test_presets_set_the_added_optimizer_and_rules_route(run: Run) -> None:
 
 
 def test_the_added_optimizer_under_fsdp2(run: Run) -> None:
+    environment = dict(os.environ)  # Lightning adds the port of the process group
     try:
         cli = run("fit", *PLAIN, "--model.optimizer=MuonAdamW", "--model.optimizer.lr=0.1", "--trainer.strategy=fsdp2")
         assert type(cli.trainer.optimizers[0]) is MuonAdamW
         assert cli.trainer.global_step == 4
     finally:
         torch.distributed.destroy_process_group()
+        os.environ.clear()
+        os.environ.update(environment)
 
 
 def test_a_run_is_repeated_resumed_and_loaded(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
