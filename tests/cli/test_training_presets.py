@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_muon.cli import MuonCLI, main
+from lightning_muon.data import EpochDataModule, EpochLoader
 from tests.cli.conftest import TinyData, TinyModule
 
 Run = Callable[..., MuonCLI]
@@ -80,6 +81,32 @@ def test_the_profile_is_a_file_that_the_end_names(run: Run, capsys: pytest.Captu
     file = Path(line.removeprefix("profile:").strip())
     assert file == Path(f"logs/version_0/fit-{name}_profile.txt")
     assert "run_training_batch" in file.read_text()
+
+
+class Ordered(EpochDataModule):
+    def __init__(self, dim: int = 4, batch_size: int = 4) -> None:
+        super().__init__(batch_size)
+
+    def train_dataloader(self) -> EpochLoader:
+        return self.train_loader(torch.arange(40.0).unsqueeze(1).expand(40, 4))
+
+
+class Seeing(TinyModule):
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.losses.append(batch[0, 0].item())
+        return super().training_step([batch], batch_idx)
+
+
+def test_what_the_debug_presets_do() -> None:
+    def fit(name: str, *arguments: str) -> MuonCLI:
+        options = [preset(f"debug/{name}"), "--trainer.val_check_interval=1.0", "--trainer.limit_val_batches=0"]
+        return main(Seeing, Ordered, default_config="default.yaml", args=["fit", *options, *arguments])
+
+    cli = fit("overfit", "--trainer.max_steps=6")
+    assert cli.model.losses[::2] == [0.0, 4.0] * 3  # the first number of each batch; the loss follows it
+    assert fit("fast").trainer.global_step == 4
+    with pytest.raises(RuntimeError, match="returned nan values"):
+        fit("anomalies", "--model.scale=.nan")
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
