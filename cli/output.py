@@ -159,6 +159,8 @@ def hush_lightning(*, fitting: bool) -> None:
         fitting: Whether the run saves checkpoints. Otherwise the warning about their folder is filtered out too.
     """
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+    # It logs nevertheless: steps are counted over epochs.
+    warnings.filterwarnings("ignore", message=r"The number of training batches \(\d+\) is smaller than the logging")
     if not fitting:
         warnings.filterwarnings("ignore", message="The dirpath has changed")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)

@@ -14,7 +14,12 @@ from lightning_muon.cli import MuonCLI
 CONFIGS = Path(my_muon_project.module.__file__).parents[2] / "configs"
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 DATA = ["--data.folder=images", "--data.size=8", "--data.batch_size=4"]
-SMALL = ["--model.net.dim=16", "--model.net.depth=1", "--model.net.heads=2", "--trainer.num_sanity_val_steps=0"]
+SMALL = [
+    "--model.net.widths=[8,8]",
+    "--model.net.depth=1",
+    "--trainer.num_sanity_val_steps=0",
+    "--trainer.check_val_every_n_epoch=1",
+]
 
 
 def run(*arguments: str) -> MuonCLI:

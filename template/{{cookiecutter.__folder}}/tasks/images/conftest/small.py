@@ -1,2 +1,3 @@
-NETWORK = ["--model.net.dim=16", "--model.net.depth=2", "--model.net.heads=2"]
-SMALL = [*NETWORK, "--data.batch_size=4", "--data.folder=pictures", "--data.size=8"]
+NETWORK = ["--model.net.widths=[8,8]", "--model.net.depth=1"]
+DATA = ["--data.batch_size=4", "--data.folder=pictures", "--data.size=8"]
+SMALL = [*NETWORK, *DATA, "--trainer.check_val_every_n_epoch=1"]

@@ -1,4 +1,4 @@
-"""Another network: a residual network of convolutions."""
+"""The network: a residual network of convolutions."""
 
 from collections.abc import Sequence
 
@@ -27,7 +27,7 @@ class ResNet(nn.Module):
         size: int = 8,
         channels: int = 1,
         widths: Sequence[int] = (32, 64),
-        depth: int = 2,
+        depth: int = 3,
         norm: str = "group",
     ) -> None:
         super().__init__()

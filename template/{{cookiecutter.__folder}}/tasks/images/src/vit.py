@@ -1,4 +1,4 @@
-"""The network: a small vision transformer."""
+"""Another network: a small vision transformer."""
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that everyone knows

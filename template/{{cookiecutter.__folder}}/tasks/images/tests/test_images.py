@@ -54,7 +54,7 @@ def test_a_residual_network_knows_no_other_images_of_its_batch() -> None:
     nn.init.normal_(net.head.weight)
     images = torch.randn(4, 1, 8, 8)
     torch.testing.assert_close(net(images)[:1], net(images[:1]), rtol=1e-4, atol=1e-4)
-    assert sum(isinstance(module, nn.BatchNorm2d) for module in ResNet(3, norm="batch").modules()) == 9
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in ResNet(3, norm="batch", depth=2).modules()) == 9
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_it_learns_shows_and_predicts(run: Run, tmp_path: Path, capsys: pytest.C
 
 
 def test_the_data_decide_the_number_of_classes(run: Run) -> None:
-    for options in ([], ["--model.net=ResNet", "--model.net.widths=[8,8]"]):
+    for options in ([], ["--model.net=ViT", "--model.net.dim=16"]):
         fitted = run("fit", *options, "--trainer.max_steps=1", "--trainer.limit_val_batches=1")
         assert fitted.model.net.head.out_features == 3
         assert fitted.model.classes == 3
