@@ -11,7 +11,8 @@
 - :mod:`~lightning_muon.data.text`: the data module of a language model
 - :mod:`~lightning_muon.data.streamed_text`: the same, streamed from object storage by litdata
 - :mod:`~lightning_muon.data.image_files`: images in folders of classes, and their splits
-- :mod:`~lightning_muon.data.images`: images as tensors, augmented, and the data module of an image classifier
+- :mod:`~lightning_muon.data.image_samples`: images as tensors, augmented in training
+- :mod:`~lightning_muon.data.images`: the data module of an image classifier
 - :mod:`~lightning_muon.data.table_files`: tables in CSV and Parquet files
 - :mod:`~lightning_muon.data.table_encoding`: a table as tensors, by what its training part says
 - :mod:`~lightning_muon.data.table`: the data module of tables
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lightning_muon.data.data_module import EpochDataModule
     from lightning_muon.data.epoch_batches import EpochBatches, Position
     from lightning_muon.data.image_files import LabelledImages
+    from lightning_muon.data.image_samples import ImageForm
     from lightning_muon.data.images import ImageDataModule
     from lightning_muon.data.loader import EpochLoader, RandomSamples, UnreadableSampleError
     from lightning_muon.data.prepare import PreparedTokens, prepare_tokens
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from lightning_muon.data.streamed_text import StreamedTextDataModule
     from lightning_muon.data.table import TableDataModule
     from lightning_muon.data.table_encoding import TableBatch, TableEncoding
+    from lightning_muon.data.table_files import read_table
     from lightning_muon.data.text import TextDataModule
     from lightning_muon.data.tokenizers import Tokenizer, load_tokenizer
     from lightning_muon.data.tokens import PackedTokens, TokenShards
@@ -40,6 +43,7 @@ __all__ = [
     "EpochDataModule",
     "EpochLoader",
     "ImageDataModule",
+    "ImageForm",
     "LabelledImages",
     "PackedTokens",
     "Position",
@@ -57,6 +61,7 @@ __all__ = [
     "load_tokenizer",
     "prepare_tokens",
     "read_prompts",
+    "read_table",
 ]
 
 _PLACES = {
@@ -64,13 +69,14 @@ _PLACES = {
     "EpochDataModule": "data_module",
     "EpochLoader": "loader",
     "ImageDataModule": "images",
+    "ImageForm": "image_samples",
     "LabelledImages": "image_files",
     "PackedTokens": "tokens",
     "Position": "epoch_batches",
     "PreparedTokens": "prepare",
-    "StreamedTextDataModule": "streamed_text",
-    "RandomSamples": "loader",
     "Prompts": "prompts",
+    "RandomSamples": "loader",
+    "StreamedTextDataModule": "streamed_text",
     "TableBatch": "table_encoding",
     "TableDataModule": "table",
     "TableEncoding": "table_encoding",
@@ -81,6 +87,7 @@ _PLACES = {
     "load_tokenizer": "tokenizers",
     "prepare_tokens": "prepare",
     "read_prompts": "prompts",
+    "read_table": "table_files",
 }
 
 

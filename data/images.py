@@ -6,131 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_muon.data.data_module import EpochDataModule
 from lightning_muon.data.image_files import LabelledImages, image_files, images_of_folder, split_by_class
-from lightning_muon.data.loader import EpochLoader, UnreadableSampleError
+from lightning_muon.data.image_samples import ImageForm, Images, NamedImages
+from lightning_muon.data.loader import EpochLoader
 
 _SIZE_OF_FILES = 64
 _IN_STATE = ("class_names", "size", "channels", "mean", "std")
-
-
-class ImageForm:
-    """How images become tensors: cut to a square in their middle, scaled to a size, and normalized.
-
-    Args:
-        size: Height and width in pixels.
-        channels: 3 for colours, 1 for grey values.
-        mean: What is subtracted from values between 0 and 1: a number, or one for each channel.
-        std: By what the result is divided.
-
-    Raises:
-        ModuleNotFoundError: If Pillow is not installed.
-    """
-
-    def __init__(
-        self, size: int, channels: int, mean: float | Sequence[float] = 0.5, std: float | Sequence[float] = 0.5
-    ) -> None:
-        try:
-            import PIL  # noqa: F401, PLC0415 - an extra
-        except ModuleNotFoundError:
-            raise ModuleNotFoundError("images need the package Pillow: pip install Pillow") from None
-        self.size = size
-        self.channels = channels
-        self.mean, self.std = (torch.tensor(value, dtype=torch.float32).view(-1, 1, 1) for value in (mean, std))
-
-    def read(self, image: Path | np.ndarray) -> np.ndarray:
-        """Return an image of a file or array as an array of shape (size, size, channels), dtype uint8.
-
-        Raises:
-            UnreadableSampleError: If the file holds no image, or a damaged one.
-        """
-        from PIL import Image, ImageOps  # noqa: PLC0415 - an extra
-
-        mode = "RGB" if self.channels == 3 else "L"
-        size = (self.size, self.size)
-        if isinstance(image, np.ndarray):
-            if image.shape == (*size, 3)[: image.ndim] and (image.ndim == 3) == (self.channels == 3):
-                return image.reshape(*size, self.channels)
-            opened = Image.fromarray(image)
-        else:
-            try:
-                with Image.open(image) as file:
-                    file.draft(mode, size)  # a JPEG is decoded at a fraction of its size that is large enough
-                    file.load()
-                    opened = ImageOps.exif_transpose(file)
-            except Exception as error:  # Pillow's readers raise what they like on damaged files
-                message = f"{image}: no image can be read ({_line(error)}); replace or remove the file"
-                raise UnreadableSampleError(message) from error
-        if opened.mode.startswith("I;16"):
-            opened = opened.point(lambda value: value / 256).convert("L")
-        fitted = ImageOps.fit(opened.convert(mode), size, Image.Resampling.BICUBIC)
-        return np.asarray(fitted).reshape(*size, self.channels)
-
-    def tensor(self, pixels: np.ndarray) -> Tensor:
-        """Return pixels (height, width, channels), dtype uint8, normalized, shape (channels, height, width)."""
-        values = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32, order="C"))
-        return (values / 255 - self.mean) / self.std
-
-    def visible(self, images: Tensor) -> Tensor:
-        """Return normalized images (…, channels, height, width) with values from 0 to 1."""
-        return (images * self.std.to(images) + self.mean.to(images)).clamp(0, 1)
-
-
-class Images:
-    """A dataset of images and their classes.
-
-    Args:
-        labelled: The images.
-        form: What becomes of them.
-        crop: Pixels by which an image may be moved in each direction in training; what it leaves is black.
-        flip: Whether half of the images are mirrored in training.
-    """
-
-    def __init__(self, labelled: LabelledImages, form: ImageForm, crop: int = 0, flip: bool = False) -> None:
-        self.labelled = labelled
-        self.form = form
-        self.crop = crop
-        self.flip = flip
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.labelled.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return an image, shape (channels, size, size), and the index of its class."""
-        return self.form.tensor(self.form.read(self.labelled.images[index])), self.labelled.labels[index]
-
-    def draw(self, index: int, generator: np.random.Generator) -> tuple[Tensor, int]:
-        """Return an image that is moved and perhaps mirrored, and the index of its class."""
-        pixels, size = self.form.read(self.labelled.images[index]), self.form.size
-        if self.crop:
-            padded = np.pad(pixels, ((self.crop, self.crop), (self.crop, self.crop), (0, 0)))
-            top, left = generator.integers(2 * self.crop + 1, size=2)
-            pixels = padded[top : top + size, left : left + size]
-        if self.flip and generator.random() < 0.5:
-            pixels = pixels[:, ::-1]
-        return self.form.tensor(pixels), self.labelled.labels[index]
-
-
-class NamedImages:
-    """A dataset of images without classes, each with the name of its file."""
-
-    def __init__(self, images: Sequence[Path | np.ndarray], form: ImageForm) -> None:
-        self.images = images
-        self.form = form
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        """Return an image, shape (channels, size, size), and its file, or its number if it is an array."""
-        image = self.images[index]
-        return self.form.tensor(self.form.read(image)), str(index if isinstance(image, np.ndarray) else image)
 
 
 class ImageDataModule(EpochDataModule):
@@ -236,6 +121,12 @@ class ImageDataModule(EpochDataModule):
         return ImageForm(*(self._saved[name] if name in self._saved else getattr(self, name) for name in _IN_STATE[1:]))
 
     @override
+    def setup(self, stage: str) -> None:
+        """Save what `export` needs: with it, the exported network can be used on other images."""
+        if stage == "fit":
+            self.save_hyperparameters({name: getattr(self, name) for name in _IN_STATE}, logger=False)
+
+    @override
     def train_dataloader(self) -> EpochLoader:
         crop = self.size // 8 if self._crop is None else self._crop
         flip = isinstance(self._first, Path) if self._flip is None else self._flip
@@ -250,16 +141,16 @@ class ImageDataModule(EpochDataModule):
         return self.eval_loader(Images(self._of_split("test"), self.form))
 
     @override
-    def predict_dataloader(self) -> EpochLoader:
+    def predict_dataloader(self) -> DataLoader[Any]:
         if self.predict is None:
-            return self.eval_loader(NamedImages(self._of_split("test").images, self.form))
+            return self.predict_loader(NamedImages(self._of_split("test").images, self.form))
         path = Path(self.predict)
         if not path.exists():
             raise FileNotFoundError(f"--data.predict: there is no file or folder {path}")
         files = [path] if path.is_file() else list(image_files(path))
         if not files:
             raise ValueError(f"--data.predict: {path} has no images")
-        return self.eval_loader(NamedImages(files, self.form))
+        return self.predict_loader(NamedImages(files, self.form))
 
     def _of_split(self, split: str) -> LabelledImages:
         if split not in self.splits:
@@ -285,7 +176,3 @@ class ImageDataModule(EpochDataModule):
 
 def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:5])}{f' … ({len(names)})' if len(names) > 5 else ''}"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

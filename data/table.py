@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_muon.data.data_module import EpochDataModule
@@ -86,8 +87,14 @@ class TableDataModule(EpochDataModule):
         if self._encoding is None:
             table, target = self._split("train"), self._target
             kind = self.kind or target_kind(table, target)
-            self._encoding = TableEncoding.of(table, target, kind, self.categorical, self.ignore)
-        return self._encoding
+            self._take(TableEncoding.of(table, target, kind, self.categorical, self.ignore))
+        return cast("TableEncoding", self._encoding)
+
+    def _take(self, encoding: TableEncoding) -> None:
+        self._encoding = encoding
+        self._encoded = {}
+        # For `export`: with it, the exported network can be used on other tables.
+        self.save_hyperparameters({"encoding": encoding.state_dict()}, logger=False)
 
     @property
     def numbers(self) -> int:
@@ -123,11 +130,11 @@ class TableDataModule(EpochDataModule):
         return self.eval_loader(self._rows("test"), collate_fn=as_batch)
 
     @override
-    def predict_dataloader(self) -> EpochLoader:
+    def predict_dataloader(self) -> DataLoader[Any]:
         if self.predict_file is None:
-            return self.test_dataloader()
+            return self.predict_loader(self._rows("test"), collate_fn=as_batch)
         table = read_table(matching_files(self.predict_file, "predict"))
-        return self.eval_loader(self.encoding.encode(table, with_target=False), collate_fn=as_batch)
+        return self.predict_loader(self.encoding.encode(table, with_target=False), collate_fn=as_batch)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -136,8 +143,7 @@ class TableDataModule(EpochDataModule):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state = dict(state_dict)
-        self._encoding = TableEncoding.from_state_dict(state.pop("encoding"))
-        self._encoded = {}
+        self._take(TableEncoding.from_state_dict(state.pop("encoding")))
         super().load_state_dict(state)
 
     def _rows(self, split: str) -> EncodedTable:

@@ -1,7 +1,9 @@
-"""Each command in the README of a generated project runs."""
+"""Each command in the README of a generated project runs, and its example of inference."""
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +31,13 @@ from torch import nn
 class Net(nn.Sequential):
     def __init__(self, width: int = 8) -> None:
         super().__init__(LAYERS)
+"""
+# As `import lightning` is where it is not installed.
+WITHOUT_LIGHTNING = """
+import sys
+sys.modules |= dict.fromkeys(["lightning", "lightning_fabric", "pytorch_lightning"])
+sys.path.insert(0, "src")
+exec(open("example.py").read())
 """
 WORDS = ["the quick brown fox jumps over the lazy dog"]
 
@@ -62,7 +71,8 @@ def write_files(folder: Path, task: str) -> tuple[tuple[str, str], list[str]]:
         (folder / "my_nets.py").write_text(NETS)
         rows = [f"{i % 7},{i % 5},{i % 7 * 10 + i % 5}.5" for i in range(100)]
         (folder / "houses.csv").write_text("\n".join(["rooms,garden,price", *rows]))
-        (folder / "new.csv").write_text("rooms,garden\n3,1\n")
+        columns = ["rooms", "garden", *(f"x{i + 1}" for i in range(10))]  # of both tables
+        (folder / "new.csv").write_text(f"{','.join(columns)}\n{','.join('0' for _ in columns)}\n")
         return ("TableModule", "TableData"), ["--model.net.dim=16", "--data.batch_size=8"]
     (folder / "my_nets.py").write_text(
         NETS.replace("LAYERS", "nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 4)")
@@ -81,10 +91,18 @@ def write_files(folder: Path, task: str) -> tuple[tuple[str, str], list[str]]:
 )
 def test_commands(task: str, project_of: Callable[[str], Path], tmp_path: Path) -> None:
     project = shutil.copytree(project_of(task), tmp_path / "project")
-    lines = re.findall(r"^\$run (.*)$", (project / "README.md").read_text(), re.MULTILINE)
+    readme = (project / "README.md").read_text()
+    lines = re.findall(r"^\$run (.*)$", readme, re.MULTILINE)
     # The first one predicts from a run that `make train` has made.
     commands = ["fit", *lines]
     assert len(commands) > 14
     classes, small = write_files(project, task)
     launch(PROGRAM, "run", 1, commands, classes, small, folder=project, path=[project / "src", project])
-    assert (project / "model.safetensors").is_file()
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (project / "example.py").write_text(example)
+    command = [sys.executable, "-c", WITHOUT_LIGHTNING]
+    finished = subprocess.run(command, cwd=project, text=True, capture_output=True, timeout=60, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert re.match(
+        {"text": "def ", "images": "[0-9]$", "table": r"tensor\(\[", "bare": r"tensor\(\["}[task], finished.stdout
+    )

@@ -1,9 +1,10 @@
 """The data: noisy waves of four shapes, made here."""
 
 import math
+from typing import Any
 
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_muon.data import EpochDataModule, EpochLoader
 
@@ -27,10 +28,12 @@ class Data(EpochDataModule):
         return self.train_loader(noisy_waves(self.waves, seed=1))  # EDIT: your dataset, with __len__ and __getitem__
 
     def val_dataloader(self) -> EpochLoader:
-        """Return the loader for validation, and for the predictions."""
+        """Return the loader for validation."""
         return self.eval_loader(noisy_waves(max(1, self.waves // 4), seed=2))  # EDIT: your dataset
 
-    predict_dataloader = val_dataloader
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return the loader for predictions."""
+        return self.predict_loader(noisy_waves(100, seed=3))  # EDIT: your dataset
 
 
 def noisy_waves(count: int, seed: int) -> TensorDataset:

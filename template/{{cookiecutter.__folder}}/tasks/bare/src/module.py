@@ -36,7 +36,6 @@ class Module(TrainingModule):
         loss, accuracy = F.cross_entropy(logits, targets), (logits.argmax(-1) == targets).float().mean()
         self.log_dict({"val/loss": loss, "val/accuracy": accuracy}, prog_bar=True, sync_dist=True)  # EDIT: your metrics
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[int]:
-        """Return the class of each wave."""
-        classes: list[int] = self.net(batch[0]).argmax(-1).tolist()
-        return classes
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, int]]:
+        """Return a row for each wave, which ``predict --output found.csv`` writes."""
+        return [{"class": label} for label in self.net(batch[0]).argmax(-1).tolist()]  # EDIT: your predictions

@@ -8,8 +8,8 @@ from torchmetrics import MetricCollection
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-# The networks are imported for their names: `--model.net ResNet`.
-from . import resnet, vit  # noqa: F401
+from lightning_muon.callbacks import writes_predictions
+from . import resnet, vit  # noqa: F401 - for the names of their networks: `--model.net ResNet`
 from .figures import WorstMistakes, draw_confusion, draw_mistakes, tensorboard
 from .training import TrainingModule
 
@@ -81,7 +81,7 @@ class ImageModule(TrainingModule):
         writer.add_figure("worst_mistakes", figure, self.global_step)
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> list[dict[str, Any]]:
-        """Return the class of each image with its probability, and print them."""
+        """Return the class of each image with its probability; print them where they are not written to a file."""
         images, files = batch
         probabilities, labels = self._logits(images).softmax(dim=-1).max(dim=-1)
         names = self.trainer.datamodule.class_names  # type: ignore[attr-defined]
@@ -89,7 +89,8 @@ class ImageModule(TrainingModule):
             {"file": file, "class": names[label], "probability": round(probability, 4)}
             for file, label, probability in zip(files, labels.tolist(), probabilities.tolist(), strict=True)
         ]
-        self.print("\n".join(f"{one['file']}  {one['class']}  {one['probability']:.2f}" for one in found))
+        if not writes_predictions(self.trainer):
+            self.print("\n".join(f"{one['file']}  {one['class']}  {one['probability']:.2f}" for one in found))
         return found
 
     def _logits(self, images: Tensor) -> Tensor:

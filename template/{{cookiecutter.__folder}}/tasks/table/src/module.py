@@ -8,6 +8,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
+from lightning_muon.callbacks import writes_predictions
 from lightning_muon.data import TableBatch, TableEncoding
 from {{ cookiecutter.package_name }} import model  # noqa: F401 - for the names of its networks: `--model.net MLP`
 from {{ cookiecutter.package_name }}.training import TrainingModule
@@ -48,17 +49,23 @@ class TableModule(TrainingModule):
         self._evaluate(batch, "test")
 
     def predict_step(self, batch: TableBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """Return for each row its number in the file, the prediction and, of a class, its probability."""
+        """Return for each row its number in the file, the prediction and, of a class, its probability.
+
+        They are printed where they are not written to a file.
+        """
         outputs, rows = self._outputs(batch), batch.row.tolist()
-        if not self.is_classifier:
+        if self.is_classifier:
+            probabilities, indices = outputs.softmax(dim=-1).max(dim=-1)
+            found = [
+                {"row": row, "prediction": self._encoding.classes[index], "probability": round(probability, 4)}
+                for row, index, probability in zip(rows, indices.tolist(), probabilities.tolist(), strict=True)
+            ]
+        else:
             numbers = self._in_units(outputs).tolist()
-            return [{"row": row, "prediction": number} for row, number in zip(rows, numbers, strict=True)]
-        probability, index = outputs.softmax(dim=-1).max(dim=-1)
-        classes = [self._encoding.classes[each] for each in index.tolist()]
-        return [
-            {"row": row, "prediction": predicted, "probability": share}
-            for row, predicted, share in zip(rows, classes, probability.tolist(), strict=True)
-        ]
+            found = [{"row": row, "prediction": number} for row, number in zip(rows, numbers, strict=True)]
+        if not writes_predictions(self.trainer):
+            self.print("\n".join("  ".join(f"{value}" for value in one.values()) for one in found))
+        return found
 
     @property
     def _encoding(self) -> TableEncoding:
