@@ -41,12 +41,14 @@ class Choice:
         own: The program's own class, if it has one.
         made: The class to train or to read from; ``None`` if nobody has chosen, or the module has data of its own.
         left_out: Keys of the default config that the chosen class does not take.
+        free: Names of arguments that were given below ``dict_kwargs``, for a class whose ``**kwargs`` have no names.
     """
 
     section: str
     own: Maker | None
     made: Maker | None
     left_out: list[str] = field(default_factory=list, compare=False)
+    free: list[str] = field(default_factory=list, compare=False)
 
     @property
     def path(self) -> str | None:
@@ -83,6 +85,29 @@ class Choices:
     def left_out(self) -> list[str]:
         """Keys of the default config that the chosen classes do not take."""
         return [key for choice in self for key in choice.left_out]
+
+    def add_free_arguments(self, parser: ArgumentParser) -> None:
+        """Add the arguments to a parser that has those of the classes."""
+        for choice in self:
+            for name in dict.fromkeys(choice.free):
+                parser.add_argument(f"--{choice.section}.{name}", type=Any)
+
+    def nested(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a configuration that says which classes it is for, where these are not the program's own.
+
+        Args:
+            tree: The arguments of the classes directly below their sections.
+        """
+        nested = dict(tree)
+        for choice in self:
+            if choice.path is not None:
+                arguments = tree.get(choice.section) or {}  # a class without arguments has no section
+                named = {name: value for name, value in arguments.items() if name not in choice.free}
+                free = {name: value for name, value in arguments.items() if name in choice.free}
+                nested[choice.section] = {"class_path": choice.path, "init_args": named}
+                if free:
+                    nested[choice.section]["dict_kwargs"] = free
+        return nested
 
     @property
     def paths(self) -> dict[str, str]:
@@ -131,21 +156,9 @@ def settle(layers: Sequence[Layer], choices: Choices) -> list[Layer]:
     return settled
 
 
-def nested(tree: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
-    """Return a configuration that says which classes it is for.
-
-    Args:
-        tree: The arguments of the classes directly below their sections.
-        paths: Their import paths by section.
-    """
-    # A class without arguments has no section.
-    sections = {key: {"class_path": path, "init_args": tree.get(key) or {}} for key, path in paths.items()}
-    return {**tree, **sections}
-
-
 def as_class(made: Maker) -> type:
     """Return a class with the arguments of a function, for the parser; a class as it is."""
-    return made if inspect.isclass(made) else class_of_function(made)  # type: ignore[no-any-return]
+    return made if inspect.isclass(made) else class_of_function(made)
 
 
 def path_of(made: Maker) -> str:
@@ -231,6 +244,7 @@ def _settled(layer: Layer, choices: Choices) -> dict[str, object]:
         if choice.made is None and (layer.asked or choice.own is None):
             continue  # nobody has chosen: the parser says what is missing
         arguments = _arguments(section)
+        choice.free.extend(section.get("dict_kwargs") or {})
         if written_for is not None and not _names(written_for, choice.made):
             accepted = choice.arguments
             left_out |= {f"{choice.section}.{name}" for name in arguments if name not in accepted}
@@ -280,6 +294,8 @@ def _settled_option(layer: Layer, choices: Choices) -> Layer | None:
         return replace(layer, args=args)
     if key in {"", "class_path"} and layer.value:
         return None
+    if key.startswith("dict_kwargs."):
+        choice.free.append(key.split(".")[1])
     args = (re.sub(rf"^(--{section})\.(?:init_args|dict_kwargs)\.", r"\1.", args[0]), *args[1:])
     return replace(layer, args=args)
 

@@ -24,7 +24,7 @@ import lightning_muon.callbacks
 import lightning_muon.optim  # noqa: F401
 from lightning_muon.callbacks import PredictionWriter
 from lightning_muon.callbacks.stop_on_signal import StopOnSignal
-from lightning_muon.cli.choice import choose, nested, settle
+from lightning_muon.cli.choice import choose, settle
 from lightning_muon.cli.ending import ending_on_signals, errors_in_one_line
 from lightning_muon.cli.errors.files import check_folders
 from lightning_muon.cli.errors.missing import check_complete
@@ -162,6 +162,7 @@ class MuonCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        self.choices.add_free_arguments(parser)
         parser.add_argument(
             "--grace",
             type=PositiveFloat,
@@ -201,7 +202,7 @@ class MuonCLI(LightningCLI):
         self.secrets = Secrets(self.given, {} if saved is None else saved.arguments)
         for each in self._subcommand_parsers.values():
             cast("MaskingParser", each).secrets = self.secrets
-            cast("MaskingParser", each).class_paths = self.choices.paths
+            cast("MaskingParser", each).choices = self.choices
         without = None
         if saved is None:
             self._parse(parser, self._layers)
@@ -305,7 +306,7 @@ class MuonCLI(LightningCLI):
         config = {**self.config[self.config["subcommand"]].as_dict(), "model": dict(self.resume.used.arguments)}
         check_lengths(config, self.given)
         check_settings(config, self.given)
-        sections = nested(self.config[self.config["subcommand"]].as_dict(), self.choices.paths)
+        sections = self.choices.nested(self.config[self.config["subcommand"]].as_dict())
         for section in SECTIONS:
             check_complete(section, sections.get(section), self.given)
 
@@ -360,7 +361,7 @@ class MuonCLI(LightningCLI):
     @override
     def _dump_config(self) -> None:
         super()._dump_config()
-        self.config_dump = nested(self.config_dump, self.choices.paths)  # for the hyperparameters in checkpoints
+        self.config_dump = self.choices.nested(self.config_dump)  # for the hyperparameters in checkpoints
 
     @override
     def instantiate_classes(self) -> None:

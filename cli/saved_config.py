@@ -2,7 +2,7 @@
 
 import os
 from argparse import Action
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from lightning_muon.cli.choice import nested
+from lightning_muon.cli.choice import Choices
 from lightning_muon.cli.secrets import Secrets
 
 
@@ -26,11 +26,11 @@ class MaskingParser(LightningArgumentParser):
 
     Attributes:
         secrets: Which values come from the environment.
-        class_paths: The import paths of module and data, by section, where they are not the program's own.
+        choices: What was chosen; the configuration names it.
     """
 
     secrets = Secrets()
-    class_paths: Mapping[str, str] = {}
+    choices: Choices | None = None
 
     def _check_value_key(self, action: Action, value: Any, key: str, *args: Any, **options: Any) -> Any:
         """Check a value, but an interpolation only once it is resolved.
@@ -45,10 +45,13 @@ class MaskingParser(LightningArgumentParser):
     @override
     def dump(self, namespace: Namespace, format: str = "parser_mode", **options: Any) -> str:
         text: str = super().dump(namespace, format=format, **options)
-        if not (self.secrets.written or self.class_paths) or format.startswith("json"):
+        chosen = self.choices is not None and self.choices.paths
+        if not (self.secrets.written or chosen) or format.startswith("json"):
             return text
+        tree = self.secrets.masked(yaml.safe_load(text))
+        if self.choices is not None:
+            tree = self.choices.nested(tree)
         comments = [line for line in text.splitlines() if line.startswith("#")]
-        tree = nested(self.secrets.masked(yaml.safe_load(text)), self.class_paths)
         masked = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
         return "\n".join([*comments, masked])
 

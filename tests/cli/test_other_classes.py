@@ -52,6 +52,14 @@ class Whole(Plain):
     def train_dataloader(self):
         return Data().train_dataloader()
 
+class Free(L.LightningModule):
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Linear(self.hparams.width, 1)
+
+    training_step = Plain.training_step
+
 class Wrong(Plain):
     def training_step(self, batch, batch_idx):
         a, b, c = batch
@@ -170,6 +178,14 @@ def test_a_run_is_repeated_resumed_and_loaded(run: Run, capsys: pytest.CaptureFi
 
     line = told(capsys, lambda: run("validate", f"--ckpt_path={checkpoint}"))
     assert line.endswith("; it is of --model mine_other.Plain")
+
+
+def test_arguments_without_names_go_below_dict_kwargs(run: Run) -> None:
+    options = ["--model=mine_other.Free", "--data=mine_other.Data", "--model.dict_kwargs.width=3", "--config=logs.yaml"]
+    cli = run("fit", *options)
+    assert cli.model.net.weight.shape == (1, 3)
+    config = Path(str(cli.trainer.log_dir)) / "config.yaml"
+    assert run("fit", f"--config={config}").model.net.weight.equal(cli.model.net.weight)
 
 
 def test_only_the_data_or_only_the_module(run: Run) -> None:
