@@ -95,9 +95,9 @@ class SpeedMonitor(Callback):
 
     @override
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Any, batch_idx: int
     ) -> None:
-        self._samples += next(_extract_batch_size(batch), 0)
+        self._samples += next(_extract_batch_size(batch), None) or 0
         self._batches += 1
         every: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
         steps, self._steps = self._steps, trainer.global_step

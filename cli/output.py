@@ -141,7 +141,7 @@ def _profile_of(trainer: "Trainer") -> Path | None:
     profiler = trainer.profiler  # type: ignore[attr-defined]
     if not (profiler.filename and profiler.dirpath):
         return None
-    return Path(profiler.dirpath) / profiler._prepare_filename()
+    return Path(profiler.dirpath, profiler._prepare_filename())
 
 
 def _is_sharded(checkpoint: Path) -> bool:

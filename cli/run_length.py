@@ -1,6 +1,7 @@
 """How long a run is: epochs or steps, whichever was asked for last; and schedules of that length."""
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning_muon.cli.output import say
 
 # The limits of a run, and how each is lifted.
 _LIMITS = {"trainer.max_steps": "-1", "trainer.max_epochs": "null"}
-_NO_LIMIT = {"-1", "null", "none"}
+_IS_LIMIT = re.compile(r"\d+|\$\{.*")
 
 
 def lift_limit(given: Sequence[Given], *, quiet: bool = False) -> list[str]:
@@ -33,7 +34,7 @@ def lift_limit(given: Sequence[Given], *, quiet: bool = False) -> list[str]:
     for position, entry in enumerate(given):
         if entry.key in _LIMITS:
             last[entry.key] = position, entry
-    set_ones = [(at, entry) for at, entry in last.values() if str(entry.value).lower() not in _NO_LIMIT]
+    set_ones = [(at, entry) for at, entry in last.values() if _IS_LIMIT.fullmatch(str(entry.value))]
     if len(set_ones) < len(_LIMITS):
         return []
     (_, lifted), (_, asked) = sorted(set_ones, key=lambda found: found[0])

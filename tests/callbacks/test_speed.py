@@ -58,7 +58,7 @@ class Timed(LightningModule):
 def test_rates_leave_out_validation_and_the_first_step(
     clock: Clock, fit: Fit, tensorboard: TensorBoardLogger, events: Any, accumulate: int
 ) -> None:
-    module = Timed(clock)
+    module: Any = Timed(clock)
     module.tokens_per_sample = 10
     module.flops_per_batch = 6e12
     options = {"limit_val_batches": 1, "val_check_interval": 2, "log_every_n_steps": 3, "max_epochs": 2}

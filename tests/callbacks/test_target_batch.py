@@ -61,7 +61,7 @@ def test_what_does_not_fit(options: dict[str, int], attributes: dict[str, Any], 
 
 
 def test_tokens_and_a_second_fit(fit: Fit) -> None:
-    module = accumulated_training.Samples()
+    module: Any = accumulated_training.Samples()
     module.tokens_per_sample = 16
     callback = TargetBatch(tokens=128)
     assert fit(module, callbacks=[callback]).accumulate_grad_batches == 4

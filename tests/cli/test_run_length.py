@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,7 +110,7 @@ class EpochData(EpochDataModule):
 
 
 class Recorder(TinyModule):
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.losses.extend(batch.flatten().tolist())  # the samples
         return self(batch / 40).square().mean()
 

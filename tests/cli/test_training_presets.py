@@ -92,7 +92,7 @@ class Ordered(EpochDataModule):
 
 
 class Seeing(TinyModule):
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.losses.append(batch[0, 0].item())
         return super().training_step([batch], batch_idx)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from lightning_muon.optim import WarmupCosine, WarmupStableDecay
+from lightning_muon.optim import OneCycle, WarmupCosine, WarmupStableDecay
 
 
 def optimizer() -> SGD:
@@ -21,7 +21,8 @@ def rates(schedule: Any, count: int, own: SGD | None = None) -> list[float]:
     scheduler, found = schedule(own), []
     for _ in range(count):
         found.append(own.param_groups[0]["lr"] / 2.0)
-        assert own.param_groups[1]["lr"] == pytest.approx(own.param_groups[0]["lr"] / 4)
+        for group in own.param_groups[1:]:
+            assert group["lr"] == pytest.approx(own.param_groups[0]["lr"] / 4)
         own.step()
         scheduler.step()
     return found
@@ -47,6 +48,24 @@ def test_warmup_plateau_and_decay() -> None:
     # Before the decay the length does not matter.
     short, long = (WarmupStableDecay(optimizer(), total, 5 / total) for total in (100, 200))
     assert [short.lr_lambdas[0](step) for step in range(80)] == [long.lr_lambdas[0](step) for step in range(80)]
+
+
+def test_one_cycle_to_the_rate_of_each_group() -> None:
+    """In torch's form for one group, momentum included, over exactly the steps of the run."""
+    own = SGD([{"params": [torch.zeros(1)], "lr": 2.0}, {"params": [torch.zeros(1)], "lr": 0.5}], momentum=0.9)
+    found = rates(partial(OneCycle, total_steps=40), 40, own)
+    reference = SGD([torch.zeros(1)], momentum=0.9)
+    theirs = rates(partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=2.0, total_steps=40), 40, reference)
+    assert found == theirs
+    assert max(found) == pytest.approx(1.0, rel=1e-3)
+    assert found[-1] == pytest.approx(1 / 25e4)
+    assert own.param_groups[0]["momentum"] == own.param_groups[1]["momentum"] == reference.param_groups[0]["momentum"]
+
+
+@pytest.mark.parametrize("schedule", [WarmupCosine, WarmupStableDecay, OneCycle])
+def test_without_the_command_line_the_length_must_be_given(schedule: Any) -> None:
+    with pytest.raises(ValueError, match="total_steps must be given"):
+        schedule(optimizer())
 
 
 def test_a_resumed_schedule_goes_on() -> None:

@@ -15,7 +15,8 @@ class TrainingModule(L.LightningModule):
     Args:
         net: The network.
         optimizer: ``MuonAdamW`` or any optimizer of torch, such as ``--model.optimizer AdamW`` for comparison.
-        lr_scheduler: Any scheduler of torch. ``ReduceLROnPlateau`` also takes the metric to ``monitor``.
+        lr_scheduler: Any scheduler of torch. One with an argument ``total_steps`` gets the length of the run.
+            ``ReduceLROnPlateau`` also takes the metric to ``monitor``.
         rules: Exceptions to the routing of parameters to Muon and AdamW.
         per_head: Let Muon orthogonalize each attention head by itself.
         strict_routing: Refuse to train while the role of a parameter is a guess, until a rule decides.
