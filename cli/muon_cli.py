@@ -116,12 +116,11 @@ class MuonCLI(LightningCLI):
         self._args = list(sys.argv[1:] if args is None else args)
         await_gloo_threads_at_exit()
         with self._ending_on_signals(), _errors_in_one_line(self):
-            if isinstance(datamodule_class, str):
-                datamodule_class = resolve_name(datamodule_class)
-            FromData(datamodule_class).register()
+            data_class = resolve_name(datamodule_class) if isinstance(datamodule_class, str) else datamodule_class
+            FromData(data_class).register()
             super().__init__(
                 resolve_name(model_class) if isinstance(model_class, str) else model_class,
-                datamodule_class,
+                data_class,
                 save_config_callback=SaveRunConfig,
                 parser_class=MaskingParser,
                 parser_kwargs={
