@@ -92,7 +92,7 @@ class EpochLoader:
         draws = train and isinstance(dataset, RandomSamples)
         self.loader: DataLoader[Any] = DataLoader(
             _Drawn(dataset, seed) if draws else dataset,  # type: ignore[arg-type]
-            batch_sampler=_WithEpochs(self.batches) if draws else self.batches,  # type: ignore[arg-type]
+            batch_sampler=_WithEpochs(self.batches) if draws else self.batches,
             generator=self._generator,
             persistent_workers=options.get("num_workers", 0) > 0,
             **options,

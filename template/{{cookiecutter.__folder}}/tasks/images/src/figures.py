@@ -102,7 +102,7 @@ def draw_confusion(confusion: Tensor, class_names: Sequence[str]) -> Figure:
         axes.set_yticks(positions, class_names)
         for row, column in confusion.nonzero().tolist():
             color = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, int(confusion[row, column]), ha="center", va="center", color=color, fontsize=8)
+            axes.text(column, row, str(int(confusion[row, column])), ha="center", va="center", color=color, fontsize=8)
     return figure
 
 
