@@ -34,8 +34,15 @@ def figures(comparison: Comparison) -> dict[str, Any]:
 
 
 def monitors() -> list[Any]:
-    others = {"MuonDashboard", "HyperparameterSchedule", "NonFiniteError", "StopOnSignal", "TargetBatch"}
-    names = [name for name in callbacks.__all__ if name not in others]
+    others = {
+        "MuonDashboard",
+        "HyperparameterSchedule",
+        "NonFiniteError",
+        "PredictionWriter",
+        "StopOnSignal",
+        "TargetBatch",
+    }
+    names = [name for name in callbacks.__all__ if name[0].isupper() and name not in others]
     options = {"WeightRMSMonitor": {"outputs": ["net.*"], "per_parameter": True}}
     watching = [getattr(callbacks, name)(every_n_steps=1, **options.get(name, {})) for name in names]
     return [*watching, HyperparameterSchedule("momentum", {0: 0.9, -1: 0.95})]
