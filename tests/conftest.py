@@ -28,6 +28,13 @@ def deterministic() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def own_rendezvous(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget where earlier tests in this process met: Lightning leaves the port, and its store may still listen."""
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(scope="session")
 def baked_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project generated with the default answers; copy it before changing anything in it."""

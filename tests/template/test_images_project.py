@@ -1,9 +1,6 @@
-"""A generated project of the task *images*: its style, two processes, and its own tests."""
+"""A generated project of the task *images*: on two processes, and with networks of libraries."""
 
-import os
-import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,19 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.processes import launch, run_module
+from tests.processes import launch
 
 REPOSITORY = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("images_training.py")
 
 
 @pytest.fixture(scope="module")
-def images_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("images project")
-    command = [sys.executable, "-m", "cookiecutter", str(REPOSITORY), "--no-input", "--default-config", "task=images"]
-    environment = {**os.environ, "HOME": str(tmp_path_factory.mktemp("home"))}
-    subprocess.run([*command, "--output-dir", str(where)], env=environment, check=True, capture_output=True)
-    return where / "my-muon-project"
+def images_project(project_of: Callable[[str], Path]) -> Path:
+    return project_of("images")
 
 
 @pytest.fixture
@@ -37,13 +30,6 @@ def folder(tmp_path: Path) -> Path:
             pixels[:, :, channel] += 40
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
     return tmp_path
-
-
-def test_it_keeps_its_style(images_project: Path) -> None:
-    for command in (["check", "--no-cache"], ["format", "--check", "--no-cache"]):
-        ruff = [sys.executable, "-m", "ruff", *command, "."]
-        finished = subprocess.run(ruff, cwd=images_project, text=True, capture_output=True, check=False)
-        assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
 def test_two_processes_see_the_whole_validation(images_project: Path, folder: Path) -> None:
@@ -70,16 +56,3 @@ def test_a_network_of_a_library(images_project: Path, folder: Path, library: str
     (found,) = launch(PROGRAM, f"fit_{library}", 1, folder=folder, path=path)
     assert found["outputs"] == 3
     assert set(found["classes"]) <= {"a", "b", "c"}
-
-
-@pytest.mark.slow  # half a minute: all presets and strategies on another network than that of the task text
-def test_its_own_tests_pass(images_project: Path, tmp_path: Path) -> None:
-    project = shutil.copytree(images_project, tmp_path / "a project")
-    finished = run_module("pytest", "-q", folder=project)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-
-
-def test_its_own_tests_of_images_pass(images_project: Path, tmp_path: Path) -> None:
-    project = shutil.copytree(images_project, tmp_path / "a project")
-    finished = run_module("pytest", "-q", "tests/test_images.py", folder=project)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
