@@ -1,4 +1,4 @@
-"""The Python examples of the README run unchanged."""
+"""The Python examples of the README run unchanged; the page of presets has them all."""
 
 import re
 from collections.abc import Callable
@@ -40,6 +40,13 @@ def test_the_plain_example(regression: Callable[..., LightningModule], capsys: p
 
 def test_every_example_is_tested() -> None:
     assert len(BLOCKS) == 2
+
+
+def test_every_preset_is_on_its_page() -> None:
+    page = (README.parent / "docs" / "presets.md").read_text()
+    configs = README.parent / "configs"
+    names = {str(path.relative_to(configs).with_suffix("")) for path in configs.rglob("*.yaml")} - {"default"}
+    assert {name for name in names if f"`{name}`" not in page} == set()
 
 
 def test_what_it_links_to_is_there() -> None:
