@@ -83,6 +83,7 @@ def test_optimizer_state(tmp_path: Path) -> None:
     assert shares["NorMuon"] <= shares["MuonAdamW"] + 0.02
 
 
+@pytest.mark.slow  # a quarter of a minute; what it measures is tested in tests/optim/sharding
 def test_traffic(tmp_path: Path) -> None:
     traffic.main(["--quick", "--results", str(tmp_path)])
     rows = record(tmp_path / "traffic-cpu.json")["rows"]
@@ -153,6 +154,7 @@ def test_monitors(tmp_path: Path) -> None:
     assert rows["sum of these"] < rows["the steps themselves"]
 
 
+@pytest.mark.slow  # ten seconds; the variants are presets, which tests/template trains
 def test_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = list(variants.VARIANTS)
     monkeypatch.setattr(variants, "VARIANTS", {name: variants.VARIANTS[name] for name in (names[0], names[-2])})
@@ -163,6 +165,7 @@ def test_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["gain"] for row in rows] == [f"{losses[0][0] - values[0]:+.4f}" for values in losses]
 
 
+@pytest.mark.slow  # ten seconds; the preset is tested in tests/template
 def test_unhealthy_run(tmp_path: Path) -> None:
     unhealthy_run.main(["--quick", "--results", str(tmp_path)])
     healthy, sick, held = record(tmp_path / "unhealthy_run-cpu.json")["rows"]

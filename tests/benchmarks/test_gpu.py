@@ -25,6 +25,7 @@ from tests.processes import run_module
 REPOSITORY = Path(__file__).parents[2]
 
 
+@pytest.mark.slow  # a quarter of a minute, on a machine without a GPU
 def test_all_sections_in_tiny_form(tmp_path: Path) -> None:
     """One test, since the run takes seconds: pytest-xdist would make a fixture once for each worker."""
     arguments = ["--device", "cpu", "--tiny", "--results", str(tmp_path)]
