@@ -26,8 +26,7 @@ class Experts(nn.Module):
             raise ValueError(f"active_experts must be from 1 to the number of experts ({count}), got {active}")
         self.active = active
         self.router = nn.Linear(dim, count, bias=False)
-        # Stored (experts, out, in), as the layers of one expert are.
-        self.in_features, self.hidden = dim, 4 * dim
+        self.is_transposed = False  # stored (experts, out, in); so route_parameters knows the matrices
         self.up = nn.Parameter(torch.empty(count, 4 * dim, dim))
         self.down = nn.Parameter(torch.empty(count, dim, 4 * dim))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_muon.cli import MuonCLI, main
+from lightning_muon.optim import find_routes
 from {{ cookiecutter.package_name }}.data import TextData
 from {{ cookiecutter.package_name }}.experts import Experts
 from {{ cookiecutter.package_name }}.generation import generate
@@ -66,6 +67,14 @@ def test_it_begins_with_every_token_equally_likely() -> None:
 
 def test_a_cap_bounds_the_logits() -> None:
     assert small(softcap=0.5)(torch.randint(256, (2, 12))).abs().max() <= 0.5
+
+
+@pytest.mark.parametrize("options", SHAPES)
+def test_no_route_is_a_guess(options: dict[str, Any]) -> None:
+    routes = {route.name: route for route in find_routes(small(**options), strict=True)}
+    matrices = {name for name in routes if name.startswith("blocks.") and not name.endswith("norm.weight")}
+    assert {routes[name].algorithm for name in matrices} == {"muon"}
+    assert {routes[name].algorithm for name in ("embedding.weight", "head.weight")} == {"adamw"}
 
 
 def test_experts_are_the_weighted_sum_of_the_chosen() -> None:
