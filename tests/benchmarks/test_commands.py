@@ -60,6 +60,7 @@ def test_orthogonalization(tmp_path: Path) -> None:
             assert max(errors) <= accurate, row
 
 
+@pytest.mark.slow  # seconds in a tiny form; the parts it measures have their own tests
 def test_optimizer_step(tmp_path: Path) -> None:
     optimizer_step.main(["--quick", "--peers", "--device", "cpu", "--results", str(tmp_path)])
     rows = {row["optimizer"]: row for row in record(tmp_path / "optimizer_step-tiny-cpu.json")["rows"]}
@@ -71,6 +72,7 @@ def test_optimizer_step(tmp_path: Path) -> None:
     assert ours < 0.7 * adamw
 
 
+@pytest.mark.slow  # seconds in a tiny form; the parts it measures have their own tests
 def test_optimizer_state(tmp_path: Path) -> None:
     optimizer_state.main(["--quick", "--device", "cpu", "--results", str(tmp_path)])
     rows = {row["optimizer"]: row for row in record(tmp_path / "optimizer_state-cpu.json")["rows"]}
@@ -94,6 +96,7 @@ def test_traffic(tmp_path: Path) -> None:
             assert row["MB sent by a rank"] == pytest.approx(row["there and back, W ranks, MB"], rel=1e-4)
 
 
+@pytest.mark.slow  # seconds in a tiny form; the parts it measures have their own tests
 def test_saving_time(tmp_path: Path) -> None:
     repository = Path(__file__).parents[2]
     arguments = ["--quick", "--results", str(tmp_path)]
@@ -144,6 +147,7 @@ def polar() -> Callable[[Tensor], Tensor]:
     return compute
 
 
+@pytest.mark.slow  # seconds in a tiny form; the parts it measures have their own tests
 def test_monitors(tmp_path: Path) -> None:
     monitors.main(["--quick", "--results", str(tmp_path)])
     rows = {row["monitor"]: row["ms in 10 steps"] for row in record(tmp_path / "monitors-cpu.json")["rows"]}

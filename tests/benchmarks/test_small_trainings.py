@@ -118,6 +118,7 @@ def test_the_rules_on_the_page_choose_the_matrices_of_lora() -> None:
     assert {route.algorithm for route in routes if "lora" in route.name} == {"adamw"}
 
 
+@pytest.mark.slow  # seconds in a tiny form; the parts it measures have their own tests
 def test_all_tasks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small_trainings, "QUICK_STEPS", 2)
     small_trainings.main(["--quick", "--only", *small_trainings.TASKS, "--results", str(tmp_path)])
@@ -139,6 +140,7 @@ def test_one_task_leaves_the_others_as_they_are(tmp_path: Path) -> None:
     assert [(row["task"], row["gain"] == "old") for row in rows] == [("diffusion", True), ("graph", False)]
 
 
+@pytest.mark.slow  # seconds in a tiny form; the parts it measures have their own tests
 def test_fine_tuning_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fine_tuning, "PYTHON_BYTES", 50_000)
     monkeypatch.setattr(fine_tuning, "HELD_OUT_ROWS", 10)

@@ -13,9 +13,9 @@ BROKEN = "net.2.weight"
 
 SPREAD = [
     (2, ("ddp", "fsdp", "adamw_fsdp2", "foreign_fsdp2")),
-    (3, ("ddp_sharded_state", "fsdp2", "foreign_ddp")),
+    pytest.param(3, ("ddp_sharded_state", "fsdp2", "foreign_ddp"), marks=pytest.mark.slow),
     (4, ("hsdp",)),
-    # The other pairs take half a minute.
+    # The other pairs, and the one above, take half a minute.
     pytest.param(2, ("ddp_sharded_state", "fsdp2"), marks=pytest.mark.slow),
     pytest.param(3, ("ddp", "fsdp", "foreign_fsdp2"), marks=pytest.mark.slow),
 ]
