@@ -6,7 +6,6 @@ the size that the data needs, and the config that is saved with the run holds th
 
 import json
 from collections.abc import Callable
-from pkgutil import resolve_name
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -23,7 +22,7 @@ class FromData:
     """The resolver of ``from_data`` for the configs of one program.
 
     Args:
-        datamodule_class: The class of the data, where the config does not choose one.
+        datamodule_class: The chosen class of the data; the section has its arguments.
     """
 
     def __init__(self, datamodule_class: Callable[..., LightningDataModule] | None) -> None:
@@ -60,11 +59,9 @@ class FromData:
         """Return the data module of a section of the config, the one before if nothing has changed."""
         written = json.dumps(section, sort_keys=True, default=str)
         if self._made is None or self._made[0] != written:
-            class_path = section.get("class_path")
-            made = resolve_name(class_path) if class_path else self.datamodule_class
-            if made is None:
+            if self.datamodule_class is None:
                 raise DataValueError("there is no data: choose some by --data")
-            self._made = written, made(**(section.get("init_args") or {} if class_path else section))
+            self._made = written, self.datamodule_class(**section)
         return self._made[1]
 
 

@@ -14,6 +14,7 @@ from lightning_muon.cli.output import say
 
 # The limits of a run, and how each is lifted.
 _LIMITS = {"trainer.max_steps": "-1", "trainer.max_epochs": "null"}
+# A negative number is no limit, or a mistake that is told later.
 _IS_LIMIT = re.compile(r"\d+|\$\{.*")
 
 
@@ -38,8 +39,8 @@ def lift_limit(given: Sequence[Given], *, quiet: bool = False) -> list[str]:
     if len(set_ones) < len(_LIMITS):
         return []
     (_, lifted), (_, asked) = sorted(set_ones, key=lambda found: found[0])
-    if (lifted.file, lifted.asked) == (asked.file, asked.asked) or str(asked.value).startswith("-"):
-        return []  # a negative limit is refused
+    if (lifted.file, lifted.asked) == (asked.file, asked.asked):
+        return []
     if not quiet:
         line = f"{asked.key} {asked.value} ends the run: {lifted.key} {lifted.value} does not apply"
         say(f"{line}{place_of(lifted.key, given)}")

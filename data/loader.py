@@ -23,7 +23,7 @@ class Samples(Protocol):
 
 @runtime_checkable
 class RandomSamples(Protocol):
-    """A dataset whose samples are other ones in each epoch of training, such as augmented images."""
+    """A dataset whose training samples differ from epoch to epoch, such as augmented images."""
 
     def draw(self, index: int, generator: np.random.Generator, /) -> Any:
         """Return a sample, with all that is random taken from the generator."""
@@ -145,7 +145,7 @@ class EpochLoader:
 
 
 class _WithEpochs:
-    """Batches of epoch and index instead of the index alone: workers do not know the epoch."""
+    """Yield pairs of epoch and index, because workers do not know the epoch."""
 
     def __init__(self, batches: EpochBatches) -> None:
         self.batches = batches
@@ -160,7 +160,7 @@ class _WithEpochs:
 
 
 class _Drawn:
-    """Samples by ``draw``, of which each has a generator of its own."""
+    """Call ``draw`` with a new generator for each sample."""
 
     def __init__(self, dataset: RandomSamples, seed: int) -> None:
         self.dataset = dataset

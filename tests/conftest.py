@@ -36,15 +36,29 @@ def own_rendezvous(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def baked_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project generated with the default answers; copy it before changing anything in it."""
-    # A space in the path, because a user's may have one.
-    folder = tmp_path_factory.mktemp("baked project")
-    command = [sys.executable, "-m", "cookiecutter", str(REPOSITORY), "--no-input", "--default-config"]
-    # cookiecutter writes answers and clones below the home folder: not below the user's.
-    environment = {**os.environ, "HOME": str(tmp_path_factory.mktemp("home"))}
-    subprocess.run([*command, "--output-dir", str(folder)], env=environment, check=True, capture_output=True)
-    return folder / "my-muon-project"
+def project_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`project_of(task)`: a project generated with the default answers otherwise; copy it before changing anything."""
+    baked: dict[str, Path] = {}
+
+    def generate(task: str) -> Path:
+        if task not in baked:
+            # A space in the path, because a user's may have one.
+            folder = tmp_path_factory.mktemp(f"baked {task}")
+            command = [sys.executable, "-m", "cookiecutter", str(REPOSITORY), "--no-input", "--default-config"]
+            # cookiecutter writes answers and clones below the home folder: not below the user's.
+            environment = {**os.environ, "HOME": str(tmp_path_factory.mktemp("home"))}
+            arguments = [*command, "--output-dir", str(folder), f"task={task}"]
+            subprocess.run(arguments, env=environment, check=True, capture_output=True)
+            baked[task] = folder / "my-muon-project"
+        return baked[task]
+
+    return generate
+
+
+@pytest.fixture(scope="session")
+def baked_project(project_of: Callable[[str], Path]) -> Path:
+    """A project of the task text, the default; copy it before changing anything in it."""
+    return project_of("text")
 
 
 @pytest.fixture(scope="session")

@@ -43,24 +43,6 @@ def bake(run: Callable[..., Finished]) -> Callable[..., Finished]:
     return run_cookiecutter
 
 
-@pytest.fixture(scope="session")
-def project_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``project_of(task)``: a generated project, in which tests may train."""
-    baked: dict[str, Path] = {}
-
-    def generate(task: str) -> Path:
-        if task not in baked:
-            folder = tmp_path_factory.mktemp(f"baked {task}")
-            command = [sys.executable, "-m", "cookiecutter", str(REPOSITORY), "--no-input", "--default-config"]
-            environment = {**os.environ, "HOME": str(tmp_path_factory.mktemp("home"))}
-            arguments = [*command, "--output-dir", str(folder), f"task={task}"]
-            subprocess.run(arguments, env=environment, check=True, capture_output=True)
-            baked[task] = folder / "my-muon-project"
-        return baked[task]
-
-    return generate
-
-
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of this repository that a test may spoil."""

@@ -1,5 +1,6 @@
 """Projects of the tasks table and bare: they train with all monitors, resume, validate and predict."""
 
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,6 @@ import torch
 from lightning_muon.report import compare
 from tests.processes import launch, run_module
 
-REPOSITORY = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("task_training.py")
 needs_tables = pytest.mark.skipif(
     any(find_spec(package) is None for package in ("pyarrow", "sklearn")), reason="pyarrow or scikit-learn is missing"
@@ -19,6 +19,12 @@ needs_tables = pytest.mark.skipif(
 TASKS = [pytest.param("table", marks=needs_tables), "bare"]
 
 Bake = Callable[[str], Path]
+
+
+@pytest.fixture
+def copy_of(project_of: Bake, tmp_path: Path) -> Bake:
+    """`copy_of(task)`: a project that a test may write into."""
+    return lambda task: shutil.copytree(project_of(task), tmp_path / task)
 
 
 def write_houses(folder: Path) -> None:
@@ -36,16 +42,16 @@ def train(project: Path, classes: tuple[str, str], options: list[str], predict: 
     return found
 
 
-def test_a_bare_project_trains(project_of: Bake) -> None:
-    found = train(project_of("bare"), ("Module", "Data"), [], [])
+def test_a_bare_project_trains(copy_of: Bake) -> None:
+    found = train(copy_of("bare"), ("Module", "Data"), [], [])
     assert {"val/loss", "val/accuracy", "weight_rms/max", "orthogonality_error/mean"} <= found["metrics"].keys()
     assert {row["class"] for row in found["predictions"][0]} <= set(range(4))
     assert {name for name, role in found["roles"].items() if role == "matrix"} >= {"net.blocks.0.1.weight"}
 
 
 @needs_tables
-def test_a_table_decides_the_sizes_of_the_network(project_of: Bake) -> None:
-    project = project_of("table")
+def test_a_table_decides_the_sizes_of_the_network(copy_of: Bake) -> None:
+    project = copy_of("table")
     write_houses(project)
     (project / "new.csv").write_text("state,rooms,garden\nold,3,10\nolder,,20\n")
     options = ["--data.files=houses.csv", "--data.target=price"]
@@ -63,8 +69,8 @@ def test_a_table_decides_the_sizes_of_the_network(project_of: Bake) -> None:
 
 @pytest.mark.slow  # the whole runs
 @pytest.mark.parametrize("task", TASKS)
-def test_the_default_run_is_healthy(project_of: Bake, task: str, tmp_path: Path) -> None:
-    project = project_of(task)
+def test_the_default_run_is_healthy(copy_of: Bake, task: str, tmp_path: Path) -> None:
+    project = copy_of(task)
     options = [f"--trainer.logger.save_dir={tmp_path}", "--trainer.enable_progress_bar=false"]
     finished = run_module("my_muon_project", "fit", *options, folder=project, path=[project / "src"])
     assert finished.returncode == 0, finished.stdout + finished.stderr
@@ -77,9 +83,9 @@ def test_the_default_run_is_healthy(project_of: Bake, task: str, tmp_path: Path)
 
 @needs_tables
 @pytest.mark.slow  # three launches
-def test_a_network_that_the_table_decides_is_sharded(project_of: Bake) -> None:
+def test_a_network_that_the_table_decides_is_sharded(copy_of: Bake) -> None:
     """Two ranks under FSDP2 and DDP train as one device does, and go on from its checkpoint."""
-    project, classes = project_of("table"), ("TableModule", "TableData")
+    project, classes = copy_of("table"), ("TableModule", "TableData")
     write_houses(project)
     common = ["--data.files=houses.csv", "--data.target=price", "--model.net.dropout=0", "--trainer.callbacks=null"]
     common += ["--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.limit_val_batches=0"]
