@@ -260,7 +260,8 @@ class RunGuard(Callback):
         """
         finder = self._spikes.setdefault(what, SpikeFinder(self.spike_factor or math.inf, least_spread))
         for spike in finder.find(series):
-            message = f"RunGuard, step {spike.step}: {what} rose to {spike.value:.3g}, from a median of {spike.usual:.3g}"
+            rose = f"{what} rose to {spike.value:.3g}, from a median of {spike.usual:.3g}"
+            message = f"RunGuard, step {spike.step}: {rose}"
             if finder.often > most:
                 often = f"; so high in {finder.often} of the last {COUNTED} steps" if most else ""
                 advice = "Look at the batch; if this comes often, lower the learning rate or clip."
