@@ -120,6 +120,20 @@ class TextDataModule(EpochDataModule):
         """Text to tokens, and back."""
         return load_tokenizer(self.tokenizer_path, self.end)
 
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens, for the size of the network.
+
+        Raises:
+            ValueError: If the text is files of tokens, and no tokenizer says how many there are.
+        """
+        if self.tokenizer_path == "bytes" and self.files is not None and self._are_tokens:
+            raise ValueError(
+                "--data.files: files of tokens do not say how many different ones there are: give the number by"
+                " --model.net.vocabulary, or their tokenizer by --data.tokenizer"
+            )
+        return self.tokenizer.vocabulary
+
     @cached_property
     def unigram_loss(self) -> float:
         """Validation loss, in nats per token, of a model that predicts how frequent tokens are in training."""
