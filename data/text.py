@@ -175,6 +175,28 @@ class TextDataModule(EpochDataModule):
     def _prepared(self) -> PreparedTokens:
         return prepare_tokens(self._paths, self.data_dir, self.tokenizer_path, end=self.end, field=self.field)
 
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "tokenizer": self.tokenizer_path, "end": self.end}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a run was; `predict` takes its tokenizer, if none is given.
+
+        Raises:
+            ValueError: If a run with a tokenizer is to go on with bytes.
+        """
+        state = dict(state_dict)
+        path, end = state.pop("tokenizer", "bytes"), state.pop("end", None)
+        if path != "bytes" and self.tokenizer_path == "bytes" and not (self.files is not None and self._are_tokens):
+            if self.trainer is None or not self.trainer.predicting:
+                raise ValueError(
+                    f"the checkpoint is of a run with the tokenizer '{path}': give --data.tokenizer {path}"
+                )
+            self.tokenizer_path, self.end = path, end
+            self.__dict__.pop("tokenizer", None)
+        super().load_state_dict(state)
+
     def _spread(self, split: str) -> EpochLoader:
         samples = PackedTokens(self.tokens(split), self.context)
         count = min(len(samples), max(self.val_samples, self.trainer.world_size if self.trainer else 1))
