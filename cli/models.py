@@ -103,8 +103,8 @@ def timm_model(name: str, checkpoint: str | None = None, options: dict[str, Any]
         options: Further arguments of ``timm.create_model``, such as ``{"num_classes": 10}``.
 
     Raises:
-        ModuleNotFoundError: If ``timm`` is not installed.
-        ValueError: If ``timm`` has no such model or option.
+        ModuleNotFoundError: If ``timm``, or a package that it needs, is not installed.
+        ValueError: If ``timm`` cannot be imported, or has no such model or option.
         FileNotFoundError: If there is no such checkpoint.
     """
     timm = _imported("timm")
@@ -122,8 +122,12 @@ def timm_model(name: str, checkpoint: str | None = None, options: dict[str, Any]
 def _imported(library: str) -> Any:
     try:
         return import_module(library)
-    except ImportError as error:
-        raise ModuleNotFoundError(f"{library} is needed: pip install {library} ({_line(error)})") from error
+    except ModuleNotFoundError as error:
+        missing = (error.name or library).partition(".")[0]
+        what = f"{library} is needed" if missing == library else f"{library} needs {missing}"
+        raise ModuleNotFoundError(f"{what}: pip install {missing}") from error
+    except (ImportError, RuntimeError) as error:  # such as a torchvision that is not of the build of torch
+        raise ValueError(f"{library} cannot be imported: {_line(error)}") from error
 
 
 def _config_file(path: str) -> dict[str, Any]:

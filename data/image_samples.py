@@ -11,6 +11,10 @@ from lightning_muon.data.extras import package
 from lightning_muon.data.image_files import LabelledImages
 from lightning_muon.data.loader import UnreadableSampleError
 
+# Files that are opened to name the others that are no images, when one is found: all of most folders, in seconds.
+_MOST_LOOKED_AT = 20_000
+_MOST_NAMED = 5
+
 
 class ImageForm:
     """How images become tensors: cut to a square in their middle, scaled to a size, and normalized.
@@ -94,11 +98,11 @@ class Images:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Return an image, shape (channels, size, size), and the index of its class."""
-        return self.form.tensor(self.form.read(self.labelled.images[index])), self.labelled.labels[index]
+        return self.form.tensor(_read(self.form, self.labelled.images, index)), self.labelled.labels[index]
 
     def draw(self, index: int, generator: np.random.Generator) -> tuple[Tensor, int]:
         """Return an image that is moved and perhaps mirrored, and the index of its class."""
-        pixels, size = self.form.read(self.labelled.images[index]), self.form.size
+        pixels, size = _read(self.form, self.labelled.images, index), self.form.size
         if self.crop:
             padded = np.pad(pixels, ((self.crop, self.crop), (self.crop, self.crop), (0, 0)))
             top, left = generator.integers(2 * self.crop + 1, size=2)
@@ -122,7 +126,32 @@ class NamedImages:
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         """Return an image, shape (channels, size, size), and its file, or its number if it is an array."""
         image = self.images[index]
-        return self.form.tensor(self.form.read(image)), str(index if isinstance(image, np.ndarray) else image)
+        return self.form.tensor(_read(self.form, self.images, index)), str(
+            index if isinstance(image, np.ndarray) else image
+        )
+
+
+def _read(form: ImageForm, images: Sequence[Path | np.ndarray], index: int) -> np.ndarray:
+    """Return an image; the error of a file that is none names the others too, so that one look mends them all."""
+    try:
+        return form.read(images[index])
+    except UnreadableSampleError as error:
+        others = [image for image in images[:_MOST_LOOKED_AT] if image != images[index] and not _has_header(image)]
+        if not others:
+            raise
+        named = ", ".join(map(str, others[:_MOST_NAMED])) + (", …" if len(others) > _MOST_NAMED else "")
+        raise UnreadableSampleError(f"{error}; {len(others)} more cannot be opened: {named}") from error
+
+
+def _has_header(image: Path | np.ndarray) -> bool:
+    """Return whether a file begins as an image; whether its pixels are whole is not looked at."""
+    from PIL import Image  # noqa: PLC0415 - an extra
+
+    try:
+        with Image.open(image):  # type: ignore[arg-type]
+            return True
+    except Exception:
+        return False
 
 
 def _line(error: BaseException) -> str:

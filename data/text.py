@@ -120,6 +120,20 @@ class TextDataModule(EpochDataModule):
         """Text to tokens, and back."""
         return load_tokenizer(self.tokenizer_path, self.end)
 
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens, for the size of the network.
+
+        Raises:
+            ValueError: If the text is files of tokens, and no tokenizer says how many there are.
+        """
+        if self.tokenizer_path == "bytes" and self.files is not None and self._are_tokens:
+            raise ValueError(
+                "--data.files: files of tokens do not say how many different ones there are: give the number by"
+                " --model.net.vocabulary, or their tokenizer by --data.tokenizer"
+            )
+        return self.tokenizer.vocabulary
+
     @cached_property
     def unigram_loss(self) -> float:
         """Validation loss, in nats per token, of a model that predicts how frequent tokens are in training."""
@@ -160,6 +174,28 @@ class TextDataModule(EpochDataModule):
     @cached_property
     def _prepared(self) -> PreparedTokens:
         return prepare_tokens(self._paths, self.data_dir, self.tokenizer_path, end=self.end, field=self.field)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "tokenizer": self.tokenizer_path, "end": self.end}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a run was; `predict` takes its tokenizer, if none is given.
+
+        Raises:
+            ValueError: If a run with a tokenizer is to go on with bytes.
+        """
+        state = dict(state_dict)
+        path, end = state.pop("tokenizer", "bytes"), state.pop("end", None)
+        if path != "bytes" and self.tokenizer_path == "bytes" and not (self.files is not None and self._are_tokens):
+            if self.trainer is None or not self.trainer.predicting:
+                raise ValueError(
+                    f"the checkpoint is of a run with the tokenizer '{path}': give --data.tokenizer {path}"
+                )
+            self.tokenizer_path, self.end = path, end
+            self.__dict__.pop("tokenizer", None)
+        super().load_state_dict(state)
 
     def _spread(self, split: str) -> EpochLoader:
         samples = PackedTokens(self.tokens(split), self.context)

@@ -21,7 +21,7 @@ class Tokenizer(ABC):
     """Text to tokens, and back.
 
     Attributes:
-        vocabulary: The number of tokens.
+        vocabulary: The number of tokens: one more than the largest.
         end: The token between documents; ``None`` if there is none.
         identity: What changes with the tokens that a text gives.
     """
@@ -76,8 +76,9 @@ class HuggingFaceTokenizer(Tokenizer):
         with package("tokenizers", path):
             from tokenizers import Tokenizer as Loaded  # noqa: PLC0415
         self._tokenizer = Loaded.from_file(str(path))
-        self.vocabulary = self._tokenizer.get_vocab_size()
-        self.end = _end_of(path, self._tokenizer.get_vocab(), end)
+        tokens = self._tokenizer.get_vocab()
+        self.vocabulary = 1 + max(tokens.values(), default=-1)  # not how many there are: numbers may be left out
+        self.end = _end_of(path, tokens, end)
         self.identity = _digest(path, end)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:

@@ -84,7 +84,7 @@ def _differences(own: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[s
         other = name if place is None else by_place.setdefault(place, name)
         if other != name and not shapes and not torch.equal(value, given[other]):
             two.append(f"{other} and {name}")
-    yield from _told("one here and two there", two)
+    yield from _told("tied here but not there", two)
 
 
 def _place(value: Any) -> Any:

@@ -105,7 +105,26 @@ def test_an_absent_library_is_named(
         main(args=["routes", f"--model={model}"])
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {library} is needed: pip install {library}")
+    assert line == f"error: {library} is needed: pip install {library}"
+
+
+@pytest.mark.parametrize(
+    ("imports", "message"),
+    [
+        ("import absent_vision.ops", "timm needs absent_vision: pip install absent_vision"),
+        ("raise RuntimeError('no operator nms')", "timm cannot be imported: no operator nms"),
+    ],
+)
+def test_what_a_library_lacks_is_named(
+    imports: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "timm.py").write_text(imports)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        main(args=["routes", "--model=timm:resnet18"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [f"error: {message}"]
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ def test_a_head_may_differ_where_it_is_named(capsys: pytest.CaptureFixture[str])
 
 def test_tied_weights_are_one(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, f"--weights={first}", "--model.net.tied=true")
-    assert "1 one here and two there (embedding.weight and head.weight)" in line
+    assert "it does not fit Net: 1 tied here but not there (embedding.weight and head.weight)" in line
 
 
 def test_a_module_without_a_network_of_its_own(run: RunTiny, saved: str) -> None:

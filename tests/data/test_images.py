@@ -274,3 +274,14 @@ def test_a_checkpoint_of_other_classes_is_refused(make: Make) -> None:
     others.load_state_dict(state)
     with pytest.raises(ValueError, match="the checkpoint is of the classes cat, dog, and the data has bird, cat"):
         others.val_dataloader()
+
+
+def test_a_file_that_is_no_image_tells_of_the_others(make: Make) -> None:
+    make("dog", 8)
+    folder = make("cat", 8)
+    none = [folder / "cat" / "3.png", folder / "dog" / "5.png"]
+    for path in none:
+        path.write_bytes(b"none")
+    labelled = LabelledImages(sorted(folder.rglob("*.png")), [0] * 16, ["cat"])
+    with pytest.raises(UnreadableSampleError, match=f"1 more cannot be opened: {none[1]}$"):
+        Images(labelled, ImageForm(8, 3))[labelled.images.index(none[0])]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
 
 from lightning_muon.data import Prompts, TextDataModule, load_tokenizer, read_prompts
@@ -55,3 +56,19 @@ def test_a_subclass_may_have_other_arguments() -> None:
     with _given_hyperparameters_context({"folder": "a"}, "maker"):
         data = Own("a")
     assert {key: data.hparams[key] for key in ("tokenizer", "end")} == {"tokenizer": "bytes", "end": None}
+
+
+def test_a_checkpoint_brings_its_tokenizer_to_predict(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    path = str(tmp_path / "tokenizer.json")
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"the": 300, "?": 1}, "?")).save(path)
+    state = TextDataModule(tokenizer=path).state_dict()
+    data = TextDataModule()
+    assert data.tokenizer.vocabulary == 256
+    data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(ValueError, match=f"the tokenizer '{path}': give --data.tokenizer {path}$"):
+        data.load_state_dict(state)
+    data.trainer.predicting = True
+    data.load_state_dict(state)
+    assert data.tokenizer.vocabulary == 301
+    data.load_state_dict({})  # of a version that did not say

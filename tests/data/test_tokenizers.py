@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lightning_muon.data import load_tokenizer
+from lightning_muon.data import TextDataModule, load_tokenizer
 
 TEXTS = ["def test(): return 'ä'", "naïve ☃", ""]
 
@@ -86,3 +86,16 @@ def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (tmp_path / name).write_text("{}")
         with pytest.raises(ModuleNotFoundError, match=f"needs the package {package}: pip install {package}"):
             load_tokenizer(tmp_path / name)
+
+
+def test_data_know_how_many_tokens_there_are(tmp_path: Path) -> None:
+    assert TextDataModule().vocabulary == 256
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    path = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"the": 300, "?": 1}, "?")).save(str(path))
+    assert TextDataModule(tokenizer=str(path)).vocabulary == 301
+    (tmp_path / "train.bin").write_bytes(b"\0\0\1\0")
+    tokens = str(tmp_path / "*.bin")
+    assert TextDataModule(tokens, str(path)).vocabulary == 301
+    with pytest.raises(ValueError, match=r"--data.files: files of tokens do not say .* --model.net.vocabulary"):
+        _ = TextDataModule(tokens).vocabulary

@@ -52,7 +52,8 @@ def write_files(folder: Path, task: str) -> tuple[tuple[str, str], list[str]]:
             (folder / name).write_text("\n".join(WORDS * (2 if name == "prompts.txt" else 99)))
         (folder / "gpt2").mkdir()
         tokenizers = pytest.importorskip("tokenizers")
-        tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"the": 0, "?": 1}, "?"))
+        # More tokens than bytes: the network must get their number from the data.
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"the": 300, "?": 1}, "?"))
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
         tokenizer.save(str(folder / "gpt2" / "tokenizer.json"))
         network = ["--model.net.dim=16", "--model.net.depth=1", "--model.net.heads=2", "--model.sample_tokens=4"]
