@@ -99,7 +99,9 @@ class EpochDataModule(pl.LightningDataModule):
         is_restored = "loops" not in checkpoint
         state: dict[str, Any] = loop.state_dict() if is_restored else checkpoint["loops"]["fit_loop"]
         epochs, batches = state["epoch_progress"]["current"], state["epoch_loop.batch_progress"]["current"]
-        counts_on = loop.restarting if is_restored else self.trainer.max_steps != -1
+        restarts = loop.restarting if is_restored else self.trainer.max_steps != -1
+        # Saved in the last batch of an epoch, a run begins the next epoch.
+        counts_on = restarts and batches["completed"] == batches["ready"]
         return batches["ready"] if epochs["ready"] > epochs["processed"] or counts_on else 0
 
     def eval_loader(self, dataset: Samples | Dataset[Any], **options: Any) -> EpochLoader:
