@@ -49,7 +49,7 @@ from lightning_muon.cli.resume.plan import ModuleArguments, ResumePlan
 from lightning_muon.cli.resume.reading import is_url
 from lightning_muon.cli.routing_table import PrintRouting
 from lightning_muon.cli.run_length import ScheduleOfRun, lift_limit
-from lightning_muon.cli.saved_config import MaskingParser, NewFolders, SaveRunConfig
+from lightning_muon.cli.saved_config import MaskingParser, NewFolders, SaveRunConfig, try_integers_first
 from lightning_muon.cli.secrets import Secrets
 from lightning_muon.cli.weights import StartingWeights, add_weights_options
 
@@ -171,6 +171,7 @@ class MuonCLI(LightningCLI):
             help="Seconds from SIGTERM or Ctrl-C to the end of a fit: for its step and a checkpoint.",
         )
         add_weights_options(parser)
+        try_integers_first(parser)
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:

@@ -4,9 +4,11 @@ import os
 from argparse import Action
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import reduce
 from itertools import chain, count
+from operator import or_
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from jsonargparse import Namespace
@@ -54,6 +56,21 @@ class MaskingParser(LightningArgumentParser):
         comments = [line for line in text.splitlines() if line.startswith("#")]
         masked = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
         return "\n".join([*comments, masked])
+
+
+def try_integers_first(parser: LightningArgumentParser) -> None:
+    """Let arguments of type ``int | float`` stay integers where they are one; call it once all are added.
+
+    jsonargparse takes the first type that fits, and to the trainer ``limit_val_batches`` 1 is one batch, 1.0 all of
+    them. Which type of ``Union[int, float]`` comes first, Python's cache of such types decides: a module that was
+    imported before may have written it the other way round.
+    """
+    for action in parser._actions:
+        types = get_args(getattr(action, "_typehint", None))
+        if int in types and float in types and all(isinstance(one, type) for one in types):
+            first, *rest = sorted(types, key=lambda one: one is not int)
+            # Not Union, whose order is that of an equal one in the cache.
+            action._typehint = reduce(or_, rest, first)  # type: ignore[attr-defined]
 
 
 class SaveRunConfig(SaveConfigCallback):

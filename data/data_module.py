@@ -86,18 +86,23 @@ class EpochDataModule(pl.LightningDataModule):
         return before
 
     def _seen_by_lightning(self) -> int:
-        """Return the number of batches of the epoch that a resumed run is in; 0 where it begins one.
+        """Return the number of batches that Lightning has counted in the epoch that a resumed run is in.
 
-        A run that ``max_steps`` stopped has ended its epoch, though the loader has not.
+        A run that ``max_steps`` or a signal stopped has ended its epoch, though the loader has not. Lightning counts on
+        in this epoch if the length of the run that goes on is given in steps; if in epochs, it begins at 0.
         """
         if self.trainer is None:
             return 0
         loop = self.trainer.fit_loop
         # The length may be asked for before Lightning has restored its loop.
         checkpoint = self.trainer._checkpoint_connector._loaded_checkpoint
-        state: dict[str, Any] = checkpoint["loops"]["fit_loop"] if "loops" in checkpoint else loop.state_dict()
+        is_restored = "loops" not in checkpoint
+        state: dict[str, Any] = loop.state_dict() if is_restored else checkpoint["loops"]["fit_loop"]
         epochs, batches = state["epoch_progress"]["current"], state["epoch_loop.batch_progress"]["current"]
-        return batches["ready"] if epochs["ready"] > epochs["processed"] else 0
+        restarts = loop.restarting if is_restored else self.trainer.max_steps != -1
+        # Saved in the last batch of an epoch, a run begins the next epoch.
+        counts_on = restarts and batches["completed"] == batches["ready"]
+        return batches["ready"] if epochs["ready"] > epochs["processed"] or counts_on else 0
 
     def eval_loader(self, dataset: Samples | Dataset[Any], **options: Any) -> EpochLoader:
         """Return the loader of a set for validation or test: all samples in their order, each time."""

@@ -30,6 +30,7 @@ _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
         "lightning.pytorch.cli",
+        "omegaconf",
         "pytest",  # each process imports the main module of its parent
         "rich.table",
         "tensorboard.backend.event_processing.event_accumulator",

@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lightning_muon.cli import MuonCLI, main
+from lightning_muon.cli.saved_config import MaskingParser, try_integers_first
 from lightning_muon.optim import MuonAdamW
 from tests.cli.conftest import TinyData, TinyModule
 
@@ -219,3 +221,19 @@ def test_a_config_takes_the_place_of_a_default_preset_from_its_folder(capsys: py
     with pytest.raises(SystemExit):
         options()
     assert "optimizer/polar.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("order", [float | int | None, int | float | None, float | int | str])
+def test_one_batch_is_not_all_of_them(order: Any) -> None:
+    """Python may give the types of the trainer's arguments in either order."""
+    parser = MaskingParser(parser_mode="omegaconf+")
+    parser.add_argument("--limit", type=order, default=1.0)
+    parser.add_argument("--rate", type=float | None, default=1.0)
+    try_integers_first(parser)
+    for written, value in (("1", 1), ("1.0", 1.0), ("0.5", 0.5), ("7", 7)):
+        found = parser.parse_args([f"--limit={written}", "--rate=2"])
+        assert (found.limit, type(found.limit), type(found.rate)) == (value, type(value), float)
+
+
+def test_a_limit_of_batches_on_the_command_line(run: Run) -> None:
+    assert run("fit", "--trainer.limit_val_batches=1").trainer.num_val_batches == [1]

@@ -1,14 +1,12 @@
 """What the user did wrong is one line on stderr that names it and the nearest valid thing, and exit code 2."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lightning_muon.cli import MuonCLI
+from tests.processes import run_module
 
 Run = Callable[..., MuonCLI]
 pytestmark = pytest.mark.timeout(60)
@@ -249,13 +247,11 @@ def test_our_classes_have_short_names() -> None:
     """In a process of its own: in this one another test may have imported them."""
     monitors = ["AutoWeightDecay", "WeightRMSMonitor", "MuonDashboard"]
     arguments = [*(f"--trainer.callbacks+={name}" for name in monitors), "--model.optimizer=MuonAdamW"]
-    program = (
+    Path("tiny.py").write_text(
         "from tests.cli.conftest import TinyModule, TinyData; from lightning_muon.cli import main; "
         f"main(TinyModule, TinyData, args=['fit', *{arguments}, '--print_config'])"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
-    call = [sys.executable, "-c", program]
-    done = subprocess.run(call, capture_output=True, text=True, env=environment, check=False)
+    done = run_module("tiny", folder=Path.cwd(), path=[Path(__file__).parents[2]])
     for path in (*(f"callbacks.{name}" for name in monitors), "optim.MuonAdamW"):
         assert f"class_path: lightning_muon.{path}" in done.stdout, done.stderr
 

@@ -1,12 +1,12 @@
 """The program for modules that lie where one stands: chosen by ``--model`` and ``--data``."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from lightning_muon.cli import main
+from tests.processes import run_module
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -31,14 +31,8 @@ PRESET = "model: {class_path: mine.Module, init_args: {hidden: '${model.init_arg
 def test_python_m_trains_what_is_importable_from_here() -> None:
     Path("mine.py").write_text(MODULE.format(name="Module"))
     Path("preset.yaml").write_text(PRESET)
-    program = [sys.executable, "-m", "lightning_muon.cli", "fit", "--config", "preset.yaml", "--model.width", "5"]
-    run = subprocess.run(
-        [*program, "--data=mine.Data", "--trainer.max_steps=2", *QUICK],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    arguments = ["--config=preset.yaml", "--model.width=5", "--data=mine.Data", "--trainer.max_steps=2", *QUICK]
+    run = run_module("lightning_muon.cli", "fit", *arguments, folder=Path.cwd())
     assert run.returncode == 0, run.stderr
     checkpoint = next(Path().rglob("*.ckpt")).absolute()
     assert f"checkpoint: {checkpoint}" in run.stdout

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import IterableDataset, TensorDataset
 
 from lightning_muon.data import EpochDataModule, EpochLoader
+from tests.data import epoch_training
 from tests.processes import launch
 
 PROGRAM = Path(__file__).with_name("epoch_training.py")
@@ -30,7 +31,7 @@ def samples(results: list[dict[str, Any]], epoch: int) -> list[int]:
     [
         (1, 2, False),
         (3, 2, True),
-        pytest.param(2, 3, False, marks=pytest.mark.slow),  # half a minute: other numbers
+        pytest.param(2, 3, False, marks=pytest.mark.slow),  # other numbers
         pytest.param(3, 1, False, marks=pytest.mark.slow),
         pytest.param(2, 1, True, marks=pytest.mark.slow),
     ],
@@ -50,6 +51,22 @@ def test_the_number_of_ranks_may_change_in_mid_epoch(before: int, after: int, is
     # After each of the two epochs, all samples are evaluated once.
     evaluated = Counter(chain.from_iterable(chain.from_iterable(one["evaluated"] for one in second)))
     assert evaluated == dict.fromkeys(range(SAMPLES), 2)
+
+
+@pytest.mark.parametrize(("steps", "before", "after"), [(4, 4, 3), (7, 3, 4), (10, 4, 3), (12, 4, 4)])
+def test_a_run_that_ended_in_mid_epoch_goes_on_to_validate_at_the_ends_of_epochs(
+    steps: int, before: int, after: int, tmp_path: Path
+) -> None:
+    """Other batch sizes give the rest of the epoch another number of batches than Lightning has counted before."""
+    saved = str(tmp_path / "saved.ckpt")
+    first = epoch_training.run(steps, before, 0, None, saved, is_ended=True)
+    epoch = first["used"][-1][0]
+    left = SAMPLES - len(samples([first], epoch))
+    second = epoch_training.run(steps + -(-left // after) + -(-SAMPLES // after), after, 0, saved)
+    assert sorted(samples([first], epoch) + samples([second], epoch)) == list(range(SAMPLES))
+    assert samples([second], epoch + 1) == list(range(SAMPLES))
+    # Where the first run has ended with its epoch, it has evaluated after it.
+    assert Counter(chain.from_iterable(second["evaluated"])) == dict.fromkeys(range(SAMPLES), 2 if left else 1)
 
 
 @pytest.mark.parametrize("is_ended", [False, True])
