@@ -33,10 +33,11 @@ class FromData:
         self.datamodule_class = datamodule_class
         self._made: tuple[str, LightningDataModule] | None = None
 
-    def register(self) -> None:
-        """Let configs have ``${from_data:…}`` from now on."""
+    def register(self) -> "FromData":
+        """Let configs have ``${from_data:…}`` from now on; return this."""
         register = getattr(OmegaConf, "register_resolver", None) or OmegaConf.register_new_resolver  # before 2.4
         register("from_data", self, replace=True)
+        return self
 
     def __call__(self, name: str, *, _parent_: Container) -> Any:
         """Return an attribute of the data.

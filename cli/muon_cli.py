@@ -123,8 +123,7 @@ class MuonCLI(LightningCLI):
             self.choices = choose(self._layers, model_class, datamodule_class, self.MODEL)
             self._layers = settle(self._layers, self.choices)
             self.given = given_in(self._layers)
-            self.from_data = FromData(self.choices.data.made)
-            self.from_data.register()
+            self.from_data = FromData(self.choices.data.made).register()
             super().__init__(
                 self.choices.model.for_parser,
                 self.choices.data.for_parser,
