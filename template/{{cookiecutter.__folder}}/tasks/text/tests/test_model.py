@@ -179,7 +179,7 @@ def test_few_tokens_are_drawn_as_often_as_they_are_likely() -> None:
         def forward(self, tokens: Tensor) -> Tensor:
             return logits.expand(*tokens.shape, 4)
 
-    start = torch.zeros(20_000, 1, dtype=torch.int64)
+    start = torch.zeros(5_000, 1, dtype=torch.int64)
     for options, expected in (
         ({}, [0.5, 0.3, 0.15, 0.05]),
         ({"top_k": 2}, [0.625, 0.375, 0, 0]),
@@ -188,7 +188,7 @@ def test_few_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     ):
         torch.manual_seed(0)
         drawn = torch.stack(generate(Fixed(), start, 1, 1, **options))[:, 1]
-        assert (drawn.bincount(minlength=4) / len(drawn)).tolist() == pytest.approx(expected, abs=0.015)
+        assert (drawn.bincount(minlength=4) / len(drawn)).tolist() == pytest.approx(expected, abs=0.03)
 
 
 def test_it_learns_and_writes(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
