@@ -37,7 +37,10 @@ def record(path: Path) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
+# The other problems take the same way, and longer.
+@pytest.mark.parametrize(
+    "problem", [pytest.param(one, marks=() if one == "quadratic" else pytest.mark.slow) for one in PROBLEMS]
+)
 def test_matrix_problems(problem: str, tmp_path: Path) -> None:
     matrix_problems.main(["--quick", "--problems", problem, "--results", str(tmp_path)])
     rows = record(tmp_path / f"matrix_problems-{problem}.json")["rows"]

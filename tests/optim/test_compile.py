@@ -30,7 +30,10 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("orthogonalizer", ["newton_schulz", "polar_express", "qdwh"])
+@pytest.mark.parametrize(
+    "orthogonalizer",
+    ["polar_express", *(pytest.param(one, marks=pytest.mark.slow) for one in ("newton_schulz", "qdwh"))],
+)
 def test_every_shape_is_compiled_and_steps_as_before(orthogonalizer: Any, graphs: dict[str, int]) -> None:
     weights = []
     for compiled in (False, True):

@@ -24,12 +24,14 @@ def test_options_equal_one_device() -> None:
     run_checks("option_checks.py", 3)
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_what_travels(world_size: int) -> None:
     run_checks("traffic_checks.py", world_size)
 
 
-@pytest.mark.parametrize("world_size", [2, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 3))])
+# The checkpoints of tests/strategies hold the same, by Lightning's way.
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_state_is_saved_and_loaded(world_size: int) -> None:
     run_checks("state_checks.py", world_size)
 
