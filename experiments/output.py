@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,13 +13,17 @@ from rich.text import Text
 from lightning_muon.experiments.outcome import Outcome
 from lightning_muon.experiments.plots import draw_horizons, draw_tuning
 from lightning_muon.experiments.ratio import Interval, MissingPackageError
-from lightning_muon.experiments.standings import Standing, ratio_text, sentence, standings
+from lightning_muon.experiments.standings import NO_DIFFERENCE, Standing, ratio_text, sentence, standings
 from lightning_muon.report.plain_text import markdown as as_markdown
 from lightning_muon.report.plain_text import printable
 from lightning_muon.report.render import COLOURS, replaced
 
 VALUES, PAGE = "comparison.json", "comparison.md"
 HORIZONS, TUNING = "loss_over_steps.png", "tuning.png"
+
+RESULT, COST = "Result", "Settings and cost"
+_STATE, _MEGABYTES = "state bytes per parameter", "MB of state"
+_FIGURES = {"tuning runs", _STATE, _MEGABYTES, "optimizer's share"}  # columns that are aligned at the right
 
 Cells = Callable[[Standing], Sequence[str]]
 
@@ -28,12 +33,13 @@ def print_outcome(outcome: Outcome) -> None:
     console = Console()
     lines = standings(outcome)
     for title, (header, cells) in _tables(outcome).items():
-        table = Table(title=title, title_justify="left")
-        for number, name in enumerate(header):
-            table.add_column(Text(printable(name)), justify="left" if number < 1 else "right", overflow="fold")
+        legend = _legend(outcome, title)
+        table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", caption=legend, caption_justify="left")
+        for name in header:
+            table.add_column(Text(printable(name)), justify="right" if name in _FIGURES else "left", overflow="fold")
         for line in lines:
             style = "bold" if line.name == outcome.baseline else ""
-            table.add_row(*(Text(printable(cell), COLOURS.get(cell, "")) for cell in cells(line)), style=style)
+            table.add_row(*(_cell(cell) for cell in cells(line)), style=style)
         console.print(table)
     for name, note in _notes(lines):
         console.print(f"- {printable(name)}: {printable(note)}", markup=False, highlight=False)
@@ -83,8 +89,11 @@ def markdown(outcome: Outcome, plots: Sequence[str] = ()) -> str:
     page = [f"# {as_markdown(outcome.baseline)} and {len(lines) - 1} others, each tuned alike", ""]
     page += [as_markdown(sentence(outcome))]
     for title, (header, cells) in _tables(outcome).items():
-        page += ["", f"## {title}", "", _row(*map(as_markdown, header)), _row("---", *["---:"] * (len(header) - 1))]
+        aligned = ("---:" if name in _FIGURES else "---" for name in header)
+        page += ["", f"## {title}", "", _row(*map(as_markdown, header)), _row(*aligned)]
         page += [_row(as_markdown(line.name), *cells(line)[1:]) for line in lines]
+        if legend := _legend(outcome, title):
+            page += ["", as_markdown(legend)]
     if notes := list(_notes(lines)):
         page += ["", *(f"- {as_markdown(f'{name}: {note}')}" for name, note in notes)]
     captions = {HORIZONS: "Final loss over the steps of the schedule", TUNING: "Loss over the learning rate"}
@@ -111,18 +120,26 @@ def _tables(outcome: Outcome) -> Mapping[str, tuple[list[str], Cells]]:
             state = f"{line.state_bytes / parameters:.2f}" if parameters else f"{line.state_bytes / 1e6:.1f}"
         return [line.name, _settings(line.settings), str(line.tuning_runs), state, share, line.verdict]
 
-    state = "state, bytes/parameter" if parameters else "state, MB"
-    to = f"to the final loss of {outcome.baseline}"
+    state = _STATE if parameters else _MEGABYTES
     return {
-        "Result": (
-            ["optimizer", outcome.setting.metric, f"× steps (= tokens) {to}", f"× seconds {to}", "diverged"],
-            result,
-        ),
-        "Settings and cost": (
-            ["optimizer", "tuned settings", "tuning runs", state, "optimizer's share of a step", "monitors"],
-            cost,
-        ),
+        RESULT: (["optimizer", outcome.setting.metric, "steps", "seconds", "diverged"], result),
+        COST: (["optimizer", "settings", "tuning runs", state, "optimizer's share", "monitors"], cost),
     }
+
+
+def _legend(outcome: Outcome, title: str) -> str:
+    """Return what the columns of a table mean, where their names do not say it."""
+    if title == COST:
+        return "optimizer's share: of the time of a step"
+    unit = outcome.setting.unit
+    return (
+        f"steps: those that the optimizer needs for the final loss of {outcome.baseline}, over those of"
+        f" {outcome.baseline}; {unit} have the same ratio. In brackets and after ±: 95 % intervals."
+    )
+
+
+def _cell(text: str) -> Text:
+    return Text(printable(text).replace(f": {NO_DIFFERENCE}", f"\n{NO_DIFFERENCE}"), COLOURS.get(text, ""))
 
 
 def _symmetric(loss: Interval | None) -> str:

@@ -202,6 +202,7 @@ def _label_ends(axis: Any, ends: Mapping[str, tuple[tuple[float, float], str]], 
     for label, height in zip(beside, heights, strict=True):
         end, colour = ends[label]
         leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6, "shrinkA": 1, "shrinkB": 3}
+        leader["relpos"] = (0, 0.5)
         axis.annotate(
             _text(label),
             end,
@@ -215,7 +216,10 @@ def _label_ends(axis: Any, ends: Mapping[str, tuple[tuple[float, float], str]], 
         )
     for label in ends.keys() - set(beside):
         end, colour = ends[label]
-        axis.annotate(_text(label), end, (6, 0), textcoords="offset points", va="center", fontsize=9, color=colour)
+        clear = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
+        axis.annotate(
+            _text(label), end, (6, 0), textcoords="offset points", va="center", fontsize=9, color=colour, bbox=clear
+        )
 
 
 def _apart(heights: Sequence[float], least: float) -> list[float]:
