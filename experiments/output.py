@@ -34,7 +34,8 @@ def print_outcome(outcome: Outcome) -> None:
     lines = standings(outcome)
     for title, (header, cells) in _tables(outcome).items():
         legend = _legend(outcome, title)
-        table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", caption=legend, caption_justify="left")
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=legend, caption_justify="left")
+        table.title, table.title_justify = title, "left"
         for name in header:
             table.add_column(Text(printable(name)), justify="right" if name in _FIGURES else "left", overflow="fold")
         for line in lines:

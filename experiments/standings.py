@@ -134,29 +134,25 @@ def _compared(
     both = (finalist, baseline)
     if names := _diverged(*both, horizon=outcome.horizon):
         return None, None, None, [f"not compared, because {names} diverged"]
-    horizons = [horizon for horizon in outcome.horizons if finalist.at(horizon) and baseline.at(horizon)]
-    if not horizons or horizons[-1] != outcome.horizon:
-        return None, None, None, [f"not compared: no runs of {outcome.horizon} steps"]
+    longest = [one.at(outcome.horizon) for one in both]
+    seeds = sorted(longest[0].keys() & longest[1].keys())
+    runs = [_by_horizon(one, seeds) for one in both]
+    complete = [seed for seed in seeds if all(of[seed].finished for one in runs for of in one.values())]
+    if not complete:
+        return None, None, None, [f"not compared: no seed with a loss after {outcome.horizon} steps"]
     notes = []
-    if names := _diverged(*both):
-        horizons = horizons[-1:]
-        notes.append(f"no ratios, because {names} diverged")
-    elif len(horizons) == 1:
-        notes.append("no ratios, which need runs of at least two lengths")
-    runs = [_finished(one, horizons) for one in both]
-    seeds = sorted(runs[0].keys() & runs[1].keys())
-    if not seeds:
-        return None, None, None, [*notes, "not compared: no seed of which all runs have a loss"]
-    if len(seeds) < len(outcome.seeds):
-        notes.append(f"compared by {len(seeds)} of {len(outcome.seeds)} seeds, of which all runs have a loss")
-    if len(seeds) == 1:
+    if len(complete) < len(outcome.seeds):
+        notes.append(f"compared by {len(complete)} of {len(outcome.seeds)} seeds, of which all runs have a loss")
+    if len(complete) == 1:
         notes.append("one seed gives no interval")
-    losses = [np.array([[run.loss for run in of[seed]] for seed in seeds]).T for of in runs]
-    difference = mean_interval(losses[0][-1] - losses[1][-1])
-    if len(horizons) < 2:
-        return difference, None, None, notes
-    steps = steps_ratio(losses[0], losses[1], horizons)
-    times = [_seconds([of[seed] for seed in seeds]) for of in runs]
+    losses = [{horizon: [of[seed].loss for seed in complete] for horizon, of in one.items()} for one in runs]
+    difference = mean_interval(np.subtract(*(of[outcome.horizon] for of in losses)))
+    if names := _diverged(*both):
+        return difference, None, None, [*notes, f"no ratios, because {names} diverged"]
+    if len(losses[0]) == len(losses[1]) == 1:
+        return difference, None, None, [*notes, "no ratios, which need shorter runs too"]
+    steps = steps_ratio(*losses)
+    times = [_seconds([[of[seed] for of in one.values()] for seed in complete]) for one in runs]
     seconds = None if times[0] is None or times[1] is None else seconds_ratio(steps, times[0], times[1])
     return difference, steps, seconds, notes
 
@@ -170,19 +166,14 @@ def _diverged(*finalists: Finalist, horizon: int | None = None) -> str:
     )
 
 
-def _finished(finalist: Finalist, horizons: Sequence[int]) -> dict[int, list[FinalRun]]:
-    """Return the runs of each seed in the order of the horizons, for seeds of which all have a loss."""
-    by_horizon = [finalist.at(horizon) for horizon in horizons]
-    complete = {seed: [runs[seed] for runs in by_horizon if seed in runs] for seed in by_horizon[-1]}
-    return {
-        seed: runs
-        for seed, runs in complete.items()
-        if len(runs) == len(horizons) and all(run.finished for run in runs)
-    }
+def _by_horizon(finalist: Finalist, seeds: Sequence[int]) -> dict[int, dict[int, FinalRun]]:
+    """Return the runs of all horizons at which there is one of each seed, by horizon and seed."""
+    by_horizon = {horizon: finalist.at(horizon) for horizon in sorted({run.horizon for run in finalist.runs})}
+    return {horizon: runs for horizon, runs in by_horizon.items() if runs.keys() >= set(seeds)}
 
 
 def _seconds(runs: Sequence[Sequence[FinalRun]]) -> Array | None:
-    """Return the seconds per step for each seed, the geometric mean over horizons; ``None`` if one is not known."""
+    """Return the seconds per step for each seed, the geometric mean over its runs; ``None`` if one is not known."""
     times = [[run.result.seconds_per_step for run in of_seed] for of_seed in runs]
     if not all(time for of_seed in times for time in of_seed):
         return None
