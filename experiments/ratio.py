@@ -19,6 +19,7 @@ were measured it is open; nothing is extrapolated.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -204,15 +205,21 @@ class _Curve:
 def _curve(losses: Losses) -> _Curve:
     horizons = sorted(losses)
     values = np.array([losses[horizon] for horizon in horizons], float)
+    logs, weights, doubt = _interpolation(tuple(horizons))
+    return _Curve(logs, weights @ values, abs(doubt * (values[0] - values[-1]).mean()))
+
+
+@lru_cache(maxsize=16)  # all optimizers of a comparison have the same few horizons
+def _interpolation(horizons: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """Return the logarithms of steps, the weights of the horizons there, and the doubt about that of the first."""
     nodes = np.log(np.array(horizons, float) / horizons[-1])
     if len(nodes) == 1:
-        return _Curve(nodes, values, np.zeros(1))
+        return nodes, np.ones((1, 1)), np.zeros(1)
     logs = np.linspace(nodes[0], 0, _POINTS)
-    if len(nodes) == 2:
-        shares = [_share(nodes, logs, exponent) for exponent in _EXPONENTS]
-        weights = np.stack([shares[1], 1 - shares[1]], axis=1)
-        return _Curve(logs, weights @ values, abs((shares[0] - shares[2]) / 2 * (values[0] - values[1]).mean()))
-    return _Curve(logs, _polynomials(nodes, logs) @ values, np.zeros(len(logs)))
+    if len(nodes) > 2:
+        return logs, _polynomials(nodes, logs), np.zeros(_POINTS)
+    shares = [_share(nodes, logs, exponent) for exponent in _EXPONENTS]
+    return logs, np.stack([shares[1], 1 - shares[1]], axis=1), (shares[0] - shares[2]) / 2
 
 
 def _polynomials(nodes: Array, at: Array) -> Array:
