@@ -12,7 +12,7 @@ from rich.text import Text
 
 from lightning_muon.experiments.outcome import Outcome
 from lightning_muon.experiments.plots import draw_horizons, draw_tuning
-from lightning_muon.experiments.ratio import Interval, MissingPackageError
+from lightning_muon.experiments.ratio import Interval
 from lightning_muon.experiments.standings import NO_DIFFERENCE, Standing, ratio_text, sentence, standings
 from lightning_muon.report.plain_text import markdown as as_markdown
 from lightning_muon.report.plain_text import printable
@@ -64,7 +64,7 @@ def write_outcome(outcome: Outcome, folder: Path) -> tuple[list[Path], str | Non
             with replaced(folder / name) as unfinished:
                 if draw(outcome, unfinished):
                     plots[name] = folder / name
-        except MissingPackageError as error:
+        except ModuleNotFoundError as error:
             no_plots = str(error)
     with replaced(folder / VALUES) as unfinished:
         unfinished.write_text(as_json(outcome) + "\n", encoding="utf-8")

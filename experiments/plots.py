@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from lightning_muon.experiments.outcome import Finalist, Outcome, TuningRun
-from lightning_muon.experiments.ratio import MissingPackageError
 
 BASELINE_COLOUR = "0.15"
 # Okabe and Ito's colours, which colour-blind readers tell apart, and four more; without black, which the baseline has.
@@ -42,7 +41,7 @@ def draw_horizons(outcome: Outcome, path: Path) -> bool:
         Whether there was something to draw.
 
     Raises:
-        MissingPackageError: If matplotlib is not installed.
+        ModuleNotFoundError: If matplotlib is not installed; the message says what to do.
     """
     lines = {finalist.name: line for finalist in outcome if (line := _means(finalist))}
     if not lines:
@@ -83,7 +82,7 @@ def draw_tuning(outcome: Outcome, path: Path) -> bool:
         Whether there was something to draw.
 
     Raises:
-        MissingPackageError: If matplotlib is not installed.
+        ModuleNotFoundError: If matplotlib is not installed; the message says what to do.
     """
     finalists = [finalist for finalist in outcome if any("lr" in run.settings for run in finalist.tuning)]
     losses = [run.loss for finalist in finalists for run in finalist.tuning if math.isfinite(run.loss)]
@@ -267,8 +266,8 @@ def _figure(path: Path, size: tuple[float, float]) -> Iterator[Any]:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - an extra
         from matplotlib.figure import Figure  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise MissingPackageError("plots need matplotlib: pip install 'lightning-muon[experiments]'") from error
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("plots need the package matplotlib: pip install matplotlib") from None
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     yield figure

@@ -35,10 +35,6 @@ _NEAREST = 4  # horizons whose losses give the one between them
 _EXPONENTS = (0.0, 0.25, 0.5)
 
 
-class MissingPackageError(ImportError):
-    """A package of an extra is not installed; the message says how to install it."""
-
-
 @dataclass(frozen=True)
 class Interval:
     """An estimate with its confidence interval.
@@ -172,12 +168,12 @@ def quantile(count: int | None = None) -> float:
     """Return the two-sided 95 % quantile of Student's t for so many values; the normal one for ``None``.
 
     Raises:
-        MissingPackageError: If scipy is not installed.
+        ModuleNotFoundError: If scipy is not installed; the message says what to do.
     """
     try:
         from scipy.special import ndtri, stdtrit  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as error:
-        raise MissingPackageError("intervals need scipy: pip install 'lightning-muon[experiments]'") from error
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("intervals need the package scipy: pip install scipy") from None
     level = (1 + CONFIDENCE) / 2
     return float(ndtri(level) if count is None else stdtrit(count - 1, level))
 
