@@ -11,7 +11,7 @@ from lightning_muon.cli.muon_cli import MuonCLI
 
 
 class SettingsCLI(MuonCLI):
-    """Take the arguments of ``fit``, and go as far as to the first batch: then the optimizer and the steps are known."""
+    """Take the arguments of ``fit``, and go up to the first batch: then the optimizer and the steps are known."""
 
     @override
     def before_instantiate_classes(self) -> None:

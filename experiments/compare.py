@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_muon.experiments.contestant import Contestant, Settings
-from lightning_muon.experiments.outcome import FinalRun, Finalist, Outcome, Setting, TuningRun
+from lightning_muon.experiments.outcome import Finalist, FinalRun, Outcome, Setting, TuningRun
 from lightning_muon.experiments.protocol import Known, Protocol
 from lightning_muon.experiments.tuning import ALL_AXES
 
@@ -93,9 +93,8 @@ def _finalist(protocol: Protocol, contestant: Contestant, known: Known) -> Final
     tuning = protocol.tuning(contestant, known)
     tried = []
     for stage, settings in tuning.visited:
-        result = known[protocol.trial(contestant, settings, protocol.steps, protocol.tuning_seed).name]
-        assert result is not None  # the search has used its loss
-        tried.append(TuningRun(stage, settings.values(), result.status, result.value))
+        if result := known[protocol.trial(contestant, settings, protocol.steps, protocol.tuning_seed).name]:
+            tried.append(TuningRun(stage, settings.values(), result.status, result.value))
     runs = tuple(
         FinalRun(steps, seed, result)
         for steps in protocol.horizons(contestant, known)

@@ -7,6 +7,7 @@ same order: whoever continues it after a kill, or on another machine, asks for t
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+
 from lightning_muon.experiments.contestant import Contestant, Settings
 
 LEARNING_RATE, WEIGHT_DECAY = "lr", "weight_decay"
@@ -32,12 +33,7 @@ class Axis:
 
     def value(self, settings: Settings) -> float:
         """Return the setting."""
-        if self.name == LEARNING_RATE:
-            return settings.lr
-        if self.name == WEIGHT_DECAY:
-            assert settings.weight_decay is not None
-            return settings.weight_decay
-        return settings.rates[self.name]
+        return settings.values()[self.name]
 
     def with_value(self, settings: Settings, value: float, coupled: frozenset[str]) -> Settings:
         """Return settings that differ in this one, and in the rates of the roles that are coupled to it."""
