@@ -56,9 +56,15 @@ class FinalRun:
         return _loss(self.result.status, self.result.value)
 
     @property
+    def finished(self) -> bool:
+        """Whether the run has a loss at its end."""
+        return math.isfinite(self.loss)
+
+    @property
     def diverged(self) -> bool:
-        """Whether the run ended without a finite loss because of the optimizer, not of the program or the machine."""
-        return self.result.status == "diverged" or (self.result.status == "finished" and math.isinf(self.loss))
+        """Whether the loss was not finite. Of a run that failed for another reason nothing is known."""
+        value = self.result.value
+        return self.result.status == "diverged" or (value is not None and not math.isfinite(value))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,231 @@
+"""How many steps an optimizer needs for the final loss of another, from few paired seeds, with a confidence interval.
+
+The data are final losses ``y[horizon, seed]`` of two optimizers, each from a full schedule of so many steps. Runs of
+the same seed share initial weights and the order of the data, so only differences within a seed count.
+
+A ratio ρ says that the contestant needs ρ·H steps for what the baseline has after H, the longest horizon. For each ρ
+
+- ρ ≤ 1: ``D_s(ρ) = contestant_s(ρ·H) − baseline_s(H)``
+- ρ > 1: ``D_s(ρ) = contestant_s(H) − baseline_s(H/ρ)``, because nothing was measured beyond H
+
+is zero on average if ρ is true. Between horizons the loss of a seed is interpolated, linearly in the data, so the
+``D_s`` are independent over seeds, and Student's t-test of their mean is exact for normal noise. The interval contains
+the ρ that this test does not reject at 5 % (Fieller, "Some problems in interval estimation", 1954). It takes in the
+noise at all horizons and of the slope. At ρ = 1 it is the paired t-test of the final losses: the interval of the ratio
+contains one if, and only if, that of the difference contains zero. Where a bound would lie beyond the horizons that
+were measured it is open; nothing is extrapolated.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+CONFIDENCE = 0.95
+_POINTS = 129  # ratios that are tried on either side of one; between them the bounds are interpolated
+_NEAREST = 4  # horizons whose losses give the one between them
+# The exponents p of curves a + b·h^−p that two horizons cannot tell apart; 0 is a + b·log h. Scaling laws have 0.3 to
+# 0.5, the beginning of a training is nearer to the logarithm.
+_EXPONENTS = (0.0, 0.25, 0.5)
+
+
+class MissingPackageError(ImportError):
+    """A package of an extra is not installed; the message says how to install it."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval.
+
+    Args:
+        value: The estimate; ``None`` if it lies beyond what was measured.
+        low: The lower bound; ``None`` if it is not known.
+        high: The upper bound; ``None`` if it is not known.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    def contains(self, number: float) -> bool:
+        """Return whether a number is inside; an unknown bound excludes nothing."""
+        return (self.low is None or self.low <= number) and (self.high is None or number <= self.high)
+
+    def text(self, digits: int = 2, sign: str = "") -> str:
+        """Return ``0.70 [0.66, 0.75]``, ``at most 0.53`` or ``at least 1.90``.
+
+        Args:
+            digits: After the point.
+            sign: ``+`` for a difference, which has a sign in any case.
+        """
+
+        def write(number: float) -> str:
+            return f"{number:{sign}.{digits}f}".replace("-", "−")
+
+        if self.low is not None and self.high is not None:
+            value = "" if self.value is None else f"{write(self.value)} "
+            return f"{value}[{write(self.low)}, {write(self.high)}]"
+        bound = "no interval"
+        if self.high is not None:
+            bound = f"at most {write(self.high)}"
+        elif self.low is not None:
+            bound = f"at least {write(self.low)}"
+        return bound if self.value is None else f"{write(self.value)}, {bound}"
+
+
+def mean_interval(values: Sequence[float] | Array) -> Interval:
+    """Return the mean of independent values ± t·s/√n, with Student's t for n − 1 degrees of freedom.
+
+    The mean of one value has no interval.
+    """
+    values = np.asarray(values, float)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Interval(mean, None, None)
+    margin = float(quantile(len(values)) * _standard_error(values))
+    return Interval(mean, mean - margin, mean + margin)
+
+
+def steps_ratio(contestant: Array, baseline: Array, horizons: Sequence[int]) -> Interval:
+    """Return the steps that a contestant needs for the baseline's final loss, over the steps of the baseline.
+
+    It is the ratio of tokens too, if both read as many in a step.
+
+    With three or more horizons a loss is interpolated by the polynomial in log h through the nearest four (or three).
+    Two horizons do not tell how the curve bends between them: the margin then takes in how far curves ``a + b·h^−p``
+    differ there for p from 0 to 0.5.
+
+    Args:
+        contestant: Its final losses, (horizons, seeds), finite.
+        baseline: Those of the baseline with the same seeds, (horizons, seeds).
+        horizons: At least two, in steps, ascending; the ratio lies between ``horizons[0] / horizons[-1]`` and its
+            inverse.
+
+    Returns:
+        The ratio. A bound beyond the horizons is ``None``. If all of the interval lies there, the bound on this side
+        is the last ratio that was measured, so that it reads "at most 0.50". One seed gives no interval.
+
+    Raises:
+        ValueError: For shapes that do not fit, fewer than two horizons, or losses that are not finite.
+    """
+    contestant, baseline = np.asarray(contestant, float), np.asarray(baseline, float)
+    steps = np.asarray(horizons, float)
+    if contestant.shape != baseline.shape or contestant.ndim != 2 or len(contestant) != len(steps):
+        raise ValueError(
+            f"losses have the shape (horizons, seeds); there are {len(steps)} horizons, and"
+            f" {contestant.shape} and {baseline.shape} losses"
+        )
+    if len(steps) < 2 or (np.diff(steps) <= 0).any() or steps[0] <= 0:
+        raise ValueError(f"a ratio of steps needs two or more horizons in ascending order: {list(horizons)}")
+    if not (np.isfinite(contestant).all() and np.isfinite(baseline).all()):
+        raise ValueError("a ratio of steps needs finite losses")
+    logs = np.log(steps / steps[-1])
+    between = np.linspace(logs[0], 0, _POINTS)
+    weights, doubt = _interpolation(logs, between)
+    drops = contestant.mean(1)[0] - contestant.mean(1)[-1], baseline.mean(1)[0] - baseline.mean(1)[-1]
+    # One row for each ratio in ascending order; the ratio of one comes once.
+    differences = np.concatenate([weights @ contestant - baseline[-1], (contestant[-1] - weights @ baseline)[-2::-1]])
+    bend = np.abs(np.concatenate([doubt * drops[0], (doubt * drops[1])[-2::-1]]))
+    ratios = np.concatenate([between, -between[-2::-1]])
+    mean = differences.mean(1)
+    first, last = _crossing(ratios, mean), _crossing(ratios[::-1], -mean[::-1])
+    value = None if first is None or last is None else math.exp((first + last) / 2)
+    if contestant.shape[1] < 2:
+        return Interval(value, None, None)
+    margin = np.hypot(quantile(contestant.shape[1]) * _standard_error(differences), quantile() * bend)
+    lower, upper = mean - margin, mean + margin
+    low = ratios[-1] if (lower > 0).all() else _crossing(ratios, lower)
+    high = ratios[0] if (upper < 0).all() else _crossing(ratios[::-1], -upper[::-1])
+    return Interval(value, None if low is None else math.exp(low), None if high is None else math.exp(high))
+
+
+def seconds_ratio(steps: Interval, contestant: Sequence[float] | Array, baseline: Sequence[float] | Array) -> Interval:
+    """Return the seconds that a contestant needs for the baseline's final loss, over those of the baseline.
+
+    It is the ratio of steps times the ratio of seconds per step. The logarithms of both are added, and so are the
+    squares of the margins on either side (MOVER: Zou and Donner, "Construction of confidence limits about effect
+    measures", 2008).
+
+    Args:
+        steps: The ratio of steps.
+        contestant: Its seconds per step, one for each seed.
+        baseline: Those of the baseline with the same seeds.
+    """
+    logs = np.log(np.asarray(contestant, float)) - np.log(np.asarray(baseline, float))
+    speed, mean = mean_interval(logs), float(logs.mean())
+
+    def bound(of_steps: float | None, of_speed: float | None) -> float | None:
+        if of_steps is None or of_speed is None:
+            return None
+        if steps.value is None:  # only a bound is known; the bound of both is safe
+            return of_steps * math.exp(of_speed)
+        margin = math.hypot(math.log(of_steps / steps.value), of_speed - mean)
+        return steps.value * math.exp(mean + math.copysign(margin, of_speed - mean))
+
+    value = None if steps.value is None else steps.value * math.exp(mean)
+    return Interval(value, bound(steps.low, speed.low), bound(steps.high, speed.high))
+
+
+def quantile(count: int | None = None) -> float:
+    """Return the two-sided 95 % quantile of Student's t for so many values; the normal one for ``None``.
+
+    Raises:
+        MissingPackageError: If scipy is not installed.
+    """
+    try:
+        from scipy.special import ndtri, stdtrit  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise MissingPackageError("intervals need scipy: pip install 'lightning-muon[experiments]'") from error
+    level = (1 + CONFIDENCE) / 2
+    return float(ndtri(level) if count is None else stdtrit(count - 1, level))
+
+
+def _standard_error(values: Array) -> Array:
+    """Return the standard error of the mean over the last axis."""
+    return np.asarray(values.std(-1, ddof=1) / math.sqrt(values.shape[-1]))
+
+
+def _interpolation(nodes: Array, at: Array) -> tuple[Array, Array]:
+    """Return the weights of losses at horizons for the losses between them.
+
+    Args:
+        nodes: Logarithms of the horizons, (k,), ascending.
+        at: Logarithms of steps, (m,), between the first and the last node.
+
+    Returns:
+        The weights, (m, k), each row with the sum 1; and by how much the weight of the first horizon is in doubt, (m,).
+    """
+    if len(nodes) == 2:
+        shares = [_share(nodes, at, exponent) for exponent in _EXPONENTS]
+        return np.stack([shares[1], 1 - shares[1]], axis=1), (shares[0] - shares[2]) / 2
+    weights = np.zeros((len(at), len(nodes)))
+    nearest = min(_NEAREST, len(nodes))
+    interval = np.searchsorted(nodes[1:-1], at, side="right")  # at lies between this node and the next
+    start = np.clip(interval - (nearest - 2) // 2, 0, len(nodes) - nearest)
+    for first in np.unique(start):
+        rows = np.flatnonzero(start == first)
+        chosen = nodes[first : first + nearest]
+        for place in range(nearest):
+            others = np.delete(chosen, place)
+            weights[rows, first + place] = np.prod((at[rows, None] - others) / (chosen[place] - others), axis=1)
+    return weights, np.zeros(len(at))
+
+
+def _share(nodes: Array, at: Array, exponent: float) -> Array:
+    """Return the weight of the first of two horizons for a curve a + b·h^−exponent."""
+    place, ends = (at, nodes) if exponent == 0 else (np.exp(-exponent * at), np.exp(-exponent * nodes))
+    return np.asarray((place - ends[1]) / (ends[0] - ends[1]))
+
+
+def _crossing(places: Array, values: Array) -> float | None:
+    """Return the first place at which values that begin above zero are not above it; ``None`` if there is none."""
+    below = values <= 0
+    if below[0] or not below.any():
+        return None
+    after = int(np.argmax(below))
+    share = values[after - 1] / (values[after - 1] - values[after])
+    return float(places[after - 1] + share * (places[after] - places[after - 1]))
