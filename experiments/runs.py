@@ -1,0 +1,274 @@
+"""A run of a study: a process of its own, and what it leaves in its folder.
+
+On Linux the process is forked from the worker, which has imported torch and Lightning once: it starts in 0.04 s instead
+of 6 s. So the worker itself must not compute with torch, nor touch a GPU.
+"""
+
+import atexit
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning_muon.experiments.trial import Trial
+from lightning_muon.experiments.workers import SILENT, lock
+
+RUNS, OUTPUT = "runs", "output.txt"
+# The exit codes of a run, beside 0, and 2 for an error of the user.
+WENT_BAD = 1  # RunGuard has ended it
+RAISED = 70  # with a traceback
+BUSY = 75  # an earlier process of the same run has not ended yet
+STOPPED = {130, 143, -signal.SIGINT, -signal.SIGTERM}
+
+Run = Callable[[list[str]], object]
+
+_LOCK = ".lock"
+_PATIENCE = 10.0  # seconds for the last process of a killed worker to end; it needs one
+_QUIET = (
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.num_sanity_val_steps=0",
+)
+
+
+def arguments_of(options: dict[str, Any]) -> list[str]:
+    """Return the options of a trial as the command line has them; configs come first."""
+    configs = options.get("config", ())
+    named = [f"--config={config}" for config in ([configs] if isinstance(configs, str) else configs)]
+    return named + [f"--{key}={_written(value)}" for key, value in options.items() if key != "config"]
+
+
+def command_of(arguments: Sequence[str], trial: Trial) -> list[str]:
+    """Return the command line of a trial, without what only a study sets."""
+    return ["fit", *arguments, *arguments_of(dict(trial.options))]
+
+
+@dataclass
+class Process:
+    """The process of a running trial, started by :meth:`start`."""
+
+    trial: Trial
+    folder: Path
+    place: int
+    process: BaseProcess
+    started: float = field(default_factory=time.monotonic)
+    stopping: int | None = None  # the signal that it was sent
+    pruned: tuple[int, float] | None = None  # step and value at which the study ended it
+
+    @classmethod
+    def start(
+        cls, study: Path, trial: Trial, run: Run, arguments: Sequence[str], heartbeat: Path, place: int, places: int
+    ) -> "Process":
+        """Start the process of a trial.
+
+        Args:
+            study: The folder of the study.
+            trial: What to run.
+            run: The command line as a function.
+            arguments: What all runs of the study share, of ``fit``.
+            heartbeat: The file that the worker touches.
+            place: Number of the run among those that the worker has at a time.
+            places: How many these are.
+        """
+        method = "fork" if sys.platform == "linux" else "spawn"
+        command = [
+            "fit",
+            *(option for option in _QUIET if not _names(arguments, option)),
+            *arguments,
+            *arguments_of(dict(trial.options)),
+            "--trainer.logger=lightning.pytorch.loggers.TensorBoardLogger",
+            f"--trainer.logger.save_dir={json.dumps(str(study / RUNS))}",
+            "--trainer.logger.name=null",
+            f"--trainer.logger.version={json.dumps(trial.name)}",
+            "--trainer.logger.default_hp_metric=false",
+        ]
+        folder = study / RUNS / trial.name
+        process = multiprocessing.get_context(method).Process(
+            target=_main, args=(run, command, folder, heartbeat, os.getpid(), place, places), name=trial.name
+        )
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+            process.start()
+        return cls(trial, folder, place, process)
+
+    def ask_to_stop(self, signum: int = signal.SIGTERM) -> None:
+        """Ask it to save a checkpoint and end."""
+        self.stopping = signum
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signum)
+
+    def kill(self) -> None:
+        """End it, with the processes that it has started."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._pid, signal.SIGKILL)
+        self.process.kill()  # before it leads a group
+
+    def end(self) -> int:
+        """Return the exit code of the process, which has ended; end what it has left."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._pid, signal.SIGKILL)  # before it is waited for: its id is still its own
+        self.process.join()
+        code = self.process.exitcode
+        self.process.close()
+        return -1 if code is None else code
+
+    def last_line(self) -> str:
+        """Return the last line of its output."""
+        return last_line(self.folder)
+
+    @property
+    def _pid(self) -> int:
+        return self.process.pid or 0
+
+
+def last_line(folder: Path) -> str:
+    """Return the last line that a run has written."""
+    with suppress(OSError), (folder / OUTPUT).open("rb") as output:
+        output.seek(max(0, output.seek(0, os.SEEK_END) - 8192))
+        lines = output.read().decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return ""
+
+
+def _written(value: object) -> str:
+    return value if isinstance(value, str) and _is_plain(value) else json.dumps(value)
+
+
+def _is_plain(text: str) -> bool:
+    """Return whether YAML reads a text as it is."""
+    return text.replace("_", "").replace(".", "").replace("/", "").isalpha() and text.lower() not in _YAML_WORDS
+
+
+_YAML_WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n", ".inf", ".nan"}
+
+
+def _names(arguments: Sequence[str], option: str) -> bool:
+    key = option.partition("=")[0]
+    return any(argument.partition("=")[0] == key for argument in arguments)
+
+
+# ---- in the process of the run
+
+
+def _main(
+    run: Run, command: list[str], folder: Path, heartbeat: Path, worker: int, place: int, places: int
+) -> NoReturn:
+    code = RAISED
+    try:
+        if sys.platform != "win32":
+            os.setsid()  # Ctrl-C in the terminal is for the worker; and all that this starts ends with it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        threading.Thread(target=_end_with, args=(worker, heartbeat), daemon=True).start()
+        folder.mkdir(parents=True, exist_ok=True)
+        if not _is_ours(folder):
+            os._exit(BUSY)
+        command += _what_is_left(folder)
+        _redirect(folder / OUTPUT)
+        _take_a_share(place, places)
+        sys.argv = [sys.argv[0], *command]
+        atexit._clear()  # what the worker does at its end
+        try:
+            run(command)
+            code = 0
+        except SystemExit as error:
+            if error.code is not None and not isinstance(error.code, int):
+                sys.stderr.write(f"{error.code}\n")
+            code = error.code if isinstance(error.code, int) else 0 if error.code is None else WENT_BAD
+        atexit._run_exitfuncs()
+    except KeyboardInterrupt:
+        code = 130
+    except BaseException:  # it is shown, as the end of a program is
+        traceback.print_exc()
+    finally:
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _end_with(worker: int, heartbeat: Path) -> None:
+    """End this process and all that it has started when its worker has ended, or gives no sign of life."""
+    seen, since = 0.0, time.monotonic()
+    while os.getppid() == worker and time.monotonic() - since < SILENT:
+        time.sleep(0.5)
+        with suppress(OSError):
+            touched = heartbeat.stat().st_mtime
+            if touched != seen:
+                seen, since = touched, time.monotonic()
+    os.killpg(0, signal.SIGKILL)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Return whether no other process is in the folder: one of a killed worker ends within a second."""
+    path = folder / _LOCK
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # open and locked until the end
+    until = time.monotonic() + _PATIENCE
+    while not lock(path, descriptor):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _what_is_left(folder: Path) -> list[str]:
+    """Return how to go on with an earlier attempt; without a checkpoint, what it has left is removed."""
+    if any((folder / "checkpoints").glob("*.ckpt")):  # saved whole, or not at all
+        return ["--ckpt_path=last"]
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
+            path.unlink()
+    return []
+
+
+def _redirect(output: Path) -> None:
+    """Let all output of this process and of those that it starts go to a file."""
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: PTH123, SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: PTH123, SIM115
+
+
+def _take_a_share(place: int, places: int) -> None:
+    """Take this run's part of the cores and the GPUs of the machine."""
+    if places == 1:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // places)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if torch := sys.modules.get("torch"):  # it has read the environment already
+        torch.set_num_threads(threads)
+    gpus = _gpus()
+    if len(gpus) > 1:
+        own = gpus[place * len(gpus) // places : (place + 1) * len(gpus) // places] or [gpus[place % len(gpus)]]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+
+
+def _gpus() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
+    with suppress(OSError, subprocess.SubprocessError):
+        query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)  # noqa: S603, S607
+        return listed.stdout.split()
+    return []
