@@ -60,7 +60,8 @@ def optimizer_settings(
     Returns:
         ``optimizer``, the name of its class; ``lr`` and ``weight_decay`` (``None`` if it has none) of its groups of
         matrices; ``rates``, the learning rates of the groups of other roles; ``parameters``, their number;
-        ``steps``, those of the run; ``accumulate``, the batches of a step; ``seed``, ``None`` if the run has none.
+        ``steps``, those of the run; ``accumulate``, the batches of a step; ``tokens_per_step``, ``None`` if the data do not
+        know it; ``seed``, ``None`` if the run has none.
     """
     without_traces = [
         "--trainer.logger=false",
@@ -76,6 +77,7 @@ def optimizer_settings(
     groups = optimizer.param_groups
     matrices = next((group for group in groups if group.get("role", "matrix") == "matrix"), groups[0])
     rates = {group["role"]: _rate(group) for group in groups if group.get("role", "matrix") != "matrix"}
+    batch, tokens = (getattr(cli.datamodule, name, None) for name in ("batch_size", "tokens_per_sample"))
     seed = cli.config["fit"]["seed_everything"]
     return {
         "optimizer": type(optimizer).__name__,
@@ -85,6 +87,7 @@ def optimizer_settings(
         "parameters": sum(one.numel() for group in groups for one in group["params"]),
         "steps": cli.steps,
         "accumulate": cli.trainer.accumulate_grad_batches,
+        "tokens_per_step": None if batch is None or tokens is None else batch * tokens * cli.trainer.accumulate_grad_batches,
         "seed": seed if isinstance(seed, int) and not isinstance(seed, bool) else None,
     }
 

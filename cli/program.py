@@ -3,8 +3,9 @@
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from typing_extensions import override
 
@@ -60,6 +61,9 @@ def main(
         if arguments[:1] == ["consolidate"]:
             consolidate(arguments[1:])
             raise SystemExit(0)
+        if arguments[:1] == ["compare"]:
+            compare(arguments[1:], model_class, datamodule_class, default_config)
+            raise SystemExit(0)
         if arguments[:1] == ["routes"]:
             from lightning_muon.cli.routes import RoutesCLI  # noqa: PLC0415
 
@@ -114,6 +118,27 @@ def run_export(arguments: Sequence[str]) -> None:
             raise
         exit_with(str(error))
     print(line)
+
+
+def compare(arguments: Sequence[str], model_class: Any, datamodule_class: Any, default_config: Any) -> None:
+    """Compare optimizers; an error of the user ends the program."""
+    from lightning_muon.cli import comparing  # noqa: PLC0415
+    from lightning_muon.cli.optimizer_settings import optimizer_settings  # noqa: PLC0415 - runs are forked from here
+
+    parser = _OneLineParser(prog=f"{program_name()} compare", description=OTHER_COMMANDS["compare"], allow_abbrev=False)
+    comparing.add_arguments(parser)
+    given, of_fit = parser.parse_known_args(arguments)
+    run = partial(_run, model_class, datamodule_class, default_config)
+    try:
+        comparing.run_compare(given, of_fit, run, partial(optimizer_settings, model_class, datamodule_class, default_config))
+    except ValueError as error:
+        if debugging():
+            raise
+        exit_with(str(error))
+
+
+def _run(model_class: Any, datamodule_class: Any, default_config: Any, arguments: Sequence[str]) -> None:
+    main(model_class, datamodule_class, default_config=default_config, args=arguments)
 
 
 def consolidate(arguments: Sequence[str]) -> None:

@@ -1,13 +1,15 @@
 """Compare optimizers: tune each by the same rules, train with paired seeds, and say how many steps each needs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lightning_muon.experiments.contestant import Contestant, Settings
 from lightning_muon.experiments.outcome import Finalist, FinalRun, Outcome, Setting, TuningRun
+from lightning_muon.experiments.journal import Record, definition_of
 from lightning_muon.experiments.protocol import Known, Protocol
+from lightning_muon.experiments.runs import Run
+from lightning_muon.experiments.study import print_result, run_study
 from lightning_muon.experiments.tuning import ALL_AXES
 
 Inspect = Callable[[Sequence[str]], Mapping[str, Any]]
@@ -19,6 +21,51 @@ class CompareError(ValueError):
     """A comparison cannot be made; the message is one line for the user."""
 
 
+def compare(
+    folder: Path,
+    optimizers: Sequence[str],
+    arguments: Sequence[str],
+    *,
+    run: Run,
+    inspect: Inspect,
+    seeds: int = 4,
+    tuned: Sequence[str] = ALL_AXES,
+    metric: str = "val/loss",
+    jobs: int = 1,
+) -> tuple[Protocol, list[Record]]:
+    """Run a comparison to its end, or go on with it; any number of workers may do the same at the same time.
+
+    Args:
+        folder: Of the study.
+        optimizers: Names of presets of the group ``optimizer``, or config files; the first is the baseline.
+        arguments: The command line of ``fit`` that all runs share.
+        run: The command line as a function.
+        inspect: Returns what :func:`protocol_of` needs of a command line of ``fit``.
+        seeds: Number of seeds of the final runs.
+        tuned: What is tuned, see :func:`~lightning_muon.experiments.tuning.axes_of`.
+        metric: What is compared, as it is logged; lower is better.
+        jobs: How many runs to have at a time.
+
+    Returns:
+        The protocol, and the record of each run.
+
+    Raises:
+        CompareError: If the optimizers cannot be compared.
+        StudyError: If the study cannot start, or go on.
+    """
+    asked = {"optimizers": list(optimizers), "seeds": seeds, "tuned": list(tuned)}
+    known = definition_of(folder) or {}
+    if {key: known.get(key) for key in asked} == asked and known["arguments"] == list(arguments):
+        protocol = Protocol.from_plain(known["protocol"])  # the optimizers have been looked at
+    else:
+        protocol = protocol_of(optimizers, arguments, inspect, seeds=seeds, tuned=tuned)
+    definition = {**asked, "protocol": protocol.to_plain()}
+    records = run_study(
+        folder, definition, protocol.plan, run, arguments=arguments, metric=metric, jobs=jobs, on_result=print_result
+    )
+    return protocol, records
+
+
 def protocol_of(
     optimizers: Sequence[str],
     arguments: Sequence[str],
@@ -26,14 +73,14 @@ def protocol_of(
     *,
     seeds: int = 4,
     tuned: Sequence[str] = ALL_AXES,
-) -> tuple[Protocol, int]:
-    """Return the runs of a comparison, with the number of the model's parameters.
+) -> Protocol:
+    """Return the runs of a comparison.
 
     Args:
         optimizers: Names of presets of the group ``optimizer``, or config files; the first is the baseline.
         arguments: The command line of ``fit`` that all runs share.
-        inspect: Returns the settings of the optimizer that a command line makes: ``lr``, ``weight_decay``, ``rates`` of
-            other roles, and ``steps``, ``accumulate``, ``seed`` and ``parameters`` of the run.
+        inspect: Returns of a command line of ``fit`` the settings of its optimizer: ``lr``, ``weight_decay``, ``rates``
+            of other roles; and of the run ``steps``, ``accumulate``, ``seed``, ``parameters`` and ``tokens_per_step``.
         seeds: Number of seeds of the final runs.
         tuned: What is tuned, see :func:`~lightning_muon.experiments.tuning.axes_of`.
 
@@ -62,29 +109,30 @@ def protocol_of(
             f"--tune does not know {', '.join(unknown)}; it knows {', '.join([*ALL_AXES, *sorted(known)])}"
         )
     first = found["seed"] if found["seed"] is not None else _DEFAULT_SEED
-    protocol = Protocol(
-        contestants, lengths[names[0]], int(found["accumulate"]), first, range(first + 1, first + 1 + seeds), tuned
+    return Protocol(
+        tuple(contestants),
+        steps=lengths[names[0]],
+        accumulate=int(found["accumulate"]),
+        tuning_seed=first,
+        seeds=tuple(range(first + 1, first + 1 + seeds)),
+        tuned=tuple(tuned),
+        parameters=int(found["parameters"]),
+        tokens_per_step=found["tokens_per_step"],
     )
-    return protocol, int(found["parameters"])
 
 
-def definition(protocol: Protocol, arguments: Sequence[str]) -> dict[str, Any]:
-    """Return what all that work on a comparison must agree on, as plain values."""
-    return {
-        "arguments": list(arguments),
-        "steps": protocol.steps,
-        "accumulate": protocol.accumulate,
-        "tuned": list(protocol.tuned),
-        "seeds": [protocol.tuning_seed, *protocol.seeds],
-        "optimizers": {
-            one.name: {"configs": list(one.configs), **asdict(one.start), "coupled": sorted(one.coupled)}
-            for one in protocol.contestants
-        },
-    }
+def outcome(protocol: Protocol, records: Sequence[Record], metric: str, device: str = "", task: str = "") -> Outcome:
+    """Return what came of a comparison, as far as it has come.
 
-
-def outcome(protocol: Protocol, known: Known, setting: Setting) -> Outcome:
-    """Return what came of a comparison, as far as it has come."""
+    Args:
+        protocol: Its runs.
+        records: Those that have been started.
+        metric: What is compared.
+        device: What the runs ran on, in a few words.
+        task: What was trained on what, in a few words.
+    """
+    known = {record.trial.name: record.result for record in records}
+    setting = Setting(task, metric, protocol.parameters, protocol.tokens_per_step, device=device)
     finalists = tuple(_finalist(protocol, contestant, known) for contestant in protocol.contestants)
     return Outcome(protocol.baseline.name, finalists, setting)
 

@@ -4,10 +4,12 @@ Every run goes to the end of a schedule of its own length. A loss that is read o
 than what the optimizer reaches in as many steps, because the learning rate has not come down.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 from lightning_muon.experiments.contestant import Contestant, Settings
 from lightning_muon.experiments.journal import Record
@@ -33,14 +35,33 @@ class Protocol:
             luck, which is not to count.
         seeds: Of the runs that are compared. Runs with one seed start from the same weights and see the same data.
         tuned: Axes of the tuning, see :func:`~lightning_muon.experiments.tuning.axes_of`.
+        parameters: Of the model.
+        tokens_per_step: ``None`` if it is not known.
     """
 
-    contestants: Sequence[Contestant]
+    contestants: tuple[Contestant, ...]
     steps: int
     accumulate: int
     tuning_seed: int
-    seeds: Sequence[int]
-    tuned: Sequence[str] = ALL_AXES
+    seeds: tuple[int, ...]
+    tuned: tuple[str, ...] = ALL_AXES
+    parameters: int = 0
+    tokens_per_step: int | None = None
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        contestants = [{**asdict(one), "coupled": sorted(one.coupled)} for one in self.contestants]
+        plain: dict[str, Any] = json.loads(json.dumps({**asdict(self), "contestants": contestants}))
+        return plain
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "Protocol":
+        """Return what :meth:`to_plain` was called of."""
+        contestants = tuple(
+            Contestant(one["name"], tuple(one["configs"]), Settings(**one["start"]), frozenset(one["coupled"]))
+            for one in plain["contestants"]
+        )
+        return cls(**{**plain, "contestants": contestants, "seeds": tuple(plain["seeds"]), "tuned": tuple(plain["tuned"])})
 
     @cached_property
     def baseline(self) -> Contestant:

@@ -90,9 +90,9 @@ class Process:
             *arguments,
             *arguments_of(dict(trial.options)),
             "--trainer.logger=lightning.pytorch.loggers.TensorBoardLogger",
-            f"--trainer.logger.save_dir={json.dumps(str(study / RUNS))}",
+            f"--trainer.logger.save_dir={study / RUNS}",
             "--trainer.logger.name=null",
-            f"--trainer.logger.version={json.dumps(trial.name)}",
+            f"--trainer.logger.version={trial.name}",
             "--trainer.logger.default_hp_metric=false",
         ]
         folder = study / RUNS / trial.name
@@ -146,15 +146,7 @@ def last_line(folder: Path) -> str:
 
 
 def _written(value: object) -> str:
-    return value if isinstance(value, str) and _is_plain(value) else json.dumps(value)
-
-
-def _is_plain(text: str) -> bool:
-    """Return whether YAML reads a text as it is."""
-    return text.replace("_", "").replace(".", "").replace("/", "").isalpha() and text.lower() not in _YAML_WORDS
-
-
-_YAML_WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n", ".inf", ".nan"}
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _names(arguments: Sequence[str], option: str) -> bool:

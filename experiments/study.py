@@ -280,7 +280,9 @@ def _kind(message: str) -> str:
 
 
 def _check_name(name: str) -> None:
-    if not name or len(name) > 200 or not all(c.isalnum() or c in "._=,+-" for c in name) or name[0] in ".-":
+    """Refuse what is no name of a folder on every system, and what the command line would take for a number."""
+    fits = re.fullmatch(r"[\w=,+][\w=,+.-]{0,199}", name, re.ASCII) and re.search("[A-Za-z]", name) and name != "null"
+    if not fits:
         raise ValueError(f"'{name}' cannot be the name of a trial, since it is that of a folder")
 
 

@@ -1,6 +1,5 @@
 """Runs of a few milliseconds that write what a training writes; and workers of studies of them."""
 
-import json
 import os
 import signal
 import sys
@@ -27,7 +26,7 @@ def options_of(command: Sequence[str]) -> dict[str, str]:
 def folder_of(command: Sequence[str]) -> Path:
     """Return the folder of a run."""
     options = options_of(command)
-    return Path(json.loads(options["trainer.logger.save_dir"]), json.loads(options["trainer.logger.version"]))
+    return Path(options["trainer.logger.save_dir"], options["trainer.logger.version"])
 
 
 def write_scalar(writer: EventFileWriter, tag: str, step: int, value: float) -> None:
@@ -53,7 +52,7 @@ def train(command: list[str]) -> None:
     writer = EventFileWriter(str(folder))
     for step in range(done + 1, STEPS + 1):
         time.sleep(float(options.get("seconds", 0.004)))
-        write_scalar(writer, "val/loss", step, loss(float(options["lr"]), step))
+        write_scalar(writer, "val/loss", step - 1, loss(float(options["lr"]), step))
         checkpoint.parent.mkdir(exist_ok=True)
         unfinished = checkpoint.with_suffix(".unfinished")
         unfinished.write_text(str(step))
