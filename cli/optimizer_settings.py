@@ -87,7 +87,9 @@ def optimizer_settings(
         "parameters": sum(one.numel() for group in groups for one in group["params"]),
         "steps": cli.steps,
         "accumulate": cli.trainer.accumulate_grad_batches,
-        "tokens_per_step": None if batch is None or tokens is None else batch * tokens * cli.trainer.accumulate_grad_batches,
+        "tokens_per_step": None
+        if batch is None or tokens is None
+        else batch * tokens * cli.trainer.accumulate_grad_batches,
         "seed": seed if isinstance(seed, int) and not isinstance(seed, bool) else None,
     }
 

@@ -130,7 +130,9 @@ def compare(arguments: Sequence[str], model_class: Any, datamodule_class: Any, d
     given, of_fit = parser.parse_known_args(arguments)
     run = partial(_run, model_class, datamodule_class, default_config)
     try:
-        comparing.run_compare(given, of_fit, run, partial(optimizer_settings, model_class, datamodule_class, default_config))
+        comparing.run_compare(
+            given, of_fit, run, partial(optimizer_settings, model_class, datamodule_class, default_config)
+        )
     except ValueError as error:
         if debugging():
             raise

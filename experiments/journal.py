@@ -157,12 +157,3 @@ class Journal:
                 raise StudyError(f"'{self.file}', line {number}: not JSON; the file is damaged") from error
             self._entries.append(entry)
         self._end += len(whole) + len(newline)
-
-
-def definition_of(folder: Path) -> Mapping[str, Any] | None:
-    """Return what the study in a folder was defined by; ``None`` if there is none yet."""
-    if not (folder / JOURNAL).exists():
-        return None
-    journal = Journal(folder)
-    with journal.locked():
-        return journal.definition()

@@ -4,12 +4,10 @@ Every run goes to the end of a schedule of its own length. A loss that is read o
 than what the optimizer reaches in as many steps, because the learning rate has not come down.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from lightning_muon.experiments.contestant import Contestant, Settings
 from lightning_muon.experiments.journal import Record
@@ -47,21 +45,6 @@ class Protocol:
     tuned: tuple[str, ...] = ALL_AXES
     parameters: int = 0
     tokens_per_step: int | None = None
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
-        contestants = [{**asdict(one), "coupled": sorted(one.coupled)} for one in self.contestants]
-        plain: dict[str, Any] = json.loads(json.dumps({**asdict(self), "contestants": contestants}))
-        return plain
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> "Protocol":
-        """Return what :meth:`to_plain` was called of."""
-        contestants = tuple(
-            Contestant(one["name"], tuple(one["configs"]), Settings(**one["start"]), frozenset(one["coupled"]))
-            for one in plain["contestants"]
-        )
-        return cls(**{**plain, "contestants": contestants, "seeds": tuple(plain["seeds"]), "tuned": tuple(plain["tuned"])})
 
     @cached_property
     def baseline(self) -> Contestant:

@@ -236,8 +236,8 @@ def _redirect(output: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: PTH123, SIM115
-    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: PTH123, SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
 
 
 def _take_a_share(place: int, places: int) -> None:
@@ -261,6 +261,6 @@ def _gpus() -> list[str]:
         return [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
     with suppress(OSError, subprocess.SubprocessError):
         query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-        listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)  # noqa: S603, S607
+        listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)  # noqa: S603
         return listed.stdout.split()
     return []

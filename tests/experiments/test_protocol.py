@@ -3,14 +3,14 @@
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lightning_muon.experiments.compare import CompareError, definition, outcome, protocol_of
+from lightning_muon.experiments.compare import CompareError, compare, look_at, outcome, protocol_of
 from lightning_muon.experiments.contestant import Contestant, Settings
 from lightning_muon.experiments.journal import Record
-from lightning_muon.experiments.outcome import Setting
 from lightning_muon.experiments.protocol import Protocol
 from lightning_muon.experiments.trial import Result, Trial
 
@@ -44,7 +44,7 @@ def lengths(records: Sequence[Record], name: str, seed: int) -> list[int]:
     return [trial.options["trainer.max_steps"] for trial in trials if trial.options["seed_everything"] == seed]
 
 
-PROTOCOL = Protocol(CONTESTANTS, STEPS, 2, 42, (43, 44), ("lr", "weight_decay"))
+PROTOCOL = Protocol(tuple(CONTESTANTS), STEPS, 2, 42, (43, 44), ("lr", "weight_decay"))
 
 
 def test_all_are_tuned_by_the_same_runs_and_trained_with_the_same_seeds() -> None:
@@ -69,7 +69,7 @@ def test_each_run_ends_a_schedule_of_its_own_length_and_is_judged_there() -> Non
 
 def test_the_order_of_the_results_does_not_matter() -> None:
     expected = {record.trial.name for record in complete(PROTOCOL)}
-    draw = random.Random(0)
+    draw = random.Random(0)  # noqa: S311
     for _ in range(3):
         records = complete(PROTOCOL, draw.choice)
         assert {record.trial.name for record in records} == expected
@@ -85,7 +85,7 @@ def test_what_runs_is_not_asked_for_again() -> None:
 
 def test_the_outcome_has_the_settings_found_and_all_runs() -> None:
     records = complete(PROTOCOL)
-    found = outcome(PROTOCOL, {record.trial.name: record.result for record in records}, Setting())
+    found = outcome(PROTOCOL, records, "val/loss")
     assert found.baseline == "adamw"
     assert [finalist.name for finalist in found] == list(NEEDS)
     for finalist in found:
@@ -95,7 +95,7 @@ def test_the_outcome_has_the_settings_found_and_all_runs() -> None:
         ) - len(finalist.runs)
         assert {run.seed for run in finalist.runs} == {43, 44}
     assert sum(len(finalist.tuning) + len(finalist.runs) for finalist in found) == len(records)
-    early = outcome(PROTOCOL, {}, Setting())
+    early = outcome(PROTOCOL, [], "val/loss")
     assert [finalist.runs for finalist in early] == [()] * len(NEEDS)
 
 
@@ -108,17 +108,18 @@ def inspector(changes: Mapping[str, Mapping[str, Any]]) -> Callable[[Sequence[st
         lr = rates[-1] if rates else 0.01
         name = configs[-1].removeprefix("optimizer/")
         found = {"lr": lr, "weight_decay": 0.1, "rates": {"head": 0.005 if name == "polar" else lr}}
-        return {**found, "steps": 300, "accumulate": 1, "seed": 7, "parameters": 1000, **changes.get(name, {})}
+        run = {"steps": 300, "accumulate": 1, "seed": 7, "parameters": 1000, "tokens_per_step": None}
+        return {**found, **run, **changes.get(name, {})}
 
     return inspect
 
 
 def test_a_protocol_is_made_of_what_the_command_lines_say() -> None:
-    protocol, parameters = protocol_of(["adamw", "polar"], ["--trainer.max_steps=300"], inspector({}), seeds=3)
-    assert parameters == 1000
+    found = {name: look_at(name, ["--trainer.max_steps=300"], inspector({})) for name in ("adamw", "polar")}
+    protocol = protocol_of(found, 3, ("lr",))
     assert [one.coupled for one in protocol.contestants] == [frozenset({"head"}), frozenset()]
-    assert (protocol.tuning_seed, list(protocol.seeds), protocol.steps) == (7, [8, 9, 10], 300)
-    assert definition(protocol, ["--x"])["optimizers"]["polar"]["rates"] == {"head": 0.005}
+    assert [one.configs for one in protocol.contestants] == [("optimizer/adamw",), ("optimizer/polar",)]
+    assert (protocol.tuning_seed, protocol.seeds, protocol.steps, protocol.parameters) == (7, (8, 9, 10), 300, 1000)
 
 
 @pytest.mark.parametrize(
@@ -126,18 +127,13 @@ def test_a_protocol_is_made_of_what_the_command_lines_say() -> None:
     [
         (["adamw"], {}, {}, "needs two optimizers at least"),
         (["adamw", "adamw"], {}, {}, "named twice"),
-        (["adamw", "polar"], {"seeds": 1}, {}, "at least 2 seeds"),
-        (
-            ["adamw", "polar"],
-            {"tuned": ("lr", "heads")},
-            {},
-            "does not know heads; it knows lr, weight_decay, roles, head",
-        ),
-        (["adamw", "polar"], {}, {"polar": {"steps": 20}}, "different lengths"),
+        (["adamw", "polar"], {"seeds": 1}, {}, "two seeds at least"),
+        (["adamw", "polar"], {"tuned": ("lr", "heads")}, {}, "not know heads; it knows head, lr, roles, weight_decay"),
+        (["adamw", "polar"], {}, {"polar": {"steps": 20}}, "steps is 300 with adamw and 20 with polar"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(
-    optimizers: list[str], options: dict[str, Any], changes: dict[str, Any], message: str
+    optimizers: list[str], options: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(CompareError, match=message):
-        protocol_of(optimizers, [], inspector(changes), **options)
+        compare(tmp_path, optimizers, [], run=print, inspect=inspector(changes), **options)

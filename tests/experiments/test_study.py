@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_muon.experiments import Record, StudyError, Trial, run_study
+from lightning_muon.experiments import Record, StudyError, run_study
 from tests.experiments.small_runs import STEPS, kill, loss, plan_of, start, train, trials, two_rounds
 
 pytestmark = pytest.mark.timeout(60)

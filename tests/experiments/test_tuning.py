@@ -55,7 +55,7 @@ def test_the_rates_of_roles_follow_the_learning_rate_until_they_are_tuned_themse
     ]
     own = Contestant("polargrad", (), Settings(1.0, 0.0, {"embedding": 0.005}))  # not coupled
     assert {settings.rates["embedding"] for settings in search(own, axes_of(own), lambda _: None).wanted} == {0.005}
-    found, known = run(ADAMW, bowl, axes_of(ADAMW))
+    found, _ = run(ADAMW, bowl, axes_of(ADAMW))
     last = [settings for stage, settings in found.visited if stage == "lr"][-1]
     assert last.rates == found.best.rates
 
@@ -71,7 +71,7 @@ def test_a_grid_grows_while_the_best_lies_at_its_end_and_says_if_it_may_grow_no_
 
 
 def test_where_every_run_diverges_lower_rates_are_tried() -> None:
-    found, known = run(ADAMW, lambda s: math.inf if s.lr > 2e-4 else abs(math.log(s.lr / 5e-5)), [Axis("lr", 2.0)])
+    found, _ = run(ADAMW, lambda s: math.inf if s.lr > 2e-4 else abs(math.log(s.lr / 5e-5)), [Axis("lr", 2.0)])
     assert found.best.lr == pytest.approx(6.25e-5, rel=0.01)
 
 
@@ -80,7 +80,7 @@ def test_no_decay_is_among_the_decays() -> None:
     assert found.best.weight_decay == 0
     assert not found.at_edge
     without = Contestant("x", (), Settings(0.1, 0.0))
-    found, known = run(without, lambda s: abs((s.weight_decay or 0.0) - 0.3), [Axis("weight_decay", 3.0)])
+    found, _ = run(without, lambda s: abs((s.weight_decay or 0.0) - 0.3), [Axis("weight_decay", 3.0)])
     assert found.best.weight_decay == 0.3
     assert not [axis for axis in axes_of(Contestant("x", (), Settings(0.1))) if axis.name == "weight_decay"]
 
@@ -88,7 +88,7 @@ def test_no_decay_is_among_the_decays() -> None:
 def test_known_losses_alone_decide_what_runs_next() -> None:
     """Any order of results, and any point at which the search is begun again, leads to the same runs."""
     _, expected = run(ADAMW, bowl, axes_of(ADAMW))
-    draw = random.Random(0)
+    draw = random.Random(0)  # noqa: S311
     for _ in range(20):
         known: dict[str, float] = {}
         while (found := search(ADAMW, axes_of(ADAMW), lambda s, k=known: k.get(str(s)))).wanted:  # type: ignore[misc]
