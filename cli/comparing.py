@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import multiprocessing
 import platform
 import sys
@@ -58,7 +59,7 @@ def run_compare(
 
 
 def _in_a_process(inspect: Callable[..., Any], arguments: Sequence[str]) -> Mapping[str, Any]:
-    """Call a function in a process of its own: this one must not compute with torch, because runs are forked from it."""
+    """Call a function in a process of its own: in this one, from which runs are forked, torch must not compute."""
     method = "fork" if sys.platform == "linux" else "spawn"
     with ProcessPoolExecutor(1, multiprocessing.get_context(method)) as pool:
         found: Mapping[str, Any] = pool.submit(_quietly, inspect, list(arguments)).result()
@@ -66,6 +67,8 @@ def _in_a_process(inspect: Callable[..., Any], arguments: Sequence[str]) -> Mapp
 
 
 def _quietly(inspect: Callable[..., Any], arguments: Sequence[str]) -> Mapping[str, Any]:
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):
         found: Mapping[str, Any] = inspect(arguments)
     return found

@@ -60,8 +60,8 @@ def optimizer_settings(
     Returns:
         ``optimizer``, the name of its class; ``lr`` and ``weight_decay`` (``None`` if it has none) of its groups of
         matrices; ``rates``, the learning rates of the groups of other roles; ``parameters``, their number;
-        ``steps``, those of the run; ``accumulate``, the batches of a step; ``tokens_per_step``, ``None`` if the data do not
-        know it; ``seed``, ``None`` if the run has none.
+        ``steps``, those of the run; ``accumulate``, the batches of a step; ``tokens_per_step``, ``None`` if the data do
+        not know them; ``seed``, ``None`` if the run has none.
     """
     without_traces = [
         "--trainer.logger=false",
