@@ -1,6 +1,6 @@
 """How many steps an optimizer needs for the final loss of another, from few paired seeds, with a confidence interval.
 
-The data are final losses ``y[horizon, seed]`` of two optimizers, each from a full schedule of so many steps. Runs of
+The data are final losses of two optimizers, by horizon and seed, each from a full schedule of so many steps. Runs of
 the same seed share initial weights and the order of the data, so only differences within a seed count.
 
 A ratio ρ says that the contestant needs ρ·H steps for what the baseline has after H, the longest horizon. For each ρ
@@ -17,13 +17,14 @@ were measured it is open; nothing is extrapolated.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+Losses = Mapping[int, Sequence[float] | Array]  # of each seed, by the horizon in steps
 
 CONFIDENCE = 0.95
 _POINTS = 129  # ratios that are tried on either side of one; between them the bounds are interpolated
@@ -90,53 +91,49 @@ def mean_interval(values: Sequence[float] | Array) -> Interval:
     return Interval(mean, mean - margin, mean + margin)
 
 
-def steps_ratio(contestant: Array, baseline: Array, horizons: Sequence[int]) -> Interval:
+def steps_ratio(contestant: Losses, baseline: Losses) -> Interval:
     """Return the steps that a contestant needs for the baseline's final loss, over the steps of the baseline.
 
-    It is the ratio of tokens too, if both read as many in a step.
+    It is the ratio of tokens too, if both read as many in a step. Ratios below one are found by the contestant's
+    shorter horizons, those above one by the baseline's.
 
-    With three or more horizons a loss is interpolated by the polynomial in log h through the nearest four (or three).
-    Two horizons do not tell how the curve bends between them: the margin then takes in how far curves ``a + b·h^−p``
-    differ there for p from 0 to 0.5.
+    Between three or more horizons a loss is interpolated by the polynomial in log h through the nearest four (or
+    three). Two horizons do not tell how the curve bends between them: the margin then takes in how far curves
+    ``a + b·h^−p`` differ there for p from 0 to 0.5.
 
     Args:
-        contestant: Its final losses, (horizons, seeds), finite.
-        baseline: Those of the baseline with the same seeds, (horizons, seeds).
-        horizons: At least two, in steps, ascending; the ratio lies between ``horizons[0] / horizons[-1]`` and its
-            inverse.
+        contestant: Its final losses by horizon in steps, each (seeds,), finite.
+        baseline: Those of the baseline, of the same seeds in the same order.
 
     Returns:
         The ratio. A bound beyond the horizons is ``None``. If all of the interval lies there, the bound on this side
         is the last ratio that was measured, so that it reads "at most 0.50". One seed gives no interval.
 
     Raises:
-        ValueError: For shapes that do not fit, fewer than two horizons, or losses that are not finite.
+        ValueError: If the longest horizons differ, if neither has a shorter one, for numbers of seeds that differ, or
+            losses that are not finite.
     """
-    contestant, baseline = np.asarray(contestant, float), np.asarray(baseline, float)
-    steps = np.asarray(horizons, float)
-    if contestant.shape != baseline.shape or contestant.ndim != 2 or len(contestant) != len(steps):
-        raise ValueError(
-            f"losses have the shape (horizons, seeds); there are {len(steps)} horizons, and"
-            f" {contestant.shape} and {baseline.shape} losses"
-        )
-    if len(steps) < 2 or (np.diff(steps) <= 0).any() or steps[0] <= 0:
-        raise ValueError(f"a ratio of steps needs two or more horizons in ascending order: {list(horizons)}")
-    if not (np.isfinite(contestant).all() and np.isfinite(baseline).all()):
+    longest = max(baseline)
+    if max(contestant) != longest:
+        raise ValueError(f"the longest horizons differ: {max(contestant)} and {longest} steps")
+    if len(contestant) == len(baseline) == 1:
+        raise ValueError(f"a ratio of steps needs runs that are shorter than {longest} steps")
+    if len({len(losses) for of in (contestant, baseline) for losses in of.values()}) > 1:
+        raise ValueError("a ratio of steps needs a loss for each horizon and seed")
+    if not all(np.isfinite(losses).all() for of in (contestant, baseline) for losses in of.values()):
         raise ValueError("a ratio of steps needs finite losses")
-    logs = np.log(steps / steps[-1])
-    between = np.linspace(logs[0], 0, _POINTS)
-    weights, doubt = _interpolation(logs, between)
-    drops = contestant.mean(1)[0] - contestant.mean(1)[-1], baseline.mean(1)[0] - baseline.mean(1)[-1]
+    own, other = _curve(contestant), _curve(baseline)
     # One row for each ratio in ascending order; the ratio of one comes once.
-    differences = np.concatenate([weights @ contestant - baseline[-1], (contestant[-1] - weights @ baseline)[-2::-1]])
-    bend = np.abs(np.concatenate([doubt * drops[0], (doubt * drops[1])[-2::-1]]))
-    ratios = np.concatenate([between, -between[-2::-1]])
+    ratios = np.concatenate([own.logs, -other.logs[-2::-1]])
+    differences = np.concatenate([own.losses - other.losses[-1], (own.losses[-1] - other.losses)[-2::-1]])
     mean = differences.mean(1)
     first, last = _crossing(ratios, mean), _crossing(ratios[::-1], -mean[::-1])
     value = None if first is None or last is None else math.exp((first + last) / 2)
-    if contestant.shape[1] < 2:
+    seeds = differences.shape[1]
+    if seeds < 2:
         return Interval(value, None, None)
-    margin = np.hypot(quantile(contestant.shape[1]) * _standard_error(differences), quantile() * bend)
+    bend = np.concatenate([own.bend, other.bend[-2::-1]])
+    margin = np.hypot(quantile(seeds) * _standard_error(differences), quantile() * bend)
     lower, upper = mean - margin, mean + margin
     low = ratios[-1] if (lower > 0).all() else _crossing(ratios, lower)
     high = ratios[0] if (upper < 0).all() else _crossing(ratios[::-1], -upper[::-1])
@@ -189,30 +186,51 @@ def _standard_error(values: Array) -> Array:
     return np.asarray(values.std(-1, ddof=1) / math.sqrt(values.shape[-1]))
 
 
-def _interpolation(nodes: Array, at: Array) -> tuple[Array, Array]:
-    """Return the weights of losses at horizons for the losses between them.
+@dataclass(frozen=True)
+class _Curve:
+    """Losses from the shortest horizon to the longest.
 
-    Args:
-        nodes: Logarithms of the horizons, (k,), ascending.
-        at: Logarithms of steps, (m,), between the first and the last node.
-
-    Returns:
-        The weights, (m, k), each row with the sum 1; and by how much the weight of the first horizon is in doubt, (m,).
+    Attributes:
+        logs: Logarithms of steps relative to the longest horizon, (m,), ascending to zero.
+        losses: Interpolated, (m, seeds).
+        bend: How far the mean loss may be off, because two horizons do not show how the curve bends, (m,).
     """
+
+    logs: Array
+    losses: Array
+    bend: Array
+
+
+def _curve(losses: Losses) -> _Curve:
+    horizons = sorted(losses)
+    values = np.array([losses[horizon] for horizon in horizons], float)
+    nodes = np.log(np.array(horizons, float) / horizons[-1])
+    if len(nodes) == 1:
+        return _Curve(nodes, values, np.zeros(1))
+    logs = np.linspace(nodes[0], 0, _POINTS)
     if len(nodes) == 2:
-        shares = [_share(nodes, at, exponent) for exponent in _EXPONENTS]
-        return np.stack([shares[1], 1 - shares[1]], axis=1), (shares[0] - shares[2]) / 2
+        shares = [_share(nodes, logs, exponent) for exponent in _EXPONENTS]
+        weights = np.stack([shares[1], 1 - shares[1]], axis=1)
+        return _Curve(logs, weights @ values, abs((shares[0] - shares[2]) / 2 * (values[0] - values[1]).mean()))
+    return _Curve(logs, _polynomials(nodes, logs) @ values, np.zeros(len(logs)))
+
+
+def _polynomials(nodes: Array, at: Array) -> Array:
+    """Return the weights of values at nodes, (k,), for the values at places between them, (m,): (m, k).
+
+    They are Lagrange's, for the nearest nodes, as many on either side where there are.
+    """
     weights = np.zeros((len(at), len(nodes)))
     nearest = min(_NEAREST, len(nodes))
-    interval = np.searchsorted(nodes[1:-1], at, side="right")  # at lies between this node and the next
-    start = np.clip(interval - (nearest - 2) // 2, 0, len(nodes) - nearest)
+    left = np.searchsorted(nodes[1:-1], at, side="right")  # a place lies between this node and the next
+    start = np.clip(left - (nearest - 2) // 2, 0, len(nodes) - nearest)
     for first in np.unique(start):
         rows = np.flatnonzero(start == first)
         chosen = nodes[first : first + nearest]
         for place in range(nearest):
             others = np.delete(chosen, place)
             weights[rows, first + place] = np.prod((at[rows, None] - others) / (chosen[place] - others), axis=1)
-    return weights, np.zeros(len(at))
+    return weights
 
 
 def _share(nodes: Array, at: Array, exponent: float) -> Array:

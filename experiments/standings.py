@@ -71,10 +71,13 @@ def sentence(outcome: Outcome, name: str | None = None) -> str:
     """
     found = standings(outcome)
     others = [one for one in found if one.name != outcome.baseline]
-    chosen = next((one for one in others if name in (None, one.name)), None)
-    if chosen is None:
-        return "There is nothing to compare the baseline with."
-    return f"{_finding(chosen, outcome)} {_circumstances(outcome)}"
+    if name is not None:
+        others = [one for one in others if one.name == name]
+    if not others:
+        return f"There is nothing to compare {outcome.baseline} with."
+    chosen = next((one for one in others if one.steps is not None), others[0])
+    best = f", the best of {len(others)}," if len(others) > 1 else ""
+    return f"{_finding(chosen, outcome, best)} {_circumstances(outcome)}"
 
 
 def _standing(finalist: Finalist, outcome: Outcome) -> Standing:
@@ -128,70 +131,76 @@ def _compared(
     finalist: Finalist, baseline: Finalist, outcome: Outcome
 ) -> tuple[Interval | None, Interval | None, Interval | None, list[str]]:
     """Return difference, ratio of steps and ratio of seconds to the baseline, and why one of them is missing."""
-    if diverged := [one.name for one in (finalist, baseline) if any(run.diverged for run in one.runs)]:
-        return None, None, None, [f"not compared, because {' and '.join(diverged)} diverged"]
-    horizons = [horizon for horizon in outcome.horizons if finalist.at(horizon) and baseline.at(horizon)]
-    if not horizons or horizons[-1] != outcome.horizon:
-        return None, None, None, [f"not compared: no runs of {outcome.horizon} steps"]
-    runs = [_finished(one, horizons) for one in (finalist, baseline)]
-    seeds = sorted(runs[0].keys() & runs[1].keys())
-    if not seeds:
-        return None, None, None, ["not compared: no seed of which all runs have a loss"]
+    both = (finalist, baseline)
+    if names := _diverged(*both, horizon=outcome.horizon):
+        return None, None, None, [f"not compared, because {names} diverged"]
+    longest = [one.at(outcome.horizon) for one in both]
+    seeds = sorted(longest[0].keys() & longest[1].keys())
+    runs = [_by_horizon(one, seeds) for one in both]
+    complete = [seed for seed in seeds if all(of[seed].finished for one in runs for of in one.values())]
+    if not complete:
+        return None, None, None, [f"not compared: no seed with a loss after {outcome.horizon} steps"]
     notes = []
-    if len(seeds) < len(outcome.seeds):
-        notes.append(f"compared by {len(seeds)} of {len(outcome.seeds)} seeds, of which all runs have a loss")
-    if len(seeds) == 1:
+    if len(complete) < len(outcome.seeds):
+        notes.append(f"compared by {len(complete)} of {len(outcome.seeds)} seeds, of which all runs have a loss")
+    if len(complete) == 1:
         notes.append("one seed gives no interval")
-    losses = [np.array([[run.loss for run in of[seed]] for seed in seeds]).T for of in runs]
-    difference = mean_interval(losses[0][-1] - losses[1][-1])
-    if len(horizons) < 2:
-        return difference, None, None, [*notes, "one horizon gives no ratio of steps"]
-    steps = steps_ratio(losses[0], losses[1], horizons)
-    times = [_seconds([of[seed] for seed in seeds]) for of in runs]
+    losses = [{horizon: [of[seed].loss for seed in complete] for horizon, of in one.items()} for one in runs]
+    difference = mean_interval(np.subtract(*(of[outcome.horizon] for of in losses)))
+    if names := _diverged(*both):
+        return difference, None, None, [*notes, f"no ratios, because {names} diverged"]
+    if len(losses[0]) == len(losses[1]) == 1:
+        return difference, None, None, [*notes, "no ratios, which need shorter runs too"]
+    steps = steps_ratio(*losses)
+    times = [_seconds([[of[seed] for of in one.values()] for seed in complete]) for one in runs]
     seconds = None if times[0] is None or times[1] is None else seconds_ratio(steps, times[0], times[1])
     return difference, steps, seconds, notes
 
 
-def _finished(finalist: Finalist, horizons: Sequence[int]) -> dict[int, list[FinalRun]]:
-    """Return the runs of each seed in the order of the horizons, for seeds of which all have a loss."""
-    by_horizon = [finalist.at(horizon) for horizon in horizons]
-    complete = {seed: [runs[seed] for runs in by_horizon if seed in runs] for seed in by_horizon[-1]}
-    return {
-        seed: runs
-        for seed, runs in complete.items()
-        if len(runs) == len(horizons) and all(run.finished for run in runs)
-    }
+def _diverged(*finalists: Finalist, horizon: int | None = None) -> str:
+    """Return the names of those that diverged, at one horizon or at any."""
+    return " and ".join(
+        finalist.name
+        for finalist in finalists
+        if any(run.diverged and horizon in (None, run.horizon) for run in finalist.runs)
+    )
+
+
+def _by_horizon(finalist: Finalist, seeds: Sequence[int]) -> dict[int, dict[int, FinalRun]]:
+    """Return the runs of all horizons at which there is one of each seed, by horizon and seed."""
+    by_horizon = {horizon: finalist.at(horizon) for horizon in sorted({run.horizon for run in finalist.runs})}
+    return {horizon: runs for horizon, runs in by_horizon.items() if runs.keys() >= set(seeds)}
 
 
 def _seconds(runs: Sequence[Sequence[FinalRun]]) -> Array | None:
-    """Return the seconds per step for each seed, the geometric mean over horizons; ``None`` if one is not known."""
+    """Return the seconds per step for each seed, the geometric mean over its runs; ``None`` if one is not known."""
     times = [[run.result.seconds_per_step for run in of_seed] for of_seed in runs]
     if not all(time for of_seed in times for time in of_seed):
         return None
     return np.asarray(np.exp(np.log(np.array(times, float)).mean(1)))
 
 
-def _finding(chosen: Standing, outcome: Outcome) -> str:
+def _finding(chosen: Standing, outcome: Outcome, best: str) -> str:
     name, baseline = chosen.name, outcome.baseline
-    if chosen.diverged:
-        return f"{name} diverged in {chosen.diverged} of {chosen.runs} runs."
     if chosen.steps is None:
-        return f"{name} was not compared with {baseline}: {'; '.join(chosen.notes)}."
+        return f"There is no ratio of {name} to {baseline}: {'; '.join(chosen.notes)}."
     if chosen.steps.contains(1):
-        return f"Between {name} and {baseline} no difference was found ({_in_words(chosen.steps, 'the steps')})."
-    seconds = ""
-    if chosen.seconds is not None:
-        time = "no difference in time was found" if chosen.seconds.contains(1) else None
-        seconds = f", and {_in_words(chosen.seconds, 'the seconds')}" + (f" ({time})" if time else "")
-    return f"{name} needs {_in_words(chosen.steps, 'the steps')} of {baseline} for the same loss{seconds}."
+        return (
+            f"Between {name} and {baseline} no difference was found: for the final loss of {baseline}, {name} needs"
+            f" {_in_words(chosen.steps, 'steps')}."
+        )
+    seconds = "" if chosen.seconds is None else f" and {_in_words(chosen.seconds, 'seconds')}"
+    return f"For the final loss of {baseline}, {name}{best} needs {_in_words(chosen.steps, 'steps')}{seconds}."
 
 
 def _in_words(ratio: Interval, of: str) -> str:
     if ratio.low is None or ratio.high is None:
-        bound = Interval(None, ratio.low, ratio.high).text()
-        return f"{bound} times {of}"
-    value = "" if ratio.value is None else f"{ratio.value:.2f} times {of}, "
-    return f"{value}95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
+        return f"{ratio.text()} times its {of}"
+    interval = f"{ratio.low:.2f} to {ratio.high:.2f}"
+    if ratio.value is None:
+        return f"{interval} times its {of}"
+    found = f", {NO_DIFFERENCE}" if ratio.contains(1) and of == "seconds" else ""
+    return f"{ratio.value:.2f} times its {of} (95 % interval {interval}{found})"
 
 
 def _circumstances(outcome: Outcome) -> str:
