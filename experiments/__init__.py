@@ -6,6 +6,7 @@ torch nor Lightning.
 - ``trial``: a run of a study, and its result
 - ``study``: many runs, taken from one journal by any number of workers
 - ``journal``: that journal, the only state of a study; ``workers``: which of them are alive
+- ``space``: choices and ranges of keys; ``search``: suggestions by Optuna; ``sweep``: a study of these
 - ``runs``: the process of a run; ``outcome``: what came of it
 """
 

@@ -94,7 +94,8 @@ class Journal:
     def append(self, **entry: Any) -> None:
         """Write a line; only while it is locked."""
         descriptor = self._descriptor
-        assert descriptor is not None, "the journal is not locked"
+        if descriptor is None:
+            raise RuntimeError("the journal is not locked")
         line = json.dumps(entry, allow_nan=False).encode() + b"\n"
         rest = memoryview(line)
         try:

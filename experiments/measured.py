@@ -50,6 +50,15 @@ def outcome(folder: Path, name: str, code: int, metric: str) -> Result:
     )
 
 
+def curve_of(folder: Path, metric: str) -> list[tuple[int, float]]:
+    """Return the steps and values of a metric so far, without those that are not finite."""
+    try:
+        logged = read_run(folder, folder.name).scalars.get(metric, [])
+    except RunLogError:
+        return []
+    return sorted({step: value for step, value in logged if math.isfinite(value)}.items())
+
+
 def steps_of(log: RunLog) -> int:
     """Return how many steps a run has made, up to its last logged value; Lightning counts them from 0."""
     return max((values[-1][0] + 1 for values in log.scalars.values() if values), default=0)

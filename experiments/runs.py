@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -19,6 +20,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NoReturn
@@ -64,9 +66,9 @@ class Process:
     folder: Path
     place: int
     process: BaseProcess
-    started: float = field(default_factory=time.monotonic)
-    stopping: int | None = None  # the signal that it was sent
-    pruned: tuple[int, float] | None = None  # step and value at which the study ended it
+    curve: list[tuple[int, float]] = field(default_factory=list)  # steps and values of the metric, as far as judged
+    pruned: bool = False
+    look_at: float = 0.0  # when to look at the metric again
 
     @classmethod
     def start(
@@ -83,7 +85,6 @@ class Process:
             place: Number of the run among those that the worker has at a time.
             places: How many these are.
         """
-        method = "fork" if sys.platform == "linux" else "spawn"
         command = [
             "fit",
             *(option for option in _QUIET if not _names(arguments, option)),
@@ -96,7 +97,7 @@ class Process:
             "--trainer.logger.default_hp_metric=false",
         ]
         folder = study / RUNS / trial.name
-        process = multiprocessing.get_context(method).Process(
+        process = _context().Process(
             target=_main, args=(run, command, folder, heartbeat, os.getpid(), place, places), name=trial.name
         )
         sys.stdout.flush()
@@ -108,7 +109,6 @@ class Process:
 
     def ask_to_stop(self, signum: int = signal.SIGTERM) -> None:
         """Ask it to save a checkpoint and end."""
-        self.stopping = signum
         with suppress(ProcessLookupError):
             os.kill(self._pid, signum)
 
@@ -140,9 +140,36 @@ def last_line(folder: Path) -> str:
     """Return the last line that a run has written."""
     with suppress(OSError), (folder / OUTPUT).open("rb") as output:
         output.seek(max(0, output.seek(0, os.SEEK_END) - 8192))
-        lines = output.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return _last_of(output.read())
     return ""
+
+
+def _last_of(output: bytes) -> str:
+    lines = output.decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def first_refusal(run: Run, commands: Sequence[list[str]]) -> str | None:
+    """Return the error that the first wrong command line gives; ``None`` if all can be parsed.
+
+    They are parsed by the program itself, in a process of its own: it may import anything.
+    """
+    context = _context()
+    answer, end = context.Pipe(duplex=False)
+    process = context.Process(target=_parse, args=(run, commands, end))
+    process.start()
+    end.close()
+    refused: str | None
+    try:
+        refused = answer.recv()
+    except EOFError:
+        refused = "the program ended while it read the command line"
+    process.join()
+    return refused
+
+
+def _context() -> Any:
+    return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 
 def _written(value: object) -> str:
@@ -194,6 +221,33 @@ def _main(
         os._exit(code)
 
 
+def _parse(run: Run, commands: Sequence[list[str]], answer: Connection) -> NoReturn:
+    """Answer with the last line of the first command that is refused."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with tempfile.TemporaryFile() as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+        _write_to_descriptors()
+        refused: str | None = None
+        for command in commands:
+            sys.argv = [sys.argv[0], *command]
+            try:
+                run([*command, "--print_config"])
+            except SystemExit as error:
+                refused = None if error.code in {0, None} else "refused"
+            except Exception as error:  # as in the import of the user's module
+                refused = f"{type(error).__name__}: {error}"
+            if refused == "refused":
+                sys.stderr.flush()
+                output.seek(0)
+                refused = _last_of(output.read()).removeprefix("error: ")
+            if refused:
+                break
+        answer.send(refused)
+        os._exit(0)
+
+
 def _end_with(worker: int, heartbeat: Path) -> None:
     """End this process and all that it has started when its worker has ended, or gives no sign of life."""
     seen, since = 0.0, time.monotonic()
@@ -236,6 +290,10 @@ def _redirect(output: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+    _write_to_descriptors()
+
+
+def _write_to_descriptors() -> None:
     sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
 

@@ -8,20 +8,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from lightning_muon.experiments.journal import Journal, Record, StudyError
-from lightning_muon.experiments.measured import outcome
+from lightning_muon.experiments.measured import curve_of, outcome
 from lightning_muon.experiments.runs import BUSY, STOPPED, Process, Run
 from lightning_muon.experiments.trial import Result, Trial
 from lightning_muon.experiments.workers import Worker, this_machine
 from lightning_muon.report.plain_text import printable
 
 Plan = Callable[[Sequence[Record]], list[Trial]]
+ShouldPrune = Callable[[Sequence[Record], Sequence[tuple[int, float]]], bool]
+OnResult = Callable[[Record, Sequence[Record]], None]
 
+_LOOK_AGAIN = 1.0  # seconds between two looks at the metric of a run that may be ended early
 _ASK_AGAIN = 1.0  # seconds between two looks at the journal, while other workers have all that there is to do
 _GRACE = 30.0  # seconds for the runs to save and end; they take 25 at most
 _SAME_ERROR = 3  # so many runs that fail alike, before any has ended well, end a study
@@ -44,14 +48,15 @@ def run_study(
     arguments: Sequence[str] = (),
     metric: str = "val/loss",
     jobs: int = 1,
-    on_result: Callable[[Record, Sequence[Record]], None] | None = None,
+    should_prune: ShouldPrune | None = None,
+    on_result: OnResult | None = None,
 ) -> list[Record]:
     """Be a worker of a study, until it is at its end.
 
-    Any number of workers may do the same at the same time, on one machine or on several with a common folder: each takes
-    the next trial from the journal in the folder. A trial whose worker was killed is taken over, and resumed from its
-    checkpoint. Called again after all workers were stopped or killed, it goes on; at the end of a study, it runs the
-    failed trials again.
+    Any number of workers may do the same at the same time, on one machine or on several with a common folder: each
+    takes the next trial from the journal in the folder. A trial whose worker was killed is taken over, and resumed from
+    its checkpoint. Called again after all workers were stopped or killed, it goes on; at the end of a study, it runs
+    the failed trials again.
 
     Args:
         folder: Of the study: its journal, and the runs below ``runs/``.
@@ -64,6 +69,7 @@ def run_study(
         arguments: Of ``fit``, for all runs.
         metric: What judges a run, as it is logged.
         jobs: How many runs to have at a time. They share the cores and the GPUs of the machine.
+        should_prune: Whether to end a run early, given all records, and the steps and values of the metric so far.
         on_result: Called with each record that this worker has finished, and all records.
 
     Returns:
@@ -82,7 +88,7 @@ def run_study(
     journal = Journal(folder)
     try:
         _check_definition(journal, {"arguments": list(arguments), "metric": metric, **definition})
-        study = _Study(folder, journal, worker, plan, run, arguments, metric, jobs, on_result)
+        study = _Study(folder, journal, worker, plan, run, arguments, metric, jobs, should_prune, on_result)
         with _signals(study):
             return study.work()
     finally:
@@ -122,11 +128,12 @@ class _Study:
         arguments: Sequence[str],
         metric: str,
         jobs: int,
-        on_result: Callable[[Record, Sequence[Record]], None] | None,
+        should_prune: ShouldPrune | None,
+        on_result: OnResult | None,
     ) -> None:
         self.folder, self.journal, self.worker = folder, journal, worker
         self.plan, self.run, self.arguments, self.metric, self.jobs = plan, run, arguments, metric, jobs
-        self.on_result = on_result
+        self.should_prune, self.on_result = should_prune, on_result
         self.running: list[Process] = []
         self.signum: int | None = None
         self._signalled = 0
@@ -148,12 +155,13 @@ class _Study:
                     ask_at = time.monotonic() + _ASK_AGAIN
                 if self._wait():
                     ask_at = 0.0
-            raise StudyStopped(self._stop())
+            signum = self._stop()
         except BaseException:
             for process in self.running:
                 process.kill()
             self._give_back()
             raise
+        raise StudyStopped(signum)
 
     def _wait(self) -> bool:
         """Wait a little for a run to end; return whether one has."""
@@ -168,6 +176,9 @@ class _Study:
             return True
         for process in [process for process in self.running if process.process.sentinel in ended]:
             self._finish(process)
+        if self.should_prune is not None:
+            for process in self.running:
+                self._prune(process, self.should_prune)
         return bool(ended)
 
     def _start(self, trial: Trial) -> None:
@@ -176,20 +187,41 @@ class _Study:
             Process.start(self.folder, trial, self.run, self.arguments, self.worker.file, place, self.jobs)
         )
 
+    def _prune(self, process: Process, should_prune: ShouldPrune) -> None:
+        """End a run early, if its metric says so; each value is judged once, in the order of the steps."""
+        now = time.monotonic()
+        if process.pruned or now < process.look_at:
+            return
+        curve = curve_of(process.folder, self.metric)
+        for length in range(len(process.curve) + 1, len(curve) + 1):
+            process.curve = curve[:length]
+            with self.journal.locked():
+                records = self.journal.records()
+            if should_prune(records, process.curve):
+                process.pruned = True
+                process.ask_to_stop()
+                break
+        # A long run has a large file.
+        process.look_at = now + max(_LOOK_AGAIN, 20 * (time.monotonic() - now))
+
     def _finish(self, process: Process) -> None:
         """Tell the result of a run that has ended, or give it back."""
         self.running.remove(process)
         code = process.end()
-        if code == BUSY or code in STOPPED:
+        if code == BUSY or (code in STOPPED and not process.pruned):
             self._release(process.trial)
             if code in STOPPED and self.signum is None:
                 self.signum = -code if code < 0 else code - 128  # whoever stops a run wants no more of it
             return
-        result = outcome(process.folder, process.trial.name, code, self.metric)
+        result = outcome(process.folder, process.trial.name, 0 if process.pruned else code, self.metric)
+        if process.pruned:
+            step, value = process.curve[-1]
+            result = replace(result, status="pruned", value=value, steps=step + 1)
+        curve = curve_of(process.folder, self.metric) if self.should_prune and not process.pruned else process.curve
         with self.journal.locked():
             if not self._is_mine(process.trial):
                 return
-            self.journal.finish(process.trial, self.worker.name, result)
+            self.journal.finish(process.trial, self.worker.name, result, curve)
             records = self.journal.records()
         if self.on_result:
             self.on_result(next(one for one in records if one.trial.name == process.trial.name), records)
@@ -222,10 +254,12 @@ class _Study:
             if at_end and again and any(one.result and one.result.status == "failed" for one in records):
                 self._open_failed(records)
                 trials, at_end = self._open_trials(), False
-            taken = trials[: self.jobs - len(self.running)]
-            for trial in taken:
-                machine = {"host": self.worker.host, "machine": this_machine()}
-                self.journal.claim(trial, self.worker.name, **machine)
+            taken: list[Trial] = []
+            while trials and (room := self.jobs - len(self.running) - len(taken)):
+                for trial in trials[:room]:
+                    self.journal.claim(trial, self.worker.name, host=self.worker.host, machine=this_machine())
+                taken += trials[:room]
+                trials = self._open_trials()  # a search suggests one at a time
         return taken, at_end
 
     def _open_trials(self) -> list[Trial]:

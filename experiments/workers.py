@@ -88,7 +88,7 @@ class Worker:
             if self._machine_of(descriptor) == this_machine():
                 return lock(path, descriptor)
             os.utime(self.file)
-            return os.stat(self.file).st_mtime - os.fstat(descriptor).st_mtime > DEAD
+            return self.file.stat().st_mtime - os.fstat(descriptor).st_mtime > DEAD
         finally:
             os.close(descriptor)
 

@@ -42,7 +42,7 @@ class RunLog:
         scalars: Steps and values by tag, in the order of the steps; tags are without a logger's prefix.
         texts: Steps and texts by tag; ``None`` if the run wrote only CSV, which has no texts.
         damage: What could not be read, a line for each file.
-        seconds_per_step: The median over all steps, each with the mean of the interval between two logged ones; ``None``
+        seconds_per_step: The median over all steps; each has the mean of the interval between two logged ones. ``None``
             if the run wrote only CSV, which has no times.
     """
 
@@ -153,8 +153,9 @@ def _without_prefix(scalars: Scalars) -> Scalars:
 
 
 def _read_events(file: Path, scalars: Scalars, texts: Texts, intervals: list[tuple[float, int]]) -> list[str]:
-    """Add the values and texts of an event file, and the intervals between its values:
-    seconds a step, and how many steps.
+    """Add the values and texts of an event file, and the intervals between its values.
+
+    An interval is seconds a step, and how many steps.
 
     Returns:
         A line that says where the file is damaged, if it is.

@@ -12,7 +12,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from lightning_muon.experiments import Record, Trial, run_study
+from lightning_muon.experiments import Plan, Record, Trial, run_study
 
 STEPS = 4
 FORK = get_context("fork")
@@ -68,8 +68,8 @@ def trials(count: int) -> list[Trial]:
     return [Trial(f"lr=0.0{number}", {"lr": float(f"0.0{number}")}) for number in range(1, count + 1)]
 
 
-def plan_of(count: int) -> "type[None] | object":
-    return lambda records: trials(count)
+def plan_of(count: int) -> Plan:
+    return lambda _: trials(count)
 
 
 def two_rounds(records: Sequence[Record]) -> list[Trial]:

@@ -47,7 +47,7 @@ def test_a_plan_goes_on_from_the_results(tmp_path: Path) -> None:
 
 def test_killed_at_random_moments_a_study_gives_the_same_result(tmp_path: Path) -> None:
     expected = summary(run_study(tmp_path / "whole", {}, two_rounds, train))
-    draw = random.Random(0)
+    draw = random.Random(0)  # noqa: S311
     folder = tmp_path / "killed"
     for _ in range(20):
         process = start(folder, two_rounds)
