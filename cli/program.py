@@ -27,8 +27,9 @@ def main(
 
     Beside the subcommands of :class:`MuonCLI` there are ``routes``, which shows what updates which parameter of the
     module, ``sweep``, which trains it under many settings, ``compare``, which compares optimizers, ``report``, which
-    shows how healthy runs are, ``export``, which writes the weights of a checkpoint for use elsewhere, and ``consolidate``, which makes one file of a sharded
-    checkpoint. The last three start without the module and its data, if these are given by their import paths.
+    shows how healthy runs are, ``export``, which writes the weights of a checkpoint for use elsewhere, and
+    ``consolidate``, which makes one file of a sharded checkpoint. The last three start without the module and its data,
+    if these are given by their import paths.
 
     Example::
 
@@ -45,8 +46,8 @@ def main(
         The command line that ran: its ``trainer``, ``model``, ``datamodule`` and ``config``.
 
     Raises:
-        SystemExit: With code 0 after a command that is none of :class:`MuonCLI`; with code 2 after an error of the user,
-            which is one line on stderr; with code 143 after SIGTERM and 130 after SIGINT.
+        SystemExit: With code 0 after a command that is none of :class:`MuonCLI`; with code 2 after an error of the
+            user, which is one line on stderr; with code 143 after SIGTERM and 130 after SIGINT.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     with ending_quietly():
