@@ -25,9 +25,10 @@ from lightning_muon.experiments.runs import RUNS, Run
 from lightning_muon.experiments.tuning import ALL_AXES
 
 _FOLDER = Path("comparison")
-_EPILOG = """Each optimizer is tuned by the same rules: the learning rate on a grid that extends itself while the best lies at its
-end, then the weight decay, then the learning rates by role. Then it is trained with other seeds, to the end of a schedule,
-at the full length and at shorter ones. All other options are those of fit, for all runs.
+_EPILOG = """\
+Each optimizer is tuned by the same rules: the learning rate on a grid that extends itself while the best lies at its
+end, then the weight decay, then the learning rates by role. Then it is trained with other seeds, to the end of a
+schedule, at the full length and at shorter ones. All other options are those of fit, for all runs.
 
 Several workers, on other GPUs, machines or tasks of a SLURM array: start the same command with the same --study.
 After a kill, the same command goes on; with other --optimizers, it runs what is new."""
