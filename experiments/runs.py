@@ -231,7 +231,7 @@ def _main(
         except SystemExit as error:
             if error.code is not None and not isinstance(error.code, int):
                 sys.stderr.write(f"{error.code}\n")
-            code = error.code if isinstance(error.code, int) else 0 if error.code is None else WENT_BAD
+            code = error.code if isinstance(error.code, int) else 0 if error.code is None else RAISED
         atexit._run_exitfuncs()
     except KeyboardInterrupt:
         code = 130
@@ -258,16 +258,16 @@ def _parse(run: Run, commands: Sequence[list[str]], answer: Connection) -> NoRet
             try:
                 run([*command, "--print_config"])
             except SystemExit as error:
-                refused = None if error.code in {0, None} else "refused"
+                refused = None if error.code in {0, None} else "refused" if isinstance(error.code, int) else error.code
             except Exception as error:  # as in the import of the user's module
                 refused = f"{type(error).__name__}: {error}"
             if refused == "refused":
                 sys.stderr.flush()
                 output.seek(0)
-                refused = _last_of(output.read()).removeprefix("error: ")
+                refused = _last_of(output.read())
             if refused:
                 break
-        answer.send(refused)
+        answer.send(refused and refused.removeprefix("error: "))
         os._exit(0)
 
 
