@@ -17,7 +17,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from lightning_muon.experiments import Record, StudyError
 from lightning_muon.experiments.space import Choices, Range, parse
-from lightning_muon.experiments.sweep import best_first, default_folder, print_trials, sweep, write_trials
+from lightning_muon.experiments.sweep import default_folder, print_trials, sweep, write_trials
 from tests.experiments.small_runs import FORK, folder_of, kill, loss, options_of, train, write_scalar
 
 pytestmark = pytest.mark.timeout(60)
@@ -64,7 +64,7 @@ def test_a_wrong_key_is_refused_before_the_first_run(tmp_path: Path) -> None:
         sweep(tmp_path, [Choices("lrr", (1, 2))], accept)
     with pytest.raises(StudyError, match=r"^unknown key 'depth'"):
         sweep(tmp_path, [LR], accept, arguments=["--depth=1"])
-    with pytest.raises(StudyError, match=r"^--vary lr: a range has no end of values; add --trials n"):
+    with pytest.raises(StudyError, match=r"^--vary lr: a range has no end of values: add --trials n"):
         sweep(tmp_path, [Range("lr", 0.01, 0.1)], accept)
     assert not list(tmp_path.iterdir())
 
