@@ -46,8 +46,8 @@ def main(
         The command line that ran: its ``trainer``, ``model``, ``datamodule`` and ``config``.
 
     Raises:
-        SystemExit: With code 0 after a command that is none of :class:`MuonCLI`; with code 2 after an error of the
-            user, which is one line on stderr; with code 143 after SIGTERM and 130 after SIGINT.
+        SystemExit: With code 0 after a command that is none of ``MuonCLI``; with code 2 after an error of the user,
+            which is one line on stderr; with code 143 after SIGTERM and 130 after SIGINT.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     with ending_quietly():

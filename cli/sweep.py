@@ -12,7 +12,7 @@ from lightning_muon.cli.output import OTHER_COMMANDS, debugging, exit_with, prog
 from lightning_muon.experiments import StudyError, StudyStopped
 from lightning_muon.experiments.runs import RUNS, Run
 from lightning_muon.experiments.space import EXAMPLES, Dimension, parse
-from lightning_muon.experiments.sweep import default_folder, print_trials, sweep, write_trials
+from lightning_muon.experiments.sweep import check_search, default_folder, print_trials, sweep, write_trials
 
 _EPILOG = """All other options are those of fit, for all runs.
 
@@ -48,8 +48,9 @@ def run_sweep(run: Run, arguments: Sequence[str]) -> None:
     if twice := {one.key for one in space if sum(other.key == one.key for other in space) > 1}:
         exit_with(f"--vary {twice.pop()} is there twice; separate the values by commas")
     folder = given.study or default_folder(space)
-    preload()
     try:
+        check_search(space, trials=given.trials, prune=given.prune)
+        preload()
         records = sweep(
             folder,
             space,
@@ -99,4 +100,4 @@ def _dimension(text: str) -> Dimension:
     try:
         return parse(text)
     except ValueError as error:
-        raise ArgumentTypeError(str(error).partition(": ")[2]) from error
+        raise ArgumentTypeError(str(error).removeprefix("--vary ")) from error

@@ -25,6 +25,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lightning_muon.experiments.hparams import write_start
 from lightning_muon.experiments.trial import Trial
 from lightning_muon.experiments.workers import SILENT, lock
 
@@ -72,7 +73,15 @@ class Process:
 
     @classmethod
     def start(
-        cls, study: Path, trial: Trial, run: Run, arguments: Sequence[str], heartbeat: Path, place: int, places: int
+        cls,
+        study: Path,
+        trial: Trial,
+        run: Run,
+        arguments: Sequence[str],
+        metric: str,
+        heartbeat: Path,
+        place: int,
+        places: int,
     ) -> "Process":
         """Start the process of a trial.
 
@@ -81,6 +90,7 @@ class Process:
             trial: What to run.
             run: The command line as a function.
             arguments: What all runs of the study share, of ``fit``.
+            metric: What judges the run.
             heartbeat: The file that the worker touches.
             place: Number of the run among those that the worker has at a time.
             places: How many these are.
@@ -98,7 +108,9 @@ class Process:
         ]
         folder = study / RUNS / trial.name
         process = _context().Process(
-            target=_main, args=(run, command, folder, heartbeat, os.getpid(), place, places), name=trial.name
+            target=_main,
+            args=(run, command, trial, metric, folder, heartbeat, os.getpid(), place, places),
+            name=trial.name,
         )
         sys.stdout.flush()
         sys.stderr.flush()
@@ -185,7 +197,15 @@ def _names(arguments: Sequence[str], option: str) -> bool:
 
 
 def _main(
-    run: Run, command: list[str], folder: Path, heartbeat: Path, worker: int, place: int, places: int
+    run: Run,
+    command: list[str],
+    trial: Trial,
+    metric: str,
+    folder: Path,
+    heartbeat: Path,
+    worker: int,
+    place: int,
+    places: int,
 ) -> NoReturn:
     code = RAISED
     try:
@@ -197,8 +217,11 @@ def _main(
         folder.mkdir(parents=True, exist_ok=True)
         if not _is_ours(folder):
             os._exit(BUSY)
-        command += _what_is_left(folder)
+        resume = _what_is_left(folder)
         _redirect(folder / OUTPUT)
+        if not resume:
+            write_start(folder, trial, metric)
+        command += resume
         _take_a_share(place, places)
         sys.argv = [sys.argv[0], *command]
         atexit._clear()  # what the worker does at its end
@@ -208,7 +231,7 @@ def _main(
         except SystemExit as error:
             if error.code is not None and not isinstance(error.code, int):
                 sys.stderr.write(f"{error.code}\n")
-            code = error.code if isinstance(error.code, int) else 0 if error.code is None else WENT_BAD
+            code = error.code if isinstance(error.code, int) else 0 if error.code is None else RAISED
         atexit._run_exitfuncs()
     except KeyboardInterrupt:
         code = 130
@@ -235,16 +258,16 @@ def _parse(run: Run, commands: Sequence[list[str]], answer: Connection) -> NoRet
             try:
                 run([*command, "--print_config"])
             except SystemExit as error:
-                refused = None if error.code in {0, None} else "refused"
+                refused = None if error.code in {0, None} else "refused" if isinstance(error.code, int) else error.code
             except Exception as error:  # as in the import of the user's module
                 refused = f"{type(error).__name__}: {error}"
             if refused == "refused":
                 sys.stderr.flush()
                 output.seek(0)
-                refused = _last_of(output.read()).removeprefix("error: ")
+                refused = _last_of(output.read())
             if refused:
                 break
-        answer.send(refused)
+        answer.send(refused and refused.removeprefix("error: "))
         os._exit(0)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from lightning_muon.experiments.hparams import write_end
 from lightning_muon.experiments.journal import Journal, Record, StudyError
 from lightning_muon.experiments.measured import curve_of, outcome
 from lightning_muon.experiments.runs import BUSY, STOPPED, Process, Run
@@ -184,7 +185,7 @@ class _Study:
     def _start(self, trial: Trial) -> None:
         place = min(set(range(self.jobs)) - {process.place for process in self.running})
         self.running.append(
-            Process.start(self.folder, trial, self.run, self.arguments, self.worker.file, place, self.jobs)
+            Process.start(self.folder, trial, self.run, self.arguments, self.metric, self.worker.file, place, self.jobs)
         )
 
     def _prune(self, process: Process, should_prune: ShouldPrune) -> None:
@@ -217,6 +218,7 @@ class _Study:
         if process.pruned:
             step, value = process.curve[-1]
             result = replace(result, status="pruned", value=value, steps=step + 1)
+        write_end(process.folder, succeeded=result.status in {"finished", "pruned"})
         curve = curve_of(process.folder, self.metric) if self.should_prune and not process.pruned else process.curve
         with self.journal.locked():
             if not self._is_mine(process.trial):

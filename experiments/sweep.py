@@ -62,14 +62,8 @@ def sweep(
             not there; and as ``run_study`` raises it.
         StudyStopped: After SIGTERM or SIGINT.
     """
+    check_search(space, trials=trials, prune=prune)
     choices = [dimension for dimension in space if isinstance(dimension, Choices)]
-    if trials is None and len(choices) < len(space):
-        key = next(dimension.key for dimension in space if isinstance(dimension, Range))
-        raise StudyError(
-            f"--vary {key}: a range has no end of values; add --trials n to search it, or a number of points: …/5"
-        )
-    if trials is not None or prune:
-        require_optuna()
     search = Search(space, trials or 0, maximize=maximize)
     if refused := first_refusal(run, [command_of(arguments, trial) for trial in _examples(space)]):
         raise StudyError(refused)
@@ -87,6 +81,21 @@ def sweep(
         on_result=print_result,
     )
     return best_first(records, maximize=maximize)
+
+
+def check_search(space: Sequence[Dimension], *, trials: int | None, prune: bool) -> None:
+    """Refuse a range whose values nobody chooses.
+
+    Raises:
+        StudyError: In that case, or if Optuna is needed and not installed.
+    """
+    if trials is None and (ranges := [dimension.key for dimension in space if isinstance(dimension, Range)]):
+        raise StudyError(
+            f"--vary {ranges[0]}: a range has no end of values: add --trials n to search it, or a number of points, as"
+            " in 1e-4..1e-1/5"
+        )
+    if trials is not None or prune:
+        require_optuna()
 
 
 def best_first(records: Sequence[Record], *, maximize: bool) -> list[Record]:

@@ -98,3 +98,12 @@ def start(folder: Path, plan: object, run: object = train, **options: object) ->
 def kill(process: object) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.join()
+
+
+def await_files(folder: Path, pattern: str, count: int) -> list[Path]:
+    """Wait until there are so many files of a pattern."""
+    until = time.monotonic() + 20
+    while len(found := list(folder.glob(pattern))) < count:
+        assert time.monotonic() < until, f"no {count} files {pattern}"
+        time.sleep(0.01)
+    return found
