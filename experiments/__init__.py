@@ -6,8 +6,11 @@ torch nor Lightning.
 - ``trial``: a run of a study, and its result
 - ``study``: many runs, taken from one journal by any number of workers
 - ``journal``: that journal, the only state of a study; ``workers``: which of them are alive
-- ``space``: choices and ranges of keys; ``search``: suggestions by Optuna; ``sweep``: a study of these
-- ``runs``: the process of a run; ``outcome``: what came of it
+- ``runs``: the process of a run; ``measured``: what came of it; ``hparams``: its row in TensorBoard's table
+- ``sweep``: a study over settings; ``space``: choices and ranges of keys; ``search``: suggestions by Optuna
+- ``compare``: a study of optimizers; ``contestant``: one of them; ``tuning``: its search; ``protocol``: all its runs
+- ``outcome``: what came of a comparison; ``ratio``: steps for the same loss, with an interval; ``standings``: how the
+  optimizers stand; ``output``: tables and files; ``plots``
 """
 
 from lightning_muon.experiments.journal import Record, StudyError
