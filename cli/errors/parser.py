@@ -23,6 +23,7 @@ _CLASS_IN_MESSAGE = re.compile(r"class_path[= ]'([\w.]+)'")
 _OF_THE_OPTIMIZER = {
     "optimizer": "OptimizerCallable = MuonAdamW",
     "lr_scheduler": "LRSchedulerCallable | None = None",
+    "lr_by_role": "dict[str, float] | None = None",
     "per_head": "bool = False",
     "rules": "list[Rule] | None = None",
     "strict_routing": "bool = False",

@@ -160,7 +160,10 @@ def line_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
             "model.hidden: ${model.dimm} leads to no key; did you mean 'model.dim'?",
         ),
         ("fot", "unknown subcommand 'fot'; did you mean 'fit'?"),
-        ("", "a subcommand is missing: one of fit, validate, test, predict, routes, report, export, consolidate"),
+        (
+            "",
+            "a subcommand is missing: one of fit, validate, test, predict, routes, sweep, report, export, consolidate",
+        ),
         (
             "--trainer.max_steps 3 fit",
             "'--trainer.max_steps' stands before the subcommand; write 'fit --trainer.max_steps …'",
