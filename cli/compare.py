@@ -20,7 +20,7 @@ from lightning_muon.cli.sweep import add_study_options, preload
 from lightning_muon.experiments import StudyError, StudyStopped
 from lightning_muon.experiments.compare import CompareError, compare, outcome
 from lightning_muon.experiments.output import print_outcome, write_outcome
-from lightning_muon.experiments.ratio import MissingPackageError, quantile
+from lightning_muon.experiments.ratio import quantile
 from lightning_muon.experiments.runs import RUNS, Run
 from lightning_muon.experiments.tuning import ALL_AXES
 
@@ -50,9 +50,7 @@ def run_compare(run: Run, settings_of: Callable[[Sequence[str]], Mapping[str, An
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    optimizers_help = (
-        "presets of the group optimizer, or config files; the first is the baseline (%(default)s)"
-    )
+    optimizers_help = "presets of the group optimizer, or config files; the first is the baseline (%(default)s)"
     tune_help = "lr, weight_decay, roles (the learning rate of each), or single roles (%(default)s)"
     seeds_help = "how many seeds the runs have that are compared (%(default)s)"
     parser.add_argument("--optimizers", default="adamw,moonlight", metavar="a,b,…", help=optimizers_help)
@@ -78,7 +76,7 @@ def run_compare(run: Run, settings_of: Callable[[Sequence[str]], Mapping[str, An
         found = outcome(protocol, records, given.metric, _processor())
         print_outcome(found)
         written, no_plots = write_outcome(found, folder)
-    except (OSError, CompareError, StudyError, MissingPackageError) as error:
+    except (OSError, CompareError, StudyError, ModuleNotFoundError) as error:
         if debugging():
             raise
         exit_with(str(error))
