@@ -146,7 +146,8 @@ def _compared(
     if len(complete) == 1:
         notes.append("one seed gives no interval")
     losses = [{horizon: [of[seed].loss for seed in complete] for horizon, of in one.items()} for one in runs]
-    difference = mean_interval(np.subtract(*(of[outcome.horizon] for of in losses)))
+    own, other = (np.array(of[outcome.horizon]) for of in losses)
+    difference = mean_interval(own - other)
     if names := _diverged(*both):
         return difference, None, None, [*notes, f"no ratios, because {names} diverged"]
     if len(losses[0]) == len(losses[1]) == 1:

