@@ -23,7 +23,7 @@ WEIGHTS = {"weight_rms", "weight_absmax", "doublings_to_overflow", "bf16_headroo
 WEIGHTS |= {"output_rms", "weight_bits"}
 UPDATES = {"orthogonality_error", "singular_value_min", "singular_value_max", "update_rms"}
 GRADIENTS = {f"{what}_{how}" for what in ("gradient", "momentum") for how in ("condition", "stable_rank")}
-ALL = WEIGHTS | UPDATES | GRADIENTS | {"weight_decay", "optimizer_share", "throughput"}
+ALL = WEIGHTS | UPDATES | GRADIENTS | {"weight_decay", "optimizer_share", "optimizer_state", "throughput"}
 
 
 def monitors() -> list[Callback]:

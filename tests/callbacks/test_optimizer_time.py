@@ -176,6 +176,40 @@ def test_a_real_clock(regression: Module, fit: Fit) -> None:
     assert 0 < trainer.callback_metrics["optimizer_share"] < 1
 
 
+@pytest.mark.parametrize(
+    ("make", "bytes_of"),
+    [
+        # Two moments in float32, and the number of steps of each parameter.
+        (torch.optim.AdamW, lambda matrices, others: sum(8 * n + 4 for n in (*matrices, *others))),
+        (torch.optim.SGD, lambda _, __: 0),
+        (MuonAdamW, lambda matrices, others: 4 * sum(matrices) + sum(8 * n + 4 for n in others)),
+        # A byte for each element of a matrix, and for each of its rows a scale of two bytes; small others as they are.
+        (
+            partial(MuonAdamW, momentum_dtype="int8"),
+            lambda matrices, others: sum(matrices) + 2 * (16 + 8) + sum(8 * n + 4 for n in others),
+        ),
+    ],
+)
+def test_the_memory_of_the_state_is_logged_once(
+    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any, make: Any, bytes_of: Any
+) -> None:
+    trainer = fit(regression(make), callbacks=[OptimizerTimeMonitor(2)], logger=tensorboard)
+    groups = trainer.optimizers[0].param_groups
+    sizes = {
+        muon: [p.numel() for g in groups if (g["algorithm"] == "muon") is muon for p in g["params"]]
+        for muon in (True, False)
+    }
+    assert sizes[True]
+    assert events(trainer).scalars()["optimizer_state/bytes"] == [(1, bytes_of(sizes[True], sizes[False]))]
+
+
+def test_state_in_lists_counts_and_shared_tensors_once() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1)])
+    shared = torch.zeros(3, dtype=torch.float64)
+    optimizer.state[optimizer.param_groups[0]["params"][0]] = {"bases": [shared, [], torch.zeros(5)], "last": shared}
+    assert optimizer_time.state_bytes([optimizer, optimizer]) == 3 * 8 + 5 * 4
+
+
 def test_off_its_cadence_it_looks_at_no_clock_and_leaves_no_hook(regression: Module, fit: Fit, clock: Clock) -> None:
     hooks: list[int] = []
 
