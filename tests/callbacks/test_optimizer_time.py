@@ -177,30 +177,26 @@ def test_a_real_clock(regression: Module, fit: Fit) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "bytes_of"),
+    ("make", "of_matrix", "of_other"),
     [
         # Two moments in float32, and the number of steps of each parameter.
-        (torch.optim.AdamW, lambda matrices, others: sum(8 * n + 4 for n in (*matrices, *others))),
-        (torch.optim.SGD, lambda _, __: 0),
-        (MuonAdamW, lambda matrices, others: 4 * sum(matrices) + sum(8 * n + 4 for n in others)),
-        # A byte for each element of a matrix, and for each of its rows a scale of two bytes; small others as they are.
-        (
-            partial(MuonAdamW, momentum_dtype="int8"),
-            lambda matrices, others: sum(matrices) + 2 * (16 + 8) + sum(8 * n + 4 for n in others),
-        ),
+        (torch.optim.AdamW, lambda p: 8 * p.numel() + 4, lambda p: 8 * p.numel() + 4),
+        (torch.optim.SGD, lambda _: 0, lambda _: 0),
+        (MuonAdamW, lambda p: 4 * p.numel(), lambda p: 8 * p.numel() + 4),
+        # A byte an element, and a scale a row; small parameters of AdamW stay as they are.
+        (partial(MuonAdamW, momentum_dtype="int8"), lambda p: p.numel() + 4 * len(p), lambda p: 8 * p.numel() + 4),
     ],
 )
 def test_the_memory_of_the_state_is_logged_once(
-    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any, make: Any, bytes_of: Any
+    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any, make: Any, of_matrix: Any, of_other: Any
 ) -> None:
     trainer = fit(regression(make), callbacks=[OptimizerTimeMonitor(2)], logger=tensorboard)
-    groups = trainer.optimizers[0].param_groups
-    sizes = {
-        muon: [p.numel() for g in groups if (g["algorithm"] == "muon") is muon for p in g["params"]]
-        for muon in (True, False)
-    }
-    assert sizes[True]
-    assert events(trainer).scalars()["optimizer_state/bytes"] == [(1, bytes_of(sizes[True], sizes[False]))]
+    expected = [
+        (of_matrix if group["algorithm"] == "muon" else of_other)(parameter)
+        for group in trainer.optimizers[0].param_groups
+        for parameter in group["params"]
+    ]
+    assert events(trainer).scalars()["optimizer_state/bytes"] == [(1, sum(expected))]
 
 
 def test_state_in_lists_counts_and_shared_tensors_once() -> None:
