@@ -131,20 +131,21 @@ def routing_table(routes: Iterable[Route], *, every_parameter: bool = False) -> 
     """
     from rich.table import Table  # noqa: PLC0415 - only the table needs rich
 
-    rows: defaultdict[tuple[int, int, str, str], list[Route]] = defaultdict(list)
+    rows: defaultdict[tuple[int, int, str, str, str], list[Route]] = defaultdict(list)
     for route in routes:
         name = route.name if every_parameter else ""
-        rows[ORDER.index(route.algorithm), ROLES.index(route.role), route.reason, name].append(route)
+        algorithm, role = ORDER.index(route.algorithm), ROLES.index(route.role)
+        rows[algorithm, role, route.updated_by, route.reason, name].append(route)
     table = Table(title="Who updates what", title_justify="left")
-    for title in ("algorithm", "role", "reason", "parameter" if every_parameter else "parameters"):
+    for title in ("updated by", "role", "reason", "parameter" if every_parameter else "parameters"):
         table.add_column(title)
     table.add_column("shape" if every_parameter else "elements", justify="right")
-    for (algorithm, role, reason, _), members in sorted(rows.items(), key=lambda row: row[0][:2]):
+    for (_, role, updated_by, reason, _), members in sorted(rows.items(), key=lambda row: row[0][:2]):
         first = members[0]
         what = first.name if len(members) == 1 else f"{len(members)}, such as {first.name}"
         elements = f"{sum(route.shape.numel() for route in members):,}"
         size = "×".join(map(str, first.shape)) if every_parameter else elements
-        table.add_row(ORDER[algorithm], ROLES[role], reason, what, size)
+        table.add_row(updated_by, ROLES[role], reason, what, size)
     return table
 
 

@@ -34,9 +34,9 @@ grpc idna importlib_metadata importlib_resources iniconfig isympy jinja2 joblib 
 lightning_fabric lightning_muon lightning_utilities markdown markdown_it markupsafe matplotlib mdurl mlflow mpl_toolkits
 mpmath multidict mypy mypy_extensions mypyc narwhals networkx numpy nvidia omegaconf packaging pathspec pil pip
 pkg_resources pluggy propcache py pyarrow pygments pylab pyparsing pyproject_hooks pytest pytest_timeout
-pytorch_lightning rich ruff safetensors scipy setuptools six sklearn sympy tensorboard tensorboard_data_server
-threadpoolctl tomli torch torchgen torchmetrics tqdm triton typeshed_client typing_extensions tzdata wandb werkzeug
-wheel yaml yarl zipp
+pytorch_lightning pytorch_optimizer rich ruff safetensors scipy setuptools six sklearn sympy tensorboard
+tensorboard_data_server threadpoolctl tomli torch torchgen torchmetrics tqdm triton typeshed_client typing_extensions
+tzdata wandb werkzeug wheel yaml yarl zipp
 """
 DISTRIBUTIONS = """
 absl-py antlr4-python3-runtime grpcio markdown-it-py pillow protobuf python-dateutil pyyaml scikit-learn types-pyyaml

@@ -73,6 +73,7 @@ def check_steps(record: dict[str, Any]) -> None:
     expected = (
         {"MuonAdamW", "torch Muon + AdamW, fused", "torch AdamW, fused", *preset_names()}
         - optimizer_steps.ALIKE
+        - optimizer_steps.OTHERS
         - {"per_head", "roles"}
     )
     assert expected <= set(rows)

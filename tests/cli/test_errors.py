@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.abc import MetaPathFinder
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,8 @@ from lightning_muon.cli import MuonCLI
 
 Run = Callable[..., MuonCLI]
 pytestmark = pytest.mark.timeout(60)
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def line_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -235,6 +239,27 @@ def test_the_default_config_is_named_too(run: Run, capsys: pytest.CaptureFixture
 def test_misconfiguration_found_by_lightning(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     line = line_of(run, capsys, "fit", "--trainer.callbacks+=DeviceStatsMonitor")
     assert line == "Cannot use `DeviceStatsMonitor` callback with `Trainer(logger=False)`."
+
+
+def test_a_preset_whose_package_is_missing_names_the_extra(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "pytorch_optimizer", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Without("pytorch_optimizer"), *sys.meta_path])
+    line = line_of(run, capsys, "fit", f"--config={CONFIGS / 'optimizer' / 'soap.yaml'}")
+    assert "cannot import pytorch_optimizer.SOAP, there is no module 'pytorch_optimizer'" in line
+    assert line.endswith(": pip install pytorch-optimizer, or with the extra 'baselines'")
+
+
+class Without(MetaPathFinder):
+    """Makes a package one that is not installed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def find_spec(self, fullname: str, *_: Any) -> None:
+        if fullname == self.name:
+            raise ModuleNotFoundError(f"No module named '{fullname}'", name=fullname)
 
 
 def test_the_folder_of_a_config_file_is_corrected(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
