@@ -130,7 +130,7 @@ def steps_ratio(contestant: Losses, baseline: Losses) -> Interval:
     if seeds < 2:
         return Interval(value, None, None)
     bend = np.concatenate([own.bend, other.bend[-2::-1]])
-    # The bend counts as a standard error. Less, such as bend / √3 for a rectangular distribution, covers 92 of 100 only.
+    # The bend counts as a standard error. Less, such as bend / √3, covers only 92 of 100.
     margin = np.hypot(quantile(seeds) * _standard_error(differences), quantile() * bend)
     lower, upper = mean - margin, mean + margin
     low = ratios[-1] if (lower > 0).all() else _crossing(ratios, lower)
