@@ -23,8 +23,8 @@ _MOST_ROWS = 30
 
 
 def default_folder(space: Sequence[Dimension]) -> Path:
-    """Return the folder of a sweep that names none, such as ``sweeps/lr,weight_decay``."""
-    return Path("sweeps", ",".join(short_names([dimension.key for dimension in space])))
+    """Return the folder of a sweep that names none, such as ``logs/sweep/lr,weight_decay``."""
+    return Path("logs", "sweep", ",".join(short_names([dimension.key for dimension in space])))
 
 
 def sweep(
