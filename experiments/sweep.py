@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_muon.experiments.journal import Record, StudyError
+from lightning_muon.experiments.journal import Record
+from lightning_muon.experiments.locks import StudyError
 from lightning_muon.experiments.runs import Run, command_of, first_refusal
 from lightning_muon.experiments.search import Search, require_optuna
 from lightning_muon.experiments.space import Choices, Dimension, Range, grid, short_names

@@ -118,7 +118,8 @@ def read_config(command: list[str]) -> None:
 
 
 def test_a_search_ends_when_all_choices_were_tried(tmp_path: Path) -> None:
-    assert len(sweep(tmp_path, [LR], accept, trials=9)) == 3
+    assert len(sweep(tmp_path, [LR], accept, trials=2)) == 2
+    assert len(sweep(tmp_path, [LR], accept, trials=9)) == 3  # and its number may be raised
 
 
 def slow(command: list[str]) -> None:
