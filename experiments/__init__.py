@@ -5,7 +5,7 @@ torch nor Lightning.
 
 - ``trial``: a run of a study, and its result
 - ``study``: many runs, taken from one journal by any number of workers
-- ``journal``: that journal, the only state of a study; ``workers``: which of them are alive
+- ``journal``: that journal, the only state of a study; ``workers``: which of them are alive, by ``locks``
 - ``runs``: the process of a run; ``measured``: what came of it; ``hparams``: its row in TensorBoard's table
 - ``sweep``: a study over settings; ``space``: choices and ranges of keys; ``search``: suggestions by Optuna
 - ``compare``: a study of optimizers; ``contestant``: one of them; ``tuning``: its search; ``protocol``: all its runs
@@ -13,7 +13,8 @@ torch nor Lightning.
   optimizers stand; ``output``: tables and files; ``plots``
 """
 
-from lightning_muon.experiments.journal import Record, StudyError
+from lightning_muon.experiments.journal import Record
+from lightning_muon.experiments.locks import StudyError
 from lightning_muon.experiments.study import Plan, StudyStopped, print_result, run_study
 from lightning_muon.experiments.trial import Result, Trial
 

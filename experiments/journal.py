@@ -12,20 +12,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_muon.experiments.locks import StudyError, lock
 from lightning_muon.experiments.trial import Result, Trial
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 JOURNAL = "journal.jsonl"
 
 Entry = Mapping[str, Any]
-
-
-class StudyError(ValueError):
-    """A study cannot start or go on; the message is one line for the user."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +64,12 @@ class Journal:
         Raises:
             StudyError: If the file system has no locks, or the file is damaged.
         """
-        if fcntl is None:
-            raise StudyError("studies need a system with fcntl locks, such as Linux or macOS")
         try:
             descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise StudyError(f"cannot write '{self.file}': {error.strerror}") from error
         try:
-            try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX)
-            except OSError as error:
-                problem = f"the file system of '{self.folder}' has no locks ({error.strerror})"
-                raise StudyError(f"{problem}: put the study on another one") from error
+            lock(self.file, descriptor, wait=True)
             self._descriptor = descriptor
             self._read_on(descriptor)
             yield

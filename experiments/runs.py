@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning_muon.experiments.hparams import write_start
+from lightning_muon.experiments.locks import lock
 from lightning_muon.experiments.trial import Trial
-from lightning_muon.experiments.workers import SILENT, lock
+from lightning_muon.experiments.workers import SILENT
 
 RUNS, OUTPUT = "runs", "output.txt"
 # The exit codes of a run, beside 0, and 2 for an error of the user.
@@ -129,6 +130,16 @@ class Process:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._pid, signal.SIGKILL)
         self.process.kill()  # before it leads a group
+
+    def has_ended(self) -> bool:
+        """Return whether it has ended; it is not waited for yet."""
+        # The sentinel of multiprocessing stays open in processes that it has left.
+        if not hasattr(os, "waitid"):
+            return not self.process.is_alive()
+        try:
+            return os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # multiprocessing has waited for it, at the start of another one
+            return True
 
     def end(self) -> int:
         """Return the exit code of the process, which has ended; end what it has left."""

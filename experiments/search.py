@@ -7,7 +7,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning_muon.experiments.journal import Record, StudyError
+from lightning_muon.experiments.journal import Record
+from lightning_muon.experiments.locks import StudyError
 from lightning_muon.experiments.space import Choices, Dimension, named, shortened
 from lightning_muon.experiments.trial import Trial
 

@@ -15,7 +15,8 @@ from types import FrameType
 from typing import Any
 
 from lightning_muon.experiments.hparams import write_end
-from lightning_muon.experiments.journal import Journal, Record, StudyError
+from lightning_muon.experiments.journal import Journal, Record
+from lightning_muon.experiments.locks import StudyError
 from lightning_muon.experiments.measured import curve_of, outcome
 from lightning_muon.experiments.runs import BUSY, STOPPED, Process, Run
 from lightning_muon.experiments.trial import Result, Trial
@@ -166,7 +167,7 @@ class _Study:
 
     def _wait(self) -> bool:
         """Wait a little for a run to end; return whether one has."""
-        ended = wait([process.process.sentinel for process in self.running], timeout=0.1)
+        wait([process.process.sentinel for process in self.running], timeout=0.1)
         if not self.running:
             time.sleep(0.1)
         if not self.worker.touch():
@@ -175,7 +176,8 @@ class _Study:
                 process.kill()
             self._give_back()
             return True
-        for process in [process for process in self.running if process.process.sentinel in ended]:
+        ended = [process for process in self.running if process.has_ended()]
+        for process in ended:
             self._finish(process)
         if self.should_prune is not None:
             for process in self.running:

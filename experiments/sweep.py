@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_muon.experiments.journal import Record, StudyError
+from lightning_muon.experiments.journal import Record
+from lightning_muon.experiments.locks import StudyError
 from lightning_muon.experiments.runs import Run, command_of, first_refusal
 from lightning_muon.experiments.search import Search, require_optuna
 from lightning_muon.experiments.space import Choices, Dimension, Range, grid, short_names
@@ -23,8 +24,8 @@ _MOST_ROWS = 30
 
 
 def default_folder(space: Sequence[Dimension]) -> Path:
-    """Return the folder of a sweep that names none, such as ``sweeps/lr,weight_decay``."""
-    return Path("sweeps", ",".join(short_names([dimension.key for dimension in space])))
+    """Return the folder of a sweep that names none, such as ``logs/sweep/lr,weight_decay``."""
+    return Path("logs", "sweep", ",".join(short_names([dimension.key for dimension in space])))
 
 
 def sweep(

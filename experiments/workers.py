@@ -8,23 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
-from lightning_muon.experiments.journal import StudyError, fcntl
+from lightning_muon.experiments.locks import lock
 
 HEARTBEAT = 5.0  # seconds between two signs of life
 # Seconds without one, after which a run of a worker ends itself, and after which others take the worker for dead. In
 # between, the runs have ended for certain.
 SILENT, DEAD = 40.0, 60.0
-
-
-def lock(path: Path, descriptor: int) -> bool:
-    """Take the lock of an open file, if no other process has it; it ends with this process."""
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:
-        raise StudyError(f"the file system of '{path}' has no locks ({error.strerror})") from error
-    return True
 
 
 def this_machine() -> str:

@@ -106,7 +106,7 @@ def test_a_wrong_command_is_one_line_before_any_run(folder: Path, options: list[
     assert refused.returncode == 2
     assert refused.stderr.startswith(f"error: {message}")
     assert refused.stderr.count("\n") == 1
-    assert not (folder / "sweeps").exists()
+    assert not (folder / "logs").exists()
 
 
 @pytest.mark.parametrize(

@@ -79,20 +79,33 @@ def test_killed_at_random_moments_a_study_gives_the_same_result(tmp_path: Path) 
     assert sorted(events(folder, "finished")) == sorted(one.trial.name for one in records)
 
 
+def begin_slowly(command: list[str]) -> None:
+    """Train; but the first of all runs waits until it is killed."""
+    try:
+        folder_of(command).parents[1].joinpath("begun").touch(exist_ok=False)
+    except FileExistsError:
+        train(command)
+    else:
+        time.sleep(60)
+
+
 def test_three_workers_take_each_trial_once_and_that_of_a_killed_one(tmp_path: Path) -> None:
-    workers = [start(tmp_path, plan_of(9)) for _ in range(3)]
-    until = time.monotonic() + 20
-    while len(events(tmp_path, "claimed") if (tmp_path / "journal.jsonl").exists() else ()) < 4:
-        assert time.monotonic() < until
-        time.sleep(0.002)
-    kill(workers[0])
-    for process in workers[1:]:
+    workers = [start(tmp_path, plan_of(9), begin_slowly) for _ in range(3)]
+    await_files(tmp_path, "begun", 1)
+    while len(events(tmp_path, "finished")) < 4:
+        time.sleep(0.01)
+    (unfinished,) = set(events(tmp_path, "claimed")[:3]) - set(events(tmp_path, "finished"))
+    lines = map(json.loads, (tmp_path / "journal.jsonl").read_text().splitlines())
+    (slow,) = [line["worker"] for line in lines if line.get("trial") == unfinished]
+    (killed,) = [process for process in workers if str(process.pid) in slow.split("-")]
+    kill(killed)
+    for process in workers:
         process.join(30)
-        assert process.exitcode == 0
-    assert sorted(events(tmp_path, "finished")) == [trial.name for trial in trials(9)]
-    taken_over = events(tmp_path, "released")
-    assert len(taken_over) == 1
-    assert sorted(events(tmp_path, "claimed")) == sorted([*(trial.name for trial in trials(9)), *taken_over])
+    assert sorted(process.exitcode for process in workers) == [-signal.SIGKILL, 0, 0]
+    names = [trial.name for trial in trials(9)]
+    assert sorted(events(tmp_path, "finished")) == names
+    assert events(tmp_path, "released") == [unfinished]
+    assert sorted(events(tmp_path, "claimed")) == sorted([*names, unfinished])
 
 
 def test_a_study_is_not_continued_with_another_definition(tmp_path: Path) -> None:
@@ -163,6 +176,9 @@ def go_badly(command: list[str]) -> None:
         write_scalar(writer, "val/loss", 0, math.nan)
         writer.close()
     elif lr == 0.03:
+        if os.fork() == 0:  # as a worker of a DataLoader
+            time.sleep(60)
+        folder_of(command).joinpath("left").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     elif lr == 0.04:
         raise ValueError(3)
@@ -180,6 +196,49 @@ def test_how_runs_end_is_told_apart(tmp_path: Path) -> None:
     assert told[0.04][0] == "failed"
     assert told[0.04][1].startswith("ValueError: 3 (see ")
     assert told[0.05] == ("finished", "")
+
+
+def tell_share(command: list[str]) -> None:
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    folder_of(command).joinpath("share").write_text(f"{gpus} {os.environ['OMP_NUM_THREADS']}")
+    train(command)
+    while len(list(folder_of(command).parent.glob("*/share"))) < 3:
+        time.sleep(0.01)
+
+
+def test_runs_at_a_time_share_cores_and_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    run_study(tmp_path, {}, plan_of(3), tell_share, jobs=3)
+    threads = max(1, len(os.sched_getaffinity(0)) // 3)
+    shares = sorted(file.read_text() for file in tmp_path.glob("runs/*/share"))
+    assert shares == [f"{gpus} {threads}" for gpus in ("4", "5", "6,7")]
+
+
+def test_a_worker_on_another_machine_is_dead_after_a_minute_of_silence(tmp_path: Path) -> None:
+    journal, worker = Journal(tmp_path), Worker(tmp_path)
+    (trial,) = trials(1)
+    with journal.locked():
+        journal.append(study={"arguments": [], "metric": "val/loss"})
+        journal.claim(trial, "elsewhere")
+    elsewhere = tmp_path / "workers" / "elsewhere"
+    elsewhere.write_text('{"machine": "another"}')
+    assert not worker.is_dead("elsewhere")
+    os.utime(elsewhere, times=(time.time() - 59, time.time() - 59))
+    assert not worker.is_dead("elsewhere")
+    os.utime(elsewhere, times=(time.time() - 61, time.time() - 61))
+    worker.close()
+    (record,) = run_study(tmp_path, {}, plan_of(1), train)
+    assert record.result.status == "finished"
+
+
+def test_a_worker_that_was_suspended_gives_its_trials_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = tmp_path / "begun"
+    suspended = iter([True])
+    monkeypatch.setattr(Worker, "touch", lambda _: not (begun.exists() and next(suspended, False)))
+    (record,) = run_study(tmp_path, {}, plan_of(1), begin_slowly)
+    assert record.result.status == "finished"
+    assert events(tmp_path, "claimed") == [record.trial.name] * 2
+    assert events(tmp_path, "released") == events(tmp_path, "finished") == [record.trial.name]
 
 
 def wait_long(command: list[str]) -> None:

@@ -70,7 +70,7 @@ def test_a_wrong_key_is_refused_before_the_first_run(tmp_path: Path) -> None:
 
 
 def test_the_folder_is_named_after_what_varies() -> None:
-    assert default_folder([LR, parse("data.batch_size=1,2")]) == Path("sweeps/lr,batch_size")
+    assert default_folder([LR, parse("data.batch_size=1,2")]) == Path("logs/sweep/lr,batch_size")
 
 
 def test_the_page_of_hyperparameters_has_what_varies_and_the_metric(tmp_path: Path) -> None:
@@ -118,7 +118,8 @@ def read_config(command: list[str]) -> None:
 
 
 def test_a_search_ends_when_all_choices_were_tried(tmp_path: Path) -> None:
-    assert len(sweep(tmp_path, [LR], accept, trials=9)) == 3
+    assert len(sweep(tmp_path, [LR], accept, trials=2)) == 2
+    assert len(sweep(tmp_path, [LR], accept, trials=9)) == 3  # and its number may be raised
 
 
 def slow(command: list[str]) -> None:
