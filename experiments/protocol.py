@@ -5,6 +5,7 @@ than what the optimizer reaches in as many steps, because the learning rate has 
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,11 @@ from lightning_muon.experiments.tuning import ALL_AXES, Search, axes_of, search
 HORIZONS = (1.0, 1 / math.sqrt(2), 0.5)
 Known = Mapping[str, Result | None]  # results by the names of trials; None while one is running
 
-SHORTEST = 0.25  # a contestant that still reaches the baseline's loss with half of the steps gets shorter runs, to this
+# A contestant gets shorter runs until they are clearly worse than the baseline's at full length, or this short: only then
+# does its curve say with an interval where the two are equal.
+SHORTEST = 0.25
+# Standard errors; the two-sided 95 % quantile of Student's t for four values is 3.18.
+CLEARLY = 3.0
 
 
 @dataclass(frozen=True)
@@ -76,10 +81,12 @@ class Protocol:
         lengths = [self._length(part) for part in HORIZONS]
         if contestant == self.baseline:
             return lengths
-        target = self.mean_loss(self.baseline, self.steps, known)
-        if target is None or not self._beats(contestant, self.steps, target, known):
+        above = self._above(contestant, self.steps, known)
+        if above is None or above > 0:
             return lengths[:1]
-        while self._beats(contestant, lengths[-1], target, known) and lengths[-1] > self._length(SHORTEST):
+        while (above := self._above(contestant, lengths[-1], known)) is not None and above < CLEARLY:
+            if lengths[-1] <= self._length(SHORTEST):
+                break
             lengths.append(max(self._length(SHORTEST), round(lengths[-1] / math.sqrt(2))))
         return lengths
 
@@ -90,13 +97,6 @@ class Protocol:
             return {}
         names = {seed: self.trial(contestant, tuning.best, steps, seed).name for seed in self.seeds}
         return {seed: result for seed, name in names.items() if (result := known.get(name)) is not None}
-
-    def mean_loss(self, contestant: Contestant, steps: int, known: Known) -> float | None:
-        """Return the mean loss of a contestant's final runs of a length; ``None`` until all have ended."""
-        results = self.final_results(contestant, steps, known)
-        if len(results) < len(self.seeds):
-            return None
-        return math.fsum(result.loss for result in results.values()) / len(results)
 
     def trial(self, contestant: Contestant, settings: Settings, steps: int, seed: int) -> Trial:
         """Return the run of a contestant with given settings, length and seed."""
@@ -121,9 +121,20 @@ class Protocol:
             for seed in self.seeds
         ]
 
-    def _beats(self, contestant: Contestant, steps: int, target: float, known: Known) -> bool:
-        loss = self.mean_loss(contestant, steps, known)
-        return loss is not None and loss < target
+    def _above(self, contestant: Contestant, steps: int, known: Known) -> float | None:
+        """Return how far a contestant's loss at a length is above the baseline's at full length, in standard errors.
+
+        ``None`` until all runs have ended.
+        """
+        own = self.final_results(contestant, steps, known)
+        baseline = self.final_results(self.baseline, self.steps, known)
+        if min(len(own), len(baseline)) < len(self.seeds):
+            return None
+        differences = [own[seed].loss - baseline[seed].loss for seed in self.seeds]
+        if not all(map(math.isfinite, differences)):
+            return math.inf
+        mean, deviation = statistics.fmean(differences), statistics.stdev(differences)
+        return math.copysign(math.inf, mean) if deviation == 0 else mean / deviation * math.sqrt(len(differences))
 
     def _length(self, part: float) -> int:
         return max(1, round(self.steps * part))

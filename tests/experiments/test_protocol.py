@@ -54,7 +54,7 @@ def test_all_are_tuned_by_the_same_runs_and_trained_with_the_same_seeds() -> Non
     assert lengths(records, "adamw", 43) == lengths(records, "adamw", 44) == [300, 212, 150]
     # Worse than the baseline, whose own shorter runs reach its loss.
     assert lengths(records, "sgd", 43) == [300]
-    # Better: shorter, until its loss is above the baseline's.
+    # Better: shorter, until its loss is clearly above the baseline's.
     assert lengths(records, "muon", 43) == [300, 212, 150]
     assert lengths(records, "far", 43) == [300, 212, 150, 106, 75]
 
