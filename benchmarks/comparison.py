@@ -44,13 +44,13 @@ class Size:
     arguments: Sequence[str] = ()
 
 
-ALL = ("adamw", "adam", "moonlight", "fast", "normuon", "int8", "fixed_norm", "polargrad", "soap", "shampoo")
+ALL = ("adamw", "adam", "moonlight", "fast", "normuon", "int8", "fixed_norm", "polargrad", "soap")
 SIZES: Mapping[str, Size] = {
-    "1m": Size(ALL, ("lr", "weight_decay", "embedding", "head")),
+    "1m": Size(ALL, ("lr", "roles", "embedding", "head", "weight_decay")),
     # A narrower tuning, fewer optimizers, seeds and tokens: a run costs several times as much.
     "8m": Size(
         ("adamw", "soap", "moonlight", "fast", "polargrad"),
-        ("lr", "embedding"),
+        ("lr", "roles"),
         seeds=3,
         arguments=(
             "--model.net.dim=320",
@@ -60,7 +60,7 @@ SIZES: Mapping[str, Size] = {
             "--trainer.max_steps=200",
         ),
     ),
-    "moe": Size(("adamw", "moonlight"), ("lr", "embedding"), seeds=3, arguments=("--model.net.experts=4",)),
+    "moe": Size(("adamw", "moonlight"), ("lr", "roles"), seeds=3, arguments=("--model.net.experts=4",)),
 }
 QUICK = (
     "--model.net.depth=1",

@@ -27,8 +27,8 @@ from lightning_muon.experiments.tuning import ALL_AXES
 _FOLDER = Path("comparison")
 _EPILOG = """\
 Each optimizer is tuned by the same rules: the learning rate on a grid that extends itself while the best lies at its
-end, then the weight decay, then the learning rates by role. Then it is trained with other seeds, to the end of a
-schedule, at the full length and at shorter ones. All other options are those of fit, for all runs.
+end, then the learning rates of the other roles, together and one by one, then the weight decay. Then it is trained with
+other seeds, to the end of a schedule, at the full length and at shorter ones. All other options are those of fit.
 
 Several workers, on other GPUs, machines or tasks of a SLURM array: start the same command with the same --study.
 After a kill, the same command goes on; with other --optimizers, it runs what is new."""
@@ -51,7 +51,7 @@ def run_compare(run: Run, settings_of: Callable[[Sequence[str]], Mapping[str, An
         allow_abbrev=False,
     )
     optimizers_help = "presets of the group optimizer, or config files; the first is the baseline (%(default)s)"
-    tune_help = "lr, weight_decay, roles (the learning rate of each), or single roles (%(default)s)"
+    tune_help = "what is tuned: these, or single roles such as embedding instead of each_role (%(default)s)"
     seeds_help = "how many seeds the runs have that are compared (%(default)s)"
     parser.add_argument("--optimizers", default="adamw,moonlight", metavar="a,b,…", help=optimizers_help)
     parser.add_argument("--tune", default=",".join(ALL_AXES), metavar="a,b,…", help=tune_help)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from lightning_muon.experiments.contestant import Contestant, Settings
 
 LEARNING_RATE, WEIGHT_DECAY = "lr", "weight_decay"
-ROLES = "roles"  # the axes of all roles that the optimizer has groups of
-# In this order: the decay acts through the learning rate, and the rates by role are judged at a good decay. The rate of
-# the matrices comes again at the end, because until then it was also that of other roles.
-ALL_AXES = (LEARNING_RATE, WEIGHT_DECAY, ROLES)
+ROLES, EACH_ROLE = "roles", "each_role"  # the rates of all roles but the matrices, together and one by one
+# In this order: with AdamW's one rate for all, embedding and head learn ten times too slowly, and a decay that is tuned
+# then makes up for it. The rate of the matrices comes again at the end, because until then it was that of all roles.
+ALL_AXES = (LEARNING_RATE, ROLES, EACH_ROLE, WEIGHT_DECAY)
 MOST_POINTS = 9  # of a grid: with a factor of 2 it spans 256
 _FIRST_DECAYS = (0.0, 0.03, 0.1)  # where the optimizer's own is zero
 
@@ -24,7 +24,8 @@ class Axis:
     """A setting that is tuned.
 
     Args:
-        name: ``lr``, ``weight_decay``, or a role, whose learning rate it is.
+        name: ``lr``, ``weight_decay``, a role, whose learning rate it is, or ``roles``: those of all roles but the
+            matrices, in their ratios.
         factor: Between neighbours of the grid.
     """
 
@@ -32,18 +33,18 @@ class Axis:
     factor: float
 
     def value(self, settings: Settings) -> float:
-        """Return the setting."""
-        return settings.values()[self.name]
+        """Return the setting; of several roles the largest."""
+        return max(settings.rates.values()) if self.name == ROLES else settings.values()[self.name]
 
     def with_value(self, settings: Settings, value: float, coupled: frozenset[str]) -> Settings:
         """Return settings that differ in this one, and in the rates of the roles that are coupled to it."""
         value = _rounded(value)
         if self.name == WEIGHT_DECAY:
             return replace(settings, weight_decay=value)
-        if self.name != LEARNING_RATE:
-            return replace(settings, rates={**settings.rates, self.name: value})
-        moved = {role: _rounded(settings.rates[role] * value / settings.lr) for role in coupled}
-        return replace(settings, lr=value, rates={**settings.rates, **moved})
+        moved = coupled if self.name == LEARNING_RATE else settings.rates if self.name == ROLES else (self.name,)
+        by = value / self.value(settings)
+        rates = {role: _rounded(rate * by) if role in moved else rate for role, rate in settings.rates.items()}
+        return replace(settings, lr=value if self.name == LEARNING_RATE else settings.lr, rates=rates)
 
     def first_points(self, settings: Settings) -> list[float]:
         """Return the first values of the grid; a decay of zero is always among those of the decay."""
@@ -76,13 +77,15 @@ def axes_of(contestant: Contestant, tuned: Sequence[str] = ALL_AXES) -> list[Axi
 
     Args:
         contestant: The optimizer. Without groups by role, or without weight decay, it has fewer axes.
-        tuned: ``lr``, ``weight_decay``, ``roles``, or single roles.
+        tuned: Of :data:`ALL_AXES`; and single roles, in place of ``each_role``.
     """
-    roles = [role for role in contestant.start.rates if ROLES in tuned or role in tuned]
+    rates = contestant.start.rates
     axes = [Axis(LEARNING_RATE, 2.0)] if LEARNING_RATE in tuned else []
+    if ROLES in tuned and rates:
+        axes.append(Axis(ROLES, 3.0))
+    axes += [Axis(role, 3.0) for role in rates if EACH_ROLE in tuned or role in tuned]
     if WEIGHT_DECAY in tuned and contestant.start.weight_decay is not None:
         axes.append(Axis(WEIGHT_DECAY, 3.0))
-    axes += [Axis(role, 3.0) for role in roles]
     if LEARNING_RATE in tuned:
         axes.append(Axis(LEARNING_RATE, math.sqrt(2.0)))
     return axes
@@ -101,7 +104,7 @@ def search(contestant: Contestant, axes: Sequence[Axis], loss_of: Callable[[Sett
     at_edge: dict[str, bool] = {}
     visited: dict[str, tuple[str, Settings]] = {}
     for axis in axes:
-        if axis.name in contestant.start.rates:
+        if axis.name in {ROLES, *contestant.start.rates}:
             coupled = frozenset()  # rates that have been compared with one another stay where they are
         grid = axis.first_points(best)
         while True:
