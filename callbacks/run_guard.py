@@ -10,24 +10,30 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_muon.callbacks.arguments import check_whole, is_number, some
-from lightning_muon.callbacks.logging import log_scalars, log_text, warn
+from lightning_muon.callbacks.logging import log_message, log_scalars, log_text, warn
 from lightning_muon.callbacks.matrices import module_names
 from lightning_muon.callbacks.measures.gradient_norms import GradientNorms, real_entries
-from lightning_muon.callbacks.measures.spikes import LEAST_SPREAD_OF_LOSS, LEAST_SPREAD_OF_NORM, SpikeFinder
+from lightning_muon.callbacks.measures.spikes import COUNTED, LEAST_SPREAD_OF_LOSS, LEAST_SPREAD_OF_NORM, SpikeFinder
 from lightning_muon.callbacks.monitor import check_only_one
 from lightning_muon.callbacks.shards import largest_entries
 from lightning_muon.optim.sharding.dtensor import local_tensor
+from lightning_muon.report.plain_text import printable
+from lightning_muon.report.quantities import quantity
 
 # Lightning's default, for a trainer with log_every_n_steps=0.
 STEPS_WITHOUT_LOG = 50
 
 # A gradient scaler halves its scale with each step that it skips. It finds the right scale in far fewer steps.
 MOST_SKIPPED_BY_SCALER = 50
+
+# Of the last 1000 steps.
+MOST_IN_A_SPIKE = quantity("gradient_spikes").healthy.bound or 0
 
 
 class NonFiniteError(RuntimeError):
@@ -69,7 +75,9 @@ class RunGuard(Callback):
     A gradient scaler (``16-mixed``) makes gradients infinite while it searches for its scale, and skips such steps
     itself: only 50 of them in a row end the run.
 
-    A spike, a loss or a norm of the whole gradient far above its median in the last 100 steps, is told once.
+    A spike, a loss or a norm of the whole gradient far above its median in the last 100 steps, is told once. A spike of
+    the loss is a warning. One of the gradient is not: clipping is there for it, and the loss need not follow. More than
+    5 steps with one within 1000 steps are a warning.
 
     Under several ranks the decisions are the same on all. A NaN on one, or in one shard, counts on all. It works under
     manual optimization and with several optimizers as long as they step by way of Lightning. All ranks must take the
@@ -77,6 +85,8 @@ class RunGuard(Callback):
 
     - ``went_bad``: the step from which on the run was not finite, logged as it ends.
     - ``skipped_steps``: the number of skipped steps, logged after each.
+    - ``gradient_spikes``: how many of the last 1000 steps had a gradient in a spike, logged while there are any; of
+      several optimizers, the most.
 
     Args:
         mode: Whether to ``"stop"`` or to ``"skip"``.
@@ -206,10 +216,14 @@ class RunGuard(Callback):
             elif names and self.mode == "stop":
                 self._stop(trainer, step, f"in step {step} the norm of the gradient of {some(names)} is not finite")
         if self.spike_factor is not None:
+            often = 0
             for place in {entry.place: None for entry in read}:
                 norms = [(entry.step, entry.norm) for entry in read if entry.place == place]
                 of = f" of optimizer {place}" if len(trainer.optimizers) > 1 else ""
-                self._tell_spikes(trainer, f"the norm of the gradient{of}", norms, LEAST_SPREAD_OF_NORM)
+                what = f"the norm of the gradient{of}"
+                often = max(often, self._tell_spikes(trainer, what, norms, LEAST_SPREAD_OF_NORM, MOST_IN_A_SPIKE))
+            if often:
+                log_scalars(trainer, {"gradient_spikes": often})
             self._tell_spikes(trainer, "the loss", _mean_losses(trainer, losses), LEAST_SPREAD_OF_LOSS)
 
     def _skip_if_bad(self, trainer: Trainer, watched: GradientNorms, norms: Tensor) -> None:
@@ -238,16 +252,25 @@ class RunGuard(Callback):
             )
 
     def _tell_spikes(
-        self, trainer: Trainer, what: str, series: Sequence[tuple[int, float]], least_spread: float
-    ) -> None:
+        self, trainer: Trainer, what: str, series: Sequence[tuple[int, float]], least_spread: float, most: float = 0
+    ) -> int:
+        """Tell of each spike that begins, and return how many of the last 1000 steps are in one.
+
+        It is a warning if these are more than ``most``.
+        """
         finder = self._spikes.setdefault(what, SpikeFinder(self.spike_factor or math.inf, least_spread))
         for spike in finder.find(series):
-            warn(
-                trainer,
-                f"RunGuard, step {spike.step}: {what} rose to {spike.value:.3g}, from a median of {spike.usual:.3g}."
-                " Look at the batch; if this comes often, lower the learning rate or clip. This is said once for each"
-                " spike.",
-            )
+            rose = f"{what} rose to {spike.value:.3g}, from a median of {spike.usual:.3g}"
+            message = f"RunGuard, step {spike.step}: {rose}"
+            if finder.often > most:
+                often = f"; so high in {finder.often} of the last {COUNTED} steps" if most else ""
+                advice = "Look at the batch; if this comes often, lower the learning rate or clip."
+                warn(trainer, f"{message}{often}. {advice} This is said once for each spike.")
+            else:
+                message += f". Usual in up to {most:g} of {COUNTED} steps."
+                rank_zero_info(printable(message))
+                log_message(trainer, "spikes", message)
+        return finder.often
 
     def _stop(self, trainer: Trainer, step: int, reason: str) -> None:
         checkpoint = next((path for path in reversed(self._saved) if _is_there(path)), None)

@@ -1,13 +1,17 @@
 """``${from_data:classes}`` in a config: a value that the data knows, such as the number of classes in a folder.
 
 The data module is made of its part of the config, before the run's own, and asked for the attribute. So the network has
-the size that the data needs, and the config that is saved with the run holds the number.
+the size that the data needs, and the config that is saved with the run holds the number. The run's data module gets the
+cached properties of the first one, so that files are read once.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from inspect import getattr_static
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule
 from omegaconf import Container, DictConfig, OmegaConf
 
@@ -55,14 +59,36 @@ class FromData:
         except (OSError, TypeError, ValueError, ModuleNotFoundError) as error:
             raise DataValueError(str(error)) from error
 
+    def hand_over(self, data: LightningDataModule | None, section: Namespace | None) -> None:
+        """Give the run's own data module what was read for the config.
+
+        That is what is in the cached properties: they follow from the arguments. The module is not used as it is,
+        because the parser makes the arguments of the run's own, and Lightning records its hyperparameters.
+
+        Args:
+            data: The data module of the run.
+            section: The arguments that it was made of; ``None`` if it takes none.
+        """
+        written = _written(section.as_dict() if section else {})
+        if self._made is None or self._made[0] != written or type(self._made[1]) is not type(data):
+            return
+        for name, value in vars(self._made[1]).items():
+            if isinstance(getattr_static(type(data), name, None), cached_property):
+                vars(data).setdefault(name, value)
+        self._made = None
+
     def _data(self, section: dict[str, Any]) -> LightningDataModule:
         """Return the data module of a section of the config, the one before if nothing has changed."""
-        written = json.dumps(section, sort_keys=True, default=str)
+        written = _written(section)
         if self._made is None or self._made[0] != written:
             if self.datamodule_class is None:
                 raise DataValueError("there is no data: choose some by --data")
             self._made = written, self.datamodule_class(**section)
         return self._made[1]
+
+
+def _written(section: Mapping[str, Any]) -> str:
+    return json.dumps(section, sort_keys=True, default=str)
 
 
 def _data_section(node: Any) -> dict[str, Any]:

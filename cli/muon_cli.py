@@ -123,7 +123,8 @@ class MuonCLI(LightningCLI):
             self.choices = choose(self._layers, model_class, datamodule_class, self.MODEL)
             self._layers = settle(self._layers, self.choices)
             self.given = given_in(self._layers)
-            FromData(self.choices.data.made).register()
+            self.from_data = FromData(self.choices.data.made)
+            self.from_data.register()
             super().__init__(
                 self.choices.model.for_parser,
                 self.choices.data.for_parser,
@@ -366,6 +367,7 @@ class MuonCLI(LightningCLI):
     @override
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
+        self.from_data.hand_over(self.datamodule, self._get(self.config, "data"))
         self.weights.load(self.model, self.trainer, self._get(self.config, "fresh"))
         # What loggers write as the hyperparameters of the run.
         for prefix, part in (("model", self.model), ("data", self.datamodule)):

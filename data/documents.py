@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from lightning_muon.data.extras import package
+
 SPLITS = {"train": 0.9, "val": 0.05, "test": 0.05}
 """The share of each split, where the user does not say."""
 
@@ -252,10 +254,8 @@ class _RowGroups:
     """The row groups of a Parquet file."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            import pyarrow.parquet  # noqa: PLC0415 - an extra
-        except ImportError:
-            raise ModuleNotFoundError(f"{path} needs the package pyarrow: pip install pyarrow") from None
+        with package("pyarrow", path):
+            import pyarrow.parquet  # noqa: PLC0415
         self.path = path
         self._file = pyarrow.parquet.ParquetFile(path)
 

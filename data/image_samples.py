@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_muon.data.extras import package
 from lightning_muon.data.image_files import LabelledImages
 from lightning_muon.data.loader import UnreadableSampleError
 
@@ -27,10 +28,8 @@ class ImageForm:
     def __init__(
         self, size: int, channels: int, mean: float | Sequence[float] = 0.5, std: float | Sequence[float] = 0.5
     ) -> None:
-        try:
-            import PIL  # noqa: F401, PLC0415 - an extra
-        except ModuleNotFoundError:
-            raise ModuleNotFoundError("images need the package Pillow: pip install Pillow") from None
+        with package("Pillow", "an image"):
+            import PIL  # noqa: F401, PLC0415
         self.size = size
         self.channels = channels
         self.mean, self.std = (torch.tensor(value, dtype=torch.float32).view(-1, 1, 1) for value in (mean, std))

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from typing_extensions import override
 
+from lightning_muon.data.extras import package
 from lightning_muon.data.text import TextDataModule
 
 if TYPE_CHECKING:
@@ -51,10 +52,8 @@ class StreamedTextDataModule(TextDataModule):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        try:
-            import litdata  # noqa: F401, PLC0415 - an extra
-        except ImportError:
-            raise ModuleNotFoundError("streaming needs the package litdata: pip install litdata") from None
+        with package("litdata", "streaming"):
+            import litdata  # noqa: F401, PLC0415
         super().__init__(
             tokenizer=tokenizer,
             end=end,

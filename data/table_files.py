@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_muon.data.extras import package
+
 ColumnKind = Literal["number", "date", "text", "empty"]
 
 # How CSV files spell a missing value; as pandas has it, and "?", as the UCI repository does.
@@ -175,10 +177,8 @@ def read_table(paths: Sequence[Path]) -> Table:
         ModuleNotFoundError: If pyarrow is not installed.
         ValueError: If a file has no rows or cannot be read, or if the files do not fit to one another.
     """
-    try:
-        import pyarrow as pa  # noqa: PLC0415 - an extra
-    except ImportError:
-        raise ModuleNotFoundError(f"{paths[0]} needs the package pyarrow: pip install pyarrow") from None
+    with package("pyarrow", paths[0]):
+        import pyarrow as pa  # noqa: PLC0415
 
     tables = [_read_file(path) for path in paths]
     names = tables[0].column_names
@@ -195,10 +195,8 @@ def read_table(paths: Sequence[Path]) -> Table:
 
 def table_of(columns: Mapping[str, Sequence[Any]], name: str) -> Table:
     """Return a table of columns in memory, such as lists and arrays, under the name that errors give it."""
-    try:
-        import pyarrow as pa  # noqa: PLC0415 - an extra
-    except ImportError:
-        raise ModuleNotFoundError("tables need the package pyarrow: pip install pyarrow") from None
+    with package("pyarrow", "a table"):
+        import pyarrow as pa  # noqa: PLC0415
 
     arrays = {key: pa.chunked_array([pa.array(values)]) for key, values in columns.items()}
     return Table(arrays, [(name, len(next(iter(arrays.values()))))])

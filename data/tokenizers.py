@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_muon.data.extras import package
+
 # What may end a document, in the vocabularies of GPT-2, Llama, Qwen, T5, BERT and others.
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 
@@ -71,10 +73,8 @@ class HuggingFaceTokenizer(Tokenizer):
     """A ``tokenizer.json``, read by the package ``tokenizers``."""
 
     def __init__(self, path: Path, end: str | None = None) -> None:
-        try:
-            from tokenizers import Tokenizer as Loaded  # noqa: PLC0415 - an extra
-        except ImportError:
-            raise ModuleNotFoundError(f"{path} needs the package tokenizers: pip install tokenizers") from None
+        with package("tokenizers", path):
+            from tokenizers import Tokenizer as Loaded  # noqa: PLC0415
         self._tokenizer = Loaded.from_file(str(path))
         self.vocabulary = self._tokenizer.get_vocab_size()
         self.end = _end_of(path, self._tokenizer.get_vocab(), end)
@@ -95,11 +95,9 @@ class TiktokenTokenizer(Tokenizer):
     """A ``.tiktoken`` file, read by the package ``tiktoken``; words are cut as GPT-2 cuts them."""
 
     def __init__(self, path: Path, end: str | None = None) -> None:
-        try:
-            import tiktoken  # noqa: PLC0415 - an extra
+        with package("tiktoken", path):
+            import tiktoken  # noqa: PLC0415
             from tiktoken.load import load_tiktoken_bpe  # noqa: PLC0415
-        except ImportError:
-            raise ModuleNotFoundError(f"{path} needs the package tiktoken: pip install tiktoken") from None
         ranks = load_tiktoken_bpe(str(path))
         special = {end or _ENDS[0]: max(ranks.values()) + 1}
         self._encoding = tiktoken.Encoding(

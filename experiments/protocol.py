@@ -19,8 +19,8 @@ from lightning_muon.experiments.tuning import ALL_AXES, Search, axes_of, search
 HORIZONS = (1.0, 1 / math.sqrt(2), 0.5)
 Known = Mapping[str, Result | None]  # results by the names of trials; None while one is running
 
-# A contestant gets shorter runs until they are clearly worse than the baseline's at full length, or this short: only then
-# does its curve say with an interval where the two are equal.
+# A contestant gets shorter runs until they are clearly worse than the baseline's at full length, or this short: only
+# then does its curve say with an interval where the two are equal.
 SHORTEST = 0.25
 # Standard errors; the two-sided 95 % quantile of Student's t for four values is 3.18.
 CLEARLY = 3.0

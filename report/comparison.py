@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_muon.report.health import Figure, figure, is_monitored, lines, not_finite
-from lightning_muon.report.quantity import Line, Verdict
+from lightning_muon.report.quantity import Line
 from lightning_muon.report.run_log import RunLog, RunLogError, find_runs, read_run, run_names
 
-RunVerdict = Verdict | Literal["not measured"]
+RunVerdict = Literal["ok", "watch", "bad", "not measured"]
 _NOT_MEASURED = (
     "not measured: no monitor has logged this run's health; add WeightRMSMonitor, OrthogonalityMonitor and the like to"
     " its callbacks"
@@ -59,7 +59,7 @@ class Comparison:
         found: list[str] = []
         for line, figures in self.lines:
             one = figures[column]
-            if line.advice and one is not None and one.verdict in {"watch", "bad"}:
+            if line.advice and one is not None and one.verdict not in {"ok", None}:
                 found.append(f"{one.verdict}: {line.label} is {one.value}; {line.advice}")
         if tags := not_finite(self.runs[column]):
             found.append(f"not finite: {', '.join(tags)}")

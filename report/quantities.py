@@ -254,7 +254,10 @@ QUANTITIES = (
         monitor="OptimizerTimeMonitor",
         meaning="time from the last gradient to the updated weights, clipping included, over the time of the step",
         unit="0 … 1",
-        healthy=Range("under 20 %", 0.2, bad=0.5),
+        # A matter of width and batch, not of health: Newton-Schulz costs at most T m / B of the model's own FLOPs, with
+        # T its steps, m the width and B the tokens or pixels of a batch (https://kellerjordan.github.io/posts/muon/).
+        # That is under 1 % of a large model, and 10 % and more of a small one that trains in seconds.
+        healthy=Range("under 20 %", 0.2, beyond="costly"),
         problem="the optimizer takes much of the step",
         advice="take larger batches, the preset optimizer/fast, or more devices",
         chart=Chart("Cost", 1, "Optimizer's share of the step", r"optimizer_share(/.+)?"),
@@ -334,6 +337,18 @@ QUANTITIES = (
         problem="some gradients were not finite",
         advice="look at the batches of the steps that the warnings name, and lower the learning rate",
         report=(Line("skipped steps", "skipped_steps", final, "{:.0f}"),),
+    ),
+    Quantity(
+        tag="gradient_spikes",
+        monitor="RunGuard",
+        meaning="steps of the last 1000 in which the norm of the whole gradient was in a spike",
+        unit="steps",
+        # Spikes come in most runs (SPAM, arXiv 2501.06842), and clipping limits each. With momentum
+        # 0.95 one acts on about 1 / (1 - 0.95) = 20 steps: five spoil a tenth of 1000.
+        healthy=Range("up to 5", 5),
+        problem="the gradient often is far larger than usual",
+        advice="look at the batches of the steps that RunGuard names, lower the learning rate, or clip",
+        report=(Line("gradient spikes within 1000 steps, most", "gradient_spikes", peak, "{:.0f}"),),
     ),
 )
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["ok", "watch", "bad"]
+# ``costly`` tells where the time goes; the run is as healthy as its other verdicts say.
+Verdict = Literal["ok", "costly", "watch", "bad"]
 
 
 @dataclass(frozen=True)
@@ -16,20 +17,22 @@ class Range:
 
     Args:
         words: The range in words; empty where none is known.
-        bound: The last healthy value; beyond it the verdict is ``watch``.
+        bound: The last healthy value.
         bad: Beyond this value the verdict is ``bad``. If it is less than ``bound``, healthy values are above.
+        beyond: The verdict on values between the two.
     """
 
     words: str = ""
     bound: float | None = None
     bad: float = math.inf
+    beyond: Verdict = "watch"
 
     def judge(self, value: float) -> Verdict | None:
         """Return the verdict on a finite value; ``None`` where no range is known."""
         if self.bound is None:
             return None
         sign = -1 if self.bad < self.bound else 1
-        return "bad" if sign * value > sign * self.bad else "watch" if sign * value > sign * self.bound else "ok"
+        return "bad" if sign * value > sign * self.bad else self.beyond if sign * value > sign * self.bound else "ok"
 
 
 UNKNOWN = Range()

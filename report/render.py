@@ -16,7 +16,7 @@ from lightning_muon.report.plain_text import code, printable
 from lightning_muon.report.plain_text import markdown as as_markdown
 
 PAGE, PLOT = "report.md", "curves.png"
-COLOURS = {"ok": "green", "watch": "yellow", "bad": "red", "not measured": "yellow", None: ""}
+COLOURS = {"ok": "green", "costly": "yellow", "watch": "yellow", "bad": "red", "not measured": "yellow", None: ""}
 # The most characters for the names of runs, and for labels where not all runs fit beside them; longer ones are wrapped.
 NAME_WIDTH, LABEL_WIDTH = 16, 30
 

@@ -13,6 +13,8 @@ SIGMAS_PER_MAD = 1.4826
 # while the norm of a gradient doubles now and then in a healthy run.
 LEAST_SPREAD_OF_LOSS = 0.1
 LEAST_SPREAD_OF_NORM = 0.3
+# Over how many values spikes are counted, as in the spike score of OLMo 2 (arXiv 2501.00656).
+COUNTED = 1000
 
 
 class Spike(NamedTuple):
@@ -42,23 +44,32 @@ class SpikeFinder:
         self.least_spread = least_spread
         self._least = window // 4
         self._values: deque[float] = deque(maxlen=window)
+        self._is_high: deque[bool] = deque(maxlen=COUNTED)
         self._in_a_spike = False
+
+    @property
+    def often(self) -> int:
+        """How many of the last 1000 values are in a spike."""
+        return sum(self._is_high)
 
     def find(self, series: Iterable[tuple[int, float]]) -> Iterator[Spike]:
         """Add steps and values to the series, and yield the spikes that begin there; what is not finite is left out."""
         finite = [(step, value) for step, value in series if math.isfinite(value)]
         for start in range(0, len(finite), PIECE):
             piece = finite[start : start + PIECE]
-            if len(self._values) >= self._least:
-                usual, bound = self._bound()
-                step, value = max(piece, key=lambda entry: entry[1])
-                if value > bound and not self._in_a_spike:
-                    yield Spike(step, value, usual)
-                self._in_a_spike = value > bound
+            usual, bound = self._bound()
+            was_in_a_spike = self._in_a_spike
+            step, value = max(piece, key=lambda entry: entry[1])
+            self._in_a_spike = value > bound
+            self._is_high.extend(value > bound for _, value in piece)
             self._values.extend(value for _, value in piece)
+            if self._in_a_spike and not was_in_a_spike:
+                yield Spike(step, value, usual)
 
     def _bound(self) -> tuple[float, float]:
         """Return the median of the values, and the largest value that is not in a spike."""
+        if len(self._values) < self._least:
+            return math.nan, math.inf
         usual = _median(self._values)
         spread = SIGMAS_PER_MAD * _median(abs(value - usual) for value in self._values)
         return usual, usual + self.factor * max(spread, self.least_spread * abs(usual))

@@ -241,11 +241,14 @@ def test_when_it_looks(regression: Module, fit: Fit, monkeypatch: pytest.MonkeyP
     assert looked == [0, 4, 8, 12, 16, 20, 24, 28, 30]  # the first, which reads nothing, is for a new optimizer
 
 
-def test_a_spike_is_told_once(regression: Any, fit: Fit, tensorboard: Any, events: Any) -> None:
+@pytest.mark.parametrize("often", [False, True])
+def test_a_spike_is_told_once(often: bool, regression: Any, fit: Fit, tensorboard: Any, events: Any) -> None:
+    """One of the loss is a warning, one of the gradient only if it is one of many."""
+
     class Spiky(regression):  # type: ignore[misc]
         def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
             loss: Tensor = super().training_step(batch, batch_idx)
-            return loss * (100.0 if self.global_step in {61, 62} else 1.0)
+            return loss * (100.0 if self.global_step in range(61, 67 if often else 63) else 1.0)
 
     trainer = fit(
         Spiky(lambda groups: MuonAdamW(groups, lr=0.0)),
@@ -254,10 +257,38 @@ def test_a_spike_is_told_once(regression: Any, fit: Fit, tensorboard: Any, event
         max_epochs=12,
         log_every_n_steps=20,
     )
-    norm, loss = events(trainer).texts("warnings")
+    written = events(trainer)
+    *others, loss = written.texts("warnings")
+    [norm] = others if often else written.texts("spikes")
     assert norm.startswith("RunGuard, step 6")
     assert "the norm of the gradient rose to" in norm
+    assert ("; so high in 6 of the last 1000 steps. Look at" if often else ". Usual in up to 5 of 1000 steps.") in norm
     assert "the loss rose to" in loss
+    assert {value for _, value in written.scalars()["gradient_spikes"]} == {6.0 if often else 2.0}
+
+
+def test_a_gradient_that_the_loss_does_not_follow_is_no_warning(
+    regression: Any, fit: Fit, tensorboard: Any, events: Any
+) -> None:
+    class Odd(Callback):
+        def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.global_step == 61:
+                for parameter in pl_module.parameters():
+                    parameter.grad.mul_(100)  # type: ignore[union-attr]
+
+    options = {"gradient_clip_val": 1.0, "max_epochs": 12, "log_every_n_steps": 20}
+    trainer = fit(regression(muon), callbacks=[Odd(), RunGuard()], logger=tensorboard, **options)
+    assert events(trainer).texts("warnings") == []
+    assert len(events(trainer).texts("spikes")) == 1
+    assert not any("spike" in remark or "norm" in remark for remark in compare([tensorboard.log_dir], 1).remarks(0))
+
+
+def test_how_many_of_the_last_values_are_in_a_spike() -> None:
+    finder = SpikeFinder(10.0)
+    assert [spike.step for spike in finder.find(enumerate(([1.0] * 45 + [9.0] * 2 + [1.0] * 53) * 10))][:2] == [45, 145]
+    assert finder.often == 20
+    list(finder.find(enumerate([1.0] * 500)))
+    assert finder.often == 10
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """``${from_data:…}``: a config takes a number from the data, whatever network is chosen."""
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class WithNet(TinyModule):
 
 class Measured(TinyData):
     made = 0
+    read = 0
 
     def __init__(self, dim: int = 4, batch_size: int = 4) -> None:
         if dim > 100:
@@ -56,8 +58,9 @@ class Measured(TinyData):
         type(self).made += 1
         super().__init__(dim, batch_size)
 
-    @property
+    @cached_property
     def features(self) -> int:
+        type(self).read += 1
         return self.dim
 
 
@@ -67,7 +70,7 @@ Run = Callable[..., MuonCLI]
 @pytest.fixture(autouse=True)
 def _network() -> None:
     Path("net.yaml").write_text(NETWORK)
-    Measured.made = 0
+    Measured.made = Measured.read = 0
 
 
 @pytest.fixture
@@ -82,7 +85,8 @@ def fit() -> Run:
 def test_the_data_are_asked_and_the_answer_is_saved(fit: Run) -> None:
     cli = fit("--model.dim=6", "--trainer.default_root_dir=run")
     assert cli.model.net.layer.in_features == 6  # of ${model.dim}, which the data take
-    assert Measured.made <= 3  # the run's own, and one for each number that was asked for
+    assert Measured.made == 2  # the run's own, and one that was asked
+    assert (cli.datamodule.features, Measured.read) == (6, 1)  # which the run's own has from it
     saved = yaml.safe_load(Path("run", "config.yaml").read_text())
     assert saved["model"]["net"]["init_args"] == {"inputs": 6, "outputs": 1}
 

@@ -115,11 +115,11 @@ def test_what_is_sick_is_called_so_and_has_advice(tmp_path: Path) -> None:
     assert figures["layer output RMS, peak of the largest"] == Figure("2e+04", "watch")
     assert figures["doublings until bf16 overflows, fewest"] == Figure("3.0", "bad")
     assert figures["singular value of the update, largest"] == Figure("9", "bad")
-    assert figures["optimizer's share of the step"] == Figure("30.0 %", "watch")
+    assert figures["optimizer's share of the step"] == Figure("30.0 %", "costly")
     assert comparison.verdicts() == ["bad"]
     advice = "\n".join(comparison.advice(0))
     assert "weight RMS, peak of the largest is 8; the weights are large: raise weight_decay" in advice
-    assert len(comparison.advice(0)) == sum(f is not None and f.verdict in {"watch", "bad"} for f in figures.values())
+    assert len(comparison.advice(0)) == sum(f is not None and f.verdict not in {"ok", None} for f in figures.values())
 
 
 @pytest.mark.parametrize(
@@ -178,6 +178,20 @@ def test_runs_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert column(comparison, 0)["weight RMS, peak of the largest"] is None
     assert comparison.verdicts() == ["not measured", "ok", "bad"]
     assert capsys.readouterr().err == ""
+
+
+def test_cost_and_a_few_spikes_are_told_and_are_no_illness(tmp_path: Path) -> None:
+    run = {**HEALTHY, "optimizer_share": [0.6] * 3, "gradient_spikes": [1, 5, 0]}
+    comparison = compare([write_events(tmp_path / "ok", run)], limit=1)
+    assert column(comparison)["optimizer's share of the step"] == Figure("60.0 %", "costly")
+    assert column(comparison)["gradient spikes within 1000 steps, most"] == Figure("5", "ok")
+    assert comparison.verdicts() == ["ok"]
+    assert comparison.remarks(0) == [
+        "costly: optimizer's share of the step is 60.0 %; the optimizer takes much of the step: take larger batches,"
+        " the preset optimizer/fast, or more devices"
+    ]
+    often = compare([write_events(tmp_path / "often", {**HEALTHY, "gradient_spikes": [1, 6, 0]})], limit=1)
+    assert often.verdicts() == ["watch"]
 
 
 @pytest.mark.parametrize(
