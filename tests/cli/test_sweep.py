@@ -89,6 +89,17 @@ def test_a_killed_sweep_goes_on_within_its_runs_and_ends_alike(folder: Path) -> 
     assert values(folder / "killed") == values(folder / "whole")
     output = (folder / "killed/runs/lr=0.1/output.txt").read_text()
     assert f"--ckpt_path last: {last}" in output
+    # Killed between the end of a run and the line in the journal, without and with the mark that it has ended.
+    expected, journal = values(folder / "whole"), folder / "whole/journal.jsonl"
+    journal.write_text(
+        "".join(line for line in journal.read_text().splitlines(keepends=True) if '"finished"' not in line)
+    )
+    (folder / "whole/runs/lr=0.02/.done").touch()
+    told_now = run_module("lightning_muon.cli", *SWEEP, "--study=whole", folder=folder)
+    assert told_now.returncode == 0, told_now.stderr
+    assert values(folder / "whole") == expected
+    output = {name: (folder / f"whole/runs/{name}/output.txt").read_text() for name in expected}
+    assert [output[name].count("after 8 steps") for name in sorted(expected)] == [1, 1]
     best = min(values(folder / "whole").items(), key=lambda item: item[1])[0].partition("=")[2]
     assert f"lightning_muon.cli fit {' '.join(FIT)} --model.lr={best}\n" in whole.stdout
 
