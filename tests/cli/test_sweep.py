@@ -1,6 +1,7 @@
 """The command ``sweep``, with real runs of Lightning."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -84,22 +85,15 @@ def test_a_killed_sweep_goes_on_within_its_runs_and_ends_alike(folder: Path) -> 
             time.sleep(0.02)
         killed.send(signal.SIGKILL)
         killed.wait(10)
+    # The other run as if it were killed after its last checkpoint, from which nothing is left to train.
+    shutil.copytree(folder / "whole/runs/lr=0.02", folder / "killed/runs/lr=0.02", dirs_exist_ok=True)
     going_on = run_module("lightning_muon.cli", *SWEEP, "--study=killed", folder=folder)
     assert going_on.returncode == 0, going_on.stderr
     assert values(folder / "killed") == values(folder / "whole")
-    output = (folder / "killed/runs/lr=0.1/output.txt").read_text()
-    assert f"--ckpt_path last: {last}" in output
-    # Killed between the end of a run and the line in the journal, without and with the mark that it has ended.
-    expected, journal = values(folder / "whole"), folder / "whole/journal.jsonl"
-    journal.write_text(
-        "".join(line for line in journal.read_text().splitlines(keepends=True) if '"finished"' not in line)
-    )
-    (folder / "whole/runs/lr=0.02/.done").touch()
-    told_now = run_module("lightning_muon.cli", *SWEEP, "--study=whole", folder=folder)
-    assert told_now.returncode == 0, told_now.stderr
-    assert values(folder / "whole") == expected
-    output = {name: (folder / f"whole/runs/{name}/output.txt").read_text() for name in expected}
-    assert [output[name].count("after 8 steps") for name in sorted(expected)] == [1, 1]
+    outputs = [(folder / f"killed/runs/lr={lr}/output.txt").read_text() for lr in (0.1, 0.02)]
+    assert [output.count("after 8 steps") for output in outputs] == [1, 1]
+    assert f"--ckpt_path last: {last}" in outputs[0]
+    assert "--ckpt_path last" not in outputs[1]
     best = min(values(folder / "whole").items(), key=lambda item: item[1])[0].partition("=")[2]
     assert f"lightning_muon.cli fit {' '.join(FIT)} --model.lr={best}\n" in whole.stdout
 
@@ -108,8 +102,7 @@ def test_a_killed_sweep_goes_on_within_its_runs_and_ends_alike(folder: Path) -> 
     ("options", "message"),
     [
         (["--vary=model.lrr=1,2"], "unknown key 'model.lrr' for mine.Module; did you mean 'model.lr'?"),
-        (["--vary=model.width=2,a"], "model.width: expected a whole number, got 'a'"),
-        (["--vary=model.lr=1,2", "--trainer.max_step=3"], "unknown key 'trainer.max_step'; did you mean"),
+        (["--vary=model.width=2,3,a"], "model.width: expected a whole number, got 'a'"),
     ],
 )
 def test_a_wrong_command_is_one_line_before_any_run(folder: Path, options: list[str], message: str) -> None:

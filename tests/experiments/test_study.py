@@ -14,6 +14,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from lightning_muon.experiments import Record, StudyError, run_study
 from lightning_muon.experiments.journal import Journal
+from lightning_muon.experiments.runs import DONE
 from lightning_muon.experiments.study import _Study
 from lightning_muon.experiments.workers import Worker
 from tests.experiments.small_runs import (
@@ -126,6 +127,18 @@ def test_a_line_that_a_kill_left_incomplete_is_cut_off(tmp_path: Path) -> None:
     journal.write_bytes(b"not JSON\n" + whole)
     with pytest.raises(StudyError, match=r"journal.jsonl', line 1: not JSON; the file is damaged"):
         run_study(tmp_path, {}, plan_of(2), train)
+
+
+def test_a_run_that_ended_just_before_its_worker_was_killed_is_told(tmp_path: Path) -> None:
+    first = summary(run_study(tmp_path, {}, plan_of(1), train))
+    journal = tmp_path / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(line for line in lines if '"finished"' not in line))
+    (mark,) = [tmp_path / "runs" / trial.name / DONE for trial, *_ in first]
+    mark.touch()
+    assert summary(run_study(tmp_path, {}, plan_of(1), train)) == first
+    assert len((tmp_path / f"{first[0][0].name}.attempts").read_text().splitlines()) == 1
+    assert not mark.exists()
 
 
 def test_a_worker_that_was_taken_for_dead_tells_no_second_result(tmp_path: Path) -> None:
