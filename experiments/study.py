@@ -104,7 +104,7 @@ def _check_definition(journal: Journal, definition: Mapping[str, Any]) -> None:
         if known is None:
             journal.append(study=definition)
             return
-    for key in known.keys() | definition.keys():
+    for key in sorted(known.keys() | definition.keys()):
         if known.get(key) != definition.get(key):
             there, here = (_shown(values.get(key)) for values in (known, definition))
             raise StudyError(

@@ -1,6 +1,7 @@
 """The command ``sweep``, with real runs of Lightning."""
 
 import json
+import random
 import shutil
 import signal
 import time
@@ -96,6 +97,26 @@ def test_a_killed_sweep_goes_on_within_its_runs_and_ends_alike(folder: Path) -> 
     assert "--ckpt_path last" not in outputs[1]
     best = min(values(folder / "whole").items(), key=lambda item: item[1])[0].partition("=")[2]
     assert f"lightning_muon.cli fit {' '.join(FIT)} --model.lr={best}\n" in whole.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_sweep_that_is_killed_twenty_times_ends_alike(folder: Path) -> None:
+    """Twenty starts of Lightning; with runs of milliseconds the default tests do the same."""
+    whole = run_module("lightning_muon.cli", *SWEEP, "--study=whole", folder=folder)
+    assert whole.returncode == 0, whole.stderr
+    draw = random.Random(0)  # noqa: S311
+    command = ["lightning_muon.cli", *SWEEP, "--study=killed", "--jobs=2"]
+    for _ in range(20):
+        with Running(*command, folder=folder, environment={"SLOW": "0.2"}) as killed:
+            killed.wait(draw.uniform(1, 8))
+            killed.send(signal.SIGKILL)
+            killed.wait(10)
+    going_on = run_module(*command, folder=folder)
+    assert going_on.returncode == 0, going_on.stderr
+    assert values(folder / "killed") == values(folder / "whole")
+    lines = [json.loads(line) for line in (folder / "killed/journal.jsonl").read_text().splitlines()]
+    assert sorted(line["trial"] for line in lines if line.get("event") == "finished") == ["lr=0.02", "lr=0.1"]
 
 
 @pytest.mark.parametrize(

@@ -276,5 +276,7 @@ def test_no_run_outlives_its_worker(tmp_path: Path) -> None:
     worker = start(tmp_path, plan_of(1), wait_long)
     (alive,) = await_files(tmp_path, "runs/*/alive", 1)
     kill(worker)
-    time.sleep(1.2)
-    assert time.monotonic() - float(alive.read_text() or "inf") > 0.2
+    until = time.monotonic() + 10
+    while time.time() - alive.stat().st_mtime < 1:  # it is written 50 times a second
+        assert time.monotonic() < until
+        time.sleep(0.1)
