@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from lightning_muon.experiments.hparams import write_start
 from lightning_muon.experiments.locks import lock
 from lightning_muon.experiments.trial import Trial
-from lightning_muon.experiments.workers import SILENT
+from lightning_muon.experiments.workers import SILENT, this_machine
 
 RUNS, OUTPUT = "runs", "output.txt"
 DONE = ".done"  # a run that has ended well, and whose result is not in the journal yet
@@ -307,14 +307,20 @@ def _end_with(worker: int, heartbeat: Path) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Return whether no other process is in the folder: one of a killed worker ends within a second."""
+    """Return whether no other process is in the folder: one of a killed worker ends within a second.
+
+    Some network file systems keep the locks of a machine that has failed. Its worker was silent for a minute when the
+    trial was taken over, and by then its runs have ended by themselves.
+    """
     path = folder / _LOCK
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # open and locked until the end
     until = time.monotonic() + _PATIENCE
     while not lock(path, descriptor):
         if time.monotonic() > until:
-            return False
+            return os.pread(descriptor, 1000, 0).decode() != this_machine()
         time.sleep(0.05)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, this_machine().encode(), 0)
     return True
 
 

@@ -8,16 +8,19 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from lightning_muon.experiments import Record, StudyError, run_study
+from lightning_muon.experiments import Record, StudyError, run_study, runs
 from lightning_muon.experiments.journal import Journal
+from lightning_muon.experiments.locks import lock
 from lightning_muon.experiments.runs import DONE
 from lightning_muon.experiments.study import _Study
-from lightning_muon.experiments.workers import Worker
+from lightning_muon.experiments.workers import Worker, this_machine
 from tests.experiments.small_runs import (
+    FORK,
     STEPS,
     await_files,
     folder_of,
@@ -242,6 +245,39 @@ def test_a_worker_on_another_machine_is_dead_after_a_minute_of_silence(tmp_path:
     worker.close()
     (record,) = run_study(tmp_path, {}, plan_of(1), train)
     assert record.result.status == "finished"
+
+
+@pytest.mark.parametrize("machine", ["another", this_machine()])
+def test_a_run_begins_when_the_last_process_in_its_folder_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str
+) -> None:
+    """But it does not wait for a process of a machine that has failed."""
+    monkeypatch.setattr(runs, "_PATIENCE", 0.3)
+    folder = tmp_path / "runs" / trials(1)[0].name
+    folder.mkdir(parents=True)
+    (folder / ".lock").write_text(machine)
+    held, release = FORK.Event(), FORK.Event()
+    holder = FORK.Process(target=hold, args=(folder / ".lock", held, release))
+    holder.start()
+    held.wait(10)
+    worker = start(tmp_path, plan_of(1))
+    if machine == "another":
+        worker.join(20)
+    await_files(tmp_path, "journal.jsonl", 1)
+    while not (ended := events(tmp_path, "finished") + events(tmp_path, "released")):
+        time.sleep(0.01)
+    assert (ended == events(tmp_path, "finished")) == (machine == "another")
+    release.set()
+    worker.join(10)
+    holder.join(10)
+    assert len(events(tmp_path, "finished")) == 1
+
+
+def hold(path: Path, held: Any, release: Any) -> None:
+    with path.open("r+") as file:
+        assert lock(path, file.fileno())
+        held.set()
+        release.wait(10)
 
 
 def test_a_worker_that_was_suspended_gives_its_trials_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
