@@ -50,6 +50,7 @@ def run_sweep(run: Run, arguments: Sequence[str]) -> None:
     folder = given.study or default_folder(space)
     try:
         check_search(space, trials=given.trials, prune=given.prune)
+        print(f"study:      {folder}", flush=True)
         preload()
         records = sweep(
             folder,

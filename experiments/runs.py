@@ -28,13 +28,15 @@ from typing import Any, NoReturn
 from lightning_muon.experiments.hparams import write_start
 from lightning_muon.experiments.locks import lock
 from lightning_muon.experiments.trial import Trial
-from lightning_muon.experiments.workers import SILENT
+from lightning_muon.experiments.workers import SILENT, this_machine
 
 RUNS, OUTPUT = "runs", "output.txt"
-# The exit codes of a run, beside 0, and 2 for an error of the user.
+DONE = ".done"  # a run that has ended well, and whose result is not in the journal yet
+# The exit codes of a run, beside 0.
 WENT_BAD = 1  # RunGuard has ended it
 RAISED = 70  # with a traceback
-BUSY = 75  # an earlier process of the same run has not ended yet
+AGAIN = 75  # to be started again: an earlier process of the same run has not ended, or its checkpoint is refused
+REFUSED = 2  # an error of the user
 STOPPED = {130, 143, -signal.SIGINT, -signal.SIGTERM}
 
 Run = Callable[[list[str]], object]
@@ -227,12 +229,16 @@ def _main(
         threading.Thread(target=_end_with, args=(worker, heartbeat), daemon=True).start()
         folder.mkdir(parents=True, exist_ok=True)
         if not _is_ours(folder):
-            os._exit(BUSY)
-        resume = _what_is_left(folder)
-        _redirect(folder / OUTPUT)
-        if not resume:
+            os._exit(AGAIN)
+        if (folder / DONE).exists():
+            os._exit(0)
+        resumes = any((folder / "checkpoints").glob("*.ckpt"))  # saved whole, or not at all
+        if resumes:
+            command.append("--ckpt_path=last")
+        else:
+            _empty(folder)
             write_start(folder, trial, metric)
-        command += resume
+        _redirect(folder / OUTPUT)
         _take_a_share(place, places)
         sys.argv = [sys.argv[0], *command]
         atexit._clear()  # what the worker does at its end
@@ -244,6 +250,12 @@ def _main(
                 sys.stderr.write(f"{error.code}\n")
             code = error.code if isinstance(error.code, int) else 0 if error.code is None else RAISED
         atexit._run_exitfuncs()
+        if code == 0:
+            (folder / DONE).touch()
+        elif code == REFUSED and resumes:
+            # It was killed after its last checkpoint, from which there is nothing left to train.
+            _empty(folder)
+            code = AGAIN
     except KeyboardInterrupt:
         code = 130
     except BaseException:  # it is shown, as the end of a program is
@@ -295,27 +307,30 @@ def _end_with(worker: int, heartbeat: Path) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Return whether no other process is in the folder: one of a killed worker ends within a second."""
+    """Return whether no other process is in the folder: one of a killed worker ends within a second.
+
+    Some network file systems keep the locks of a machine that has failed. Its worker was silent for a minute when the
+    trial was taken over, and by then its runs have ended by themselves.
+    """
     path = folder / _LOCK
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # open and locked until the end
     until = time.monotonic() + _PATIENCE
     while not lock(path, descriptor):
         if time.monotonic() > until:
-            return False
+            return os.pread(descriptor, 1000, 0).decode() != this_machine()
         time.sleep(0.05)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, this_machine().encode(), 0)
     return True
 
 
-def _what_is_left(folder: Path) -> list[str]:
-    """Return how to go on with an earlier attempt; without a checkpoint, what it has left is removed."""
-    if any((folder / "checkpoints").glob("*.ckpt")):  # saved whole, or not at all
-        return ["--ckpt_path=last"]
+def _empty(folder: Path) -> None:
+    """Remove what an earlier attempt has left."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != _LOCK:
             path.unlink()
-    return []
 
 
 def _redirect(output: Path) -> None:

@@ -1,5 +1,6 @@
 """What a sweep varies: choices and ranges of keys of the configuration, and the names of the trials."""
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -149,6 +150,7 @@ def _choices(text: str, spec: str) -> tuple[Any, ...]:
         values = yaml.safe_load(f"[{spec}]")
     except yaml.YAMLError as error:
         raise ValueError(f"--vary {text}: not a list of YAML values, separated by commas") from error
+    values = json.loads(json.dumps(values, default=str))  # a date is a text
     numbers = [_number(value) if isinstance(value, str) else None for value in values]
     values = [value if number is None else number for value, number in zip(values, numbers, strict=True)]
     twice = [value for place, value in enumerate(values) if value in values[:place]]

@@ -18,7 +18,7 @@ from lightning_muon.experiments.hparams import write_end
 from lightning_muon.experiments.journal import Journal, Record
 from lightning_muon.experiments.locks import StudyError
 from lightning_muon.experiments.measured import curve_of, outcome
-from lightning_muon.experiments.runs import BUSY, STOPPED, Process, Run
+from lightning_muon.experiments.runs import AGAIN, DONE, STOPPED, Process, Run
 from lightning_muon.experiments.trial import Result, Trial
 from lightning_muon.experiments.workers import Worker, this_machine
 from lightning_muon.report.plain_text import printable
@@ -104,7 +104,7 @@ def _check_definition(journal: Journal, definition: Mapping[str, Any]) -> None:
         if known is None:
             journal.append(study=definition)
             return
-    for key in known.keys() | definition.keys():
+    for key in sorted(known.keys() | definition.keys()):
         if known.get(key) != definition.get(key):
             there, here = (_shown(values.get(key)) for values in (known, definition))
             raise StudyError(
@@ -211,7 +211,7 @@ class _Study:
         """Tell the result of a run that has ended, or give it back."""
         self.running.remove(process)
         code = process.end()
-        if code == BUSY or (code in STOPPED and not process.pruned):
+        if code == AGAIN or (code in STOPPED and not process.pruned):
             self._release(process.trial)
             if code in STOPPED and self.signum is None:
                 self.signum = -code if code < 0 else code - 128  # whoever stops a run wants no more of it
@@ -226,6 +226,7 @@ class _Study:
             if not self._is_mine(process.trial):
                 return
             self.journal.finish(process.trial, self.worker.name, result, curve)
+            (process.folder / DONE).unlink(missing_ok=True)
             records = self.journal.records()
         if self.on_result:
             self.on_result(next(one for one in records if one.trial.name == process.trial.name), records)

@@ -128,7 +128,7 @@ def test_a_protocol_is_made_of_what_the_command_lines_say() -> None:
         (["adamw"], {}, {}, "needs two optimizers at least"),
         (["adamw", "adamw"], {}, {}, "named twice"),
         (["adamw", "polar"], {"seeds": 1}, {}, "two seeds at least"),
-        (["adamw", "polar"], {"tuned": ("lr", "heads")}, {}, "not know heads; it knows each_role, head, lr, roles, weight"),
+        (["adamw", "polar"], {"tuned": ("lr", "heads")}, {}, "not know heads; it knows each_role, head, lr, roles"),
         (["adamw", "polar"], {}, {"polar": {"steps": 20}}, "steps is 300 with adamw and 20 with polar"),
     ],
 )
