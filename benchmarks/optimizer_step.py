@@ -93,7 +93,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ours, fixed norm": {"fixed_norm": 0.02},
     "ours, state in bfloat16": {"momentum_dtype": "bfloat16"},
     "ours, state in int8": {"momentum_dtype": "int8"},
-    "ours, rates by role": {"lr_by_role": {"head": 0.01}},
     "ours, PolarGrad (QDWH)": {"orthogonalizer": "qdwh", "update_scale": "nuclear_norm", "nesterov": False},
     "ours, PolarGrad (QDWH), polar first": {
         "orthogonalizer": "qdwh",
@@ -179,6 +178,8 @@ def contestants(
     yield "torch AdamW alone, fused", partial(make, lambda model: [torch.optim.AdamW(model.parameters(), fused=True)])
     for name, options in PRESETS.items():
         yield name, partial(make, partial(_ours, options))
+    by_role = {"head": 0.01}
+    yield "ours, rates by role", partial(make, lambda model: [MuonAdamW(route_parameters(model, lr_by_role=by_role))])
     with torch.device("meta"):
         has_attention = any(isinstance(module, nn.Linear) for module in build().get_submodule("layers").children())
     if has_attention:

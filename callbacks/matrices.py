@@ -9,6 +9,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_muon.optim.routing.wrapped_names import plain_name
+from lightning_muon.optim.update.options import algorithm_of
+
+# Parts of the names of optimizers that orthogonalize.
+_KIN = ("muon", "polar", "dion", "scion")
 
 
 class LabelledGroup(NamedTuple):
@@ -28,6 +32,16 @@ class LabelledGroup(NamedTuple):
         """Whether the group holds Muon's matrices, see :func:`muon_groups`."""
         default = "muon" if isinstance(self.optimizer, torch.optim.Muon) else None
         return bool(self.group.get("algorithm", default) == "muon")
+
+    @property
+    def updated_by(self) -> str:
+        """What updates it: an algorithm, or the class of the optimizer."""
+        return algorithm_of(self.optimizer, self.group)
+
+    @property
+    def is_orthogonalized(self) -> bool:
+        """Whether Muon updates it, or one of its kin, and not an optimizer such as AdamW that updates all alike."""
+        return self.is_muon and orthogonalizes(self.optimizer)
 
     @property
     def earlier_label(self) -> str:
@@ -55,6 +69,17 @@ def labelled_groups(optimizers: Iterable[Optimizer]) -> list[LabelledGroup]:
                 seen[label] += 1
                 labelled.append(LabelledGroup(f"{label}{suffix}", optimizer, place, group))
     return labelled
+
+
+def orthogonalizes(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer orthogonalizes: it hands out what it did, or its class, or a parent, is called so."""
+    names = (kind.__name__.lower() for kind in type(optimizer).__mro__)
+    return has_factor_hook(optimizer) or any(kin in name for name in names for kin in _KIN)
+
+
+def has_factor_hook(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer passes what it orthogonalizes to hooks."""
+    return hasattr(optimizer, "register_orthogonalize_hook")
 
 
 def muon_groups(optimizers: Iterable[Optimizer]) -> list[LabelledGroup]:

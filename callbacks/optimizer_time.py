@@ -1,24 +1,30 @@
-"""The optimizer's share of the time of a step."""
+"""What the optimizer costs: its share of the time of a step, and the memory of its state."""
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_muon.callbacks.logging import log_scalars
 from lightning_muon.callbacks.monitor import StepMonitor
 from lightning_muon.callbacks.shards import EACH_RANK, over_ranks
+from lightning_muon.optim.sharding.dtensor import local_tensor
 
 
 class OptimizerTimeMonitor(StepMonitor):
-    """Log which share of the time of a step the optimizer takes.
+    """Log which share of the time of a step the optimizer takes, and once how much memory its state takes.
 
     - ``optimizer_share``: time of the updates over time of the step, between 0 and 1; over several ranks, the sum of
       the first over the sum of the second.
+    - ``optimizer_state/bytes``: bytes of the tensors in the state of all optimizers, on rank 0, at the first logged
+      step. It is told from their shapes, so no device waits. Of a sharded state only this rank's part counts.
 
     The update lasts from the last ``on_before_optimizer_step`` to the end of ``step()``, gradient clipping included;
     those of several optimizers are added. The step lasts from the start to the end of its batches (several if gradients
@@ -50,11 +56,12 @@ class OptimizerTimeMonitor(StepMonitor):
         self._device = torch.device("cpu")
         self._is_due = False
         self._steps = -1  # at the start of the last batch
+        self._has_logged_state = False
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self._steps = -1
+        self._steps, self._has_logged_state = -1, False
         self._forget()
 
     @override
@@ -94,7 +101,11 @@ class OptimizerTimeMonitor(StepMonitor):
             spans = self._updates, self._batches
             seconds = [torch.tensor([sum(start.until(end) for start, end in of_kind)]) for of_kind in spans]
             updates, batches = over_ranks(trainer, [EACH_RANK], seconds).sum.flatten().tolist()
-            log_scalars(trainer, {"optimizer_share": updates / batches})
+            scalars = {"optimizer_share": updates / batches}
+            if not self._has_logged_state:
+                scalars["optimizer_state/bytes"] = float(state_bytes(trainer.optimizers))
+                self._has_logged_state = True
+            log_scalars(trainer, scalars)
             self._forget()
 
     @override
@@ -119,6 +130,16 @@ class OptimizerTimeMonitor(StepMonitor):
         self._is_due = False
         self._batches.clear()
         self._updates.clear()
+
+
+def state_bytes(optimizers: Iterable[Optimizer]) -> int:
+    """Return the bytes of all tensors in the state of optimizers, of which DTensors count with this rank's part.
+
+    Tensors may stand in lists and dictionaries; one that stands in several places counts once.
+    """
+    states = tree_leaves([dict(optimizer.state) for optimizer in optimizers])
+    tensors = {id(leaf): local_tensor(leaf) for leaf in states if isinstance(leaf, Tensor)}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 class Moment:

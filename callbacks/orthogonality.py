@@ -12,8 +12,14 @@ from typing_extensions import override
 
 from lightning_muon.callbacks.arguments import check_whole, some
 from lightning_muon.callbacks.logging import warn
-from lightning_muon.callbacks.matrices import muon_groups, muon_matrices, names_in_module
-from lightning_muon.callbacks.measures.polar_factors import AppliedFactors, FactorBatch, FactorMeter, orthogonalizes
+from lightning_muon.callbacks.matrices import (
+    has_factor_hook,
+    muon_groups,
+    muon_matrices,
+    names_in_module,
+    orthogonalizes,
+)
+from lightning_muon.callbacks.measures.polar_factors import AppliedFactors, FactorBatch, FactorMeter
 from lightning_muon.callbacks.measures.singular_values import extreme_singular_values
 from lightning_muon.callbacks.monitor import StepMonitor
 from lightning_muon.callbacks.sampling import SampledParameter, sampled_matrices
@@ -42,8 +48,8 @@ class OrthogonalityMonitor(StepMonitor):
     :math:`O = ((1 - \eta\lambda) W - W') / \eta s` with learning rate :math:`\eta`, decoupled weight decay
     :math:`\lambda` and scale :math:`s`. The scale of ``torch.optim.Muon`` is known; else :math:`O` is scaled to a mean
     squared singular value of one, so only the spread is meaningful. Weights in half precision, and those that FSDP1 has
-    flattened, are left out, with a warning at the start. Other optimizers of ``torch.optim`` do not orthogonalize:
-    nothing is logged for them.
+    flattened, are left out, with a warning at the start. An optimizer orthogonalizes if its class, or a parent of it,
+    has ``Muon``, ``Polar``, ``Dion`` or ``Scion`` in its name. For the rest, such as AdamW, nothing is logged.
 
     Args:
         every_n_steps: How often to measure. Default: the trainer's ``log_every_n_steps``.
@@ -170,8 +176,3 @@ class OrthogonalityMonitor(StepMonitor):
                 f"{who}, and none of its matrices is whole, as under FSDP2, and has at most"
                 f" max_elements={self.max_elements} elements, so there is no orthogonality_error to log.",
             )
-
-
-def has_factor_hook(optimizer: Optimizer) -> bool:
-    """Return whether an optimizer passes what it orthogonalizes to hooks."""
-    return hasattr(optimizer, "register_orthogonalize_hook")

@@ -43,7 +43,7 @@ class UpdateRMSMonitor(StepMonitor):
         sample: How many parameters of a group are measured, spread evenly over those with a gradient.
         max_elements: About how many entries of a parameter are copied: of larger parameters, every n-th row.
         max_ratio: Warn once if :math:`\eta \cdot` ``update_rms``, by which the weights move, differs by a larger factor
-            between a Muon group and another. Null: never.
+            between a group that Muon updates and another. Null: never.
 
     Raises:
         MisconfigurationException: If an argument is wrong, a pattern matches nothing, or the trainer has two of these.
@@ -123,7 +123,7 @@ class UpdateRMSMonitor(StepMonitor):
                     squares, entries = squares + (norm / lr) ** 2, entries + size
             if entries:
                 of_groups[group.label] = math.sqrt(squares / entries)
-                moves[group.is_muon][group.label] = lr * of_groups[group.label]
+                moves[group.is_orthogonalized][group.label] = lr * of_groups[group.label]
         self.warn_of_not_finite(trainer, "the update RMS", of_parameters)
         scalars = {f"update_rms/{label}": rms for label, rms in of_groups.items()}
         chosen = {name: rms for name, rms in of_parameters.items() if self._chosen.takes(name)}

@@ -21,6 +21,7 @@ class AddedOptimizer(LightningModule):
     Args:
         optimizer: ``MuonAdamW`` or any optimizer of torch. It gets the groups of ``route_parameters``.
         lr_scheduler: Any scheduler of torch, which steps after each batch; ``ReduceLROnPlateau`` after each epoch.
+        lr_by_role: Learning rates of roles in place of the optimizer's, such as ``{embedding: 0.1, head: 0.01}``.
         rules: Exceptions to the routing of parameters to Muon and AdamW.
         per_head: Let Muon orthogonalize each attention head by itself.
         strict_routing: Refuse to train while the role of a parameter is a guess.
@@ -32,6 +33,7 @@ class AddedOptimizer(LightningModule):
         *,
         optimizer: OptimizerCallable = MuonAdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
+        lr_by_role: dict[str, float] | None = None,
         rules: list[Rule] | None = None,
         per_head: bool = False,
         strict_routing: bool = False,
@@ -39,6 +41,7 @@ class AddedOptimizer(LightningModule):
     ) -> None:
         super().__init__(**arguments)
         self.save_hyperparameters()  # to resume with them; the class itself may save none
+        self.lr_by_role = lr_by_role
         self.rules, self.per_head, self.strict_routing = rules or [], per_head, strict_routing
         self._make_optimizer, self._make_scheduler = optimizer, lr_scheduler
 
@@ -51,7 +54,9 @@ class AddedOptimizer(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer of the routed parameters, and its schedule."""
-        groups = route_parameters(self, self.rules, per_head=self.per_head, strict=self.strict_routing)
+        groups = route_parameters(
+            self, self.rules, per_head=self.per_head, strict=self.strict_routing, lr_by_role=self.lr_by_role
+        )
         optimizer = self._make_optimizer(groups)
         if self._make_scheduler is None:
             return optimizer

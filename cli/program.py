@@ -1,13 +1,12 @@
-"""Choose the command: one for finished runs, ``routes``, or a run of the trainer."""
+"""Choose the command: one for finished runs, ``routes``, many runs, or a run of the trainer."""
 
 import sys
-from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from typing_extensions import override
-
+from lightning_muon.cli.option_parser import OptionParser, positive
 from lightning_muon.cli.output import OTHER_COMMANDS, debugging, exit_with, program_name
 from lightning_muon.cli.signals import ending_quietly
 
@@ -27,9 +26,10 @@ def main(
     """Run the command line of a project; its ``__main__`` calls this.
 
     Beside the subcommands of :class:`MuonCLI` there are ``routes``, which shows what updates which parameter of the
-    module, ``report``, which shows how healthy runs are, ``export``, which writes the weights of a checkpoint for use
-    elsewhere, and ``consolidate``, which makes one file of a sharded checkpoint. The last three start without the
-    module and its data, if these are given by their import paths.
+    module, ``sweep``, which trains it under many settings, ``compare``, which compares optimizers, ``report``, which
+    shows how healthy runs are, ``export``, which writes the weights of a checkpoint for use elsewhere, and
+    ``consolidate``, which makes one file of a sharded checkpoint. The last three start without the module and its data,
+    if these are given by their import paths.
 
     Example::
 
@@ -46,11 +46,16 @@ def main(
         The command line that ran: its ``trainer``, ``model``, ``datamodule`` and ``config``.
 
     Raises:
-        SystemExit: With code 0 after ``routes``, ``report`` and ``consolidate``; with code 2 after an error of the
-            user, which is one line on stderr; with code 143 after SIGTERM and 130 after SIGINT.
+        SystemExit: With code 0 after a command that is none of ``MuonCLI``; with code 2 after an error of the user,
+            which is one line on stderr; with code 143 after SIGTERM and 130 after SIGINT.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     with ending_quietly():
+        if arguments[:1] == ["sweep"]:
+            from lightning_muon.cli.sweep import run_sweep  # noqa: PLC0415
+
+            run_sweep(partial(_run, model_class, datamodule_class, default_config), arguments[1:])
+            raise SystemExit(0)
         if arguments[:1] == ["report"]:
             run_report(arguments[1:])
             raise SystemExit(0)
@@ -59,6 +64,13 @@ def main(
             raise SystemExit(0)
         if arguments[:1] == ["consolidate"]:
             consolidate(arguments[1:])
+            raise SystemExit(0)
+        if arguments[:1] == ["compare"]:
+            from lightning_muon.cli.compare import run_compare  # noqa: PLC0415
+            from lightning_muon.cli.optimizer_settings import optimizer_settings  # noqa: PLC0415
+
+            program = (model_class, datamodule_class, default_config)
+            run_compare(partial(_run, *program), partial(optimizer_settings, *program), arguments[1:])
             raise SystemExit(0)
         if arguments[:1] == ["routes"]:
             from lightning_muon.cli.routes import RoutesCLI  # noqa: PLC0415
@@ -70,12 +82,19 @@ def main(
         return MuonCLI(model_class, datamodule_class, default_config=default_config, args=args)
 
 
+def _run(
+    model_class: Any, datamodule_class: Any, default_config: str | Path | Sequence[str | Path] | None, args: list[str]
+) -> "MuonCLI":
+    """Run the command line in the process of a trial."""
+    return main(model_class, datamodule_class, default_config=default_config, args=args)
+
+
 def run_report(arguments: Sequence[str]) -> None:
     """Print the health of runs, and write it as Markdown and plots; an error of the user ends the program."""
     # Only here: --help and the commands that train need none of this.
     from lightning_muon import report  # noqa: PLC0415
 
-    parser = _OneLineParser(
+    parser = OptionParser(
         prog=f"{program_name()} report",
         description=f"{OTHER_COMMANDS['report']} Reads what TensorBoardLogger and CSVLogger wrote.",
         allow_abbrev=False,
@@ -85,7 +104,7 @@ def run_report(arguments: Sequence[str]) -> None:
     limit_help = "the most runs to show, those that were written to last (default: %(default)s)"
     parser.add_argument("log_dir", nargs="+", type=Path, help=log_dir_help)
     parser.add_argument("--output", type=Path, metavar="folder", help=output_help)
-    parser.add_argument("--limit", type=_positive, default=5, metavar="n", help=limit_help)
+    parser.add_argument("--limit", type=positive, default=5, metavar="n", help=limit_help)
     given = parser.parse_args(arguments)
     try:
         comparison = report.compare(given.log_dir, given.limit)
@@ -104,7 +123,7 @@ def run_export(arguments: Sequence[str]) -> None:
     """Write the weights of a checkpoint; an error of the user ends the program."""
     from lightning_muon.cli import export  # noqa: PLC0415 - it imports torch
 
-    parser = _OneLineParser(prog=f"{program_name()} export", description=OTHER_COMMANDS["export"], allow_abbrev=False)
+    parser = OptionParser(prog=f"{program_name()} export", description=OTHER_COMMANDS["export"], allow_abbrev=False)
     export.add_arguments(parser)
     given = parser.parse_args(arguments)
     try:
@@ -120,7 +139,7 @@ def consolidate(arguments: Sequence[str]) -> None:
     """Make one file of a sharded checkpoint; an error of the user ends the program."""
     from lightning_muon.strategies import consolidate_checkpoint  # noqa: PLC0415 - it imports torch
 
-    parser = _OneLineParser(
+    parser = OptionParser(
         prog=f"{program_name()} consolidate",
         description="Turn a sharded checkpoint, which is a folder, into one file that loads on any number of devices.",
     )
@@ -134,17 +153,3 @@ def consolidate(arguments: Sequence[str]) -> None:
             raise
         exit_with(str(error))
     print(f"checkpoint: {given.file}")
-
-
-class _OneLineParser(ArgumentParser):
-    """Its errors are one line, without the usage."""
-
-    @override
-    def error(self, message: str) -> NoReturn:
-        exit_with(f"{message}; see {self.prog} --help")
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)

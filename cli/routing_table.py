@@ -14,9 +14,10 @@ _WIDTH = 240  # characters, in a file or a pipe: names stay whole
 
 
 class PrintRouting(Callback):
-    """Print which algorithm updates each parameter, and why, before the first step; once per run, on rank zero.
+    """Print what updates each parameter, with its role and the reason, before the first step; once, on rank zero.
 
-    The groups of the optimizers say it, so it holds for any module whose optimizers have groups of
+    That is Muon or AdamW in ``MuonAdamW``, and the class of any other optimizer. The groups of the optimizers say it,
+    so it holds for any module whose optimizers have groups of
     :func:`~lightning_muon.optim.route_parameters`. For others nothing is printed.
     """
 

@@ -89,17 +89,53 @@ def prepare_tokens(
     if not (target / _FACTS).is_file():
         unfinished = target.with_name(target.name + _SUFFIX)
         unfinished.mkdir(parents=True, exist_ok=True)
-        pieces = dict(enumerate(cut_into_pieces(files)))
-        missing = {number: piece for number, piece in pieces.items() if not (unfinished / f"{number:06d}").is_dir()}
-        size = sum(path.stat().st_size for path in paths)
-        if workers is None:
-            workers = min(os.cpu_count() or 1, len(missing)) if size >= _LEAST_BYTES_FOR_WORKERS else 0
-        job = _Job(unfinished, tokenizer, end, field)
-        for done in _run(job, missing, workers):
-            _show(len(pieces) - len(missing) + done, len(pieces), target)
-        _finish(unfinished, target, loaded)
+        with _alone_in(unfinished):
+            if (target / _FACTS).is_file():  # another process has done it meanwhile
+                with contextlib.suppress(OSError):
+                    unfinished.rmdir()
+            else:
+                _write(files, paths, unfinished, target, _Job(unfinished, tokenizer, end, field), workers)
+                _finish(unfinished, target, loaded)
     facts = json.loads((target / _FACTS).read_text())
     return PreparedTokens(target, facts["dtype"], facts["vocabulary"], facts["counts"])
+
+
+def _write(
+    files: Sequence[Path] | Mapping[str, Sequence[Path]],
+    paths: Sequence[Path],
+    unfinished: Path,
+    target: Path,
+    job: "_Job",
+    workers: int | None,
+) -> None:
+    """Write the pieces that are missing."""
+    pieces = dict(enumerate(cut_into_pieces(files)))
+    missing = {number: piece for number, piece in pieces.items() if not (unfinished / f"{number:06d}").is_dir()}
+    size = sum(path.stat().st_size for path in paths)
+    if workers is None:
+        workers = min(os.cpu_count() or 1, len(missing)) if size >= _LEAST_BYTES_FOR_WORKERS else 0
+    for done in _run(job, missing, workers):
+        _show(len(pieces) - len(missing) + done, len(pieces), target)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep out other processes, such as runs of one sweep that begin together: they wait, and find it done.
+
+    The kernel releases the lock of a killed process. Without locks, as on Windows and some network file systems,
+    processes write the same files, and the first one's count.
+    """
+    descriptor = None
+    try:
+        with contextlib.suppress(OSError, ModuleNotFoundError):
+            import fcntl  # noqa: PLC0415 - not on Windows
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,9 @@ from lightning_muon.optim.parameter_group import (
     check_one_momentum,
     check_options,
     check_parameters,
-    check_rates,
     group_label,
     linked,
     named,
-    warn_of_idle_roles,
 )
 from lightning_muon.optim.polar.orthogonalize import Orthogonalizer
 from lightning_muon.optim.polar.user_function import name_of
@@ -31,7 +29,7 @@ from lightning_muon.optim.sharding.zero1 import StateShares, consolidate
 from lightning_muon.optim.state_dict import FUNCTIONS, fill_state, restored
 from lightning_muon.optim.stored_state import full_state
 from lightning_muon.optim.update.muon import OrthogonalizeHook
-from lightning_muon.optim.update.options import CommunicationDtype, MomentumDtype, alike
+from lightning_muon.optim.update.options import CommunicationDtype, MomentumDtype, alike, check_number
 from lightning_muon.optim.update.scale import UpdateScale
 
 
@@ -80,10 +78,8 @@ class MuonAdamW(torch.optim.Optimizer):
         update_scale: Scale of the update, or a function, see :func:`~lightning_muon.optim.scale_factor`. With
             ``"moonlight"`` it has the RMS of an AdamW update, so both algorithms share ``lr``; the other scales need
             their own, of about 0.02.
-        adamw_lr: Learning rate of the adamw groups that do not have their own. Default: ``lr``.
-        lr_by_role: Learning rates of the groups of a role, in place of ``adamw_lr`` and ``lr``, such as
-            ``{"embedding": 0.3, "head": 0.008}``. Roles are ``matrix``, ``router``, ``embedding``, ``head``, ``vector``
-            and ``other``, see :func:`~lightning_muon.optim.route_parameters`. Groups that have their own rate keep it.
+        adamw_lr: Learning rate of the adamw groups that do not have their own. Default: ``lr``. For a rate of each role
+            give :func:`~lightning_muon.optim.route_parameters` its ``lr_by_role``.
         polar_first: Orthogonalize each gradient and average the polar factors, instead of orthogonalizing the average
             of the gradients (PolarGrad's second variant).
         neuron_beta: Decay of the moving average by which NorMuon normalizes the neurons of a layer, 0.95 in its paper.
@@ -139,7 +135,6 @@ class MuonAdamW(torch.optim.Optimizer):
         orthogonalizer_options: dict[str, Any] | None = None,
         update_scale: UpdateScale = "moonlight",
         adamw_lr: float | None = None,
-        lr_by_role: dict[str, float] | None = None,
         polar_first: bool = False,
         neuron_beta: float | None = None,
         cautious_weight_decay: bool = False,
@@ -152,9 +147,9 @@ class MuonAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
     ) -> None:
-        check_rates(adamw_lr, lr_by_role)
+        if adamw_lr is not None:
+            check_number("MuonAdamW", "adamw_lr", adamw_lr, 0.0)
         self._adamw_lr = adamw_lr
-        self._lr_by_role: dict[str, float | None] = dict(lr_by_role or {})
         self._orthogonalize_hooks: OrderedDict[int, OrthogonalizeHook] = OrderedDict()
         self.shard_state = shard_state
         self._consolidated: dict[str, Any] | None = None
@@ -183,8 +178,6 @@ class MuonAdamW(torch.optim.Optimizer):
                 "eps": eps,
             },
         )
-        left_out = {route.role for route in self._left_out.values()}
-        warn_of_idle_roles([role for role in self._lr_by_role if role not in left_out], self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Check a group and add it; see the class for what a group contains.
@@ -202,9 +195,8 @@ class MuonAdamW(torch.optim.Optimizer):
         if isinstance(left_out := param_group.pop("left_out", None), LeftOut):
             self._left_out = left_out
         shardings = param_group.pop("shardings", None) or [None] * len(param_group["params"])
-        adamw_lr = self._adamw_lr if param_group["algorithm"] == "adamw" else None
-        if (lr := self._lr_by_role.get(str(param_group.get("role")), adamw_lr)) is not None:
-            param_group.setdefault("lr", lr)
+        if self._adamw_lr is not None and param_group["algorithm"] == "adamw":
+            param_group.setdefault("lr", self._adamw_lr)
         options = {**self.defaults, **param_group}
         check_options(label, options, hyperparameters=self.defaults)
         if param_group["algorithm"] == "muon":
@@ -325,7 +317,7 @@ class MuonAdamW(torch.optim.Optimizer):
         """Return what a pickle or a copy needs; hooks and process groups belong to the original."""
         if self._shares():
             raise RuntimeError("with shard_state each rank has only a share of the state: it cannot be copied")
-        own = {name: vars(self)[name] for name in ("_adamw_lr", "_lr_by_role", "shard_state")}
+        own = {name: vars(self)[name] for name in ("_adamw_lr", "shard_state")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,7 +1,5 @@
 """What a parameter group of MuonAdamW contains, and the errors of those that are wrong."""
 
-import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -14,7 +12,7 @@ from lightning_muon.optim.sharding.dtensor import is_dtensor, is_sharded_by_rows
 from lightning_muon.optim.sharding.sharding import Sharding
 from lightning_muon.optim.sharding.wrappers import is_flattened
 from lightning_muon.optim.update.matrix_layout import matrix_layouts
-from lightning_muon.optim.update.options import ALGORITHMS, CommunicationDtype, MomentumDtype
+from lightning_muon.optim.update.options import ALGORITHMS, CommunicationDtype, MomentumDtype, check_number
 from lightning_muon.optim.update.scale import check_update_scale
 
 # Keys that routing and torch's schedulers write into a group beside the hyperparameters.
@@ -178,38 +176,6 @@ def check_one_momentum(label: str, options: Mapping[str, Any]) -> None:
             f"{label}: betas[0] is {options['betas'][0]} and momentum is {options['momentum']}, but in a muon group"
             " both are the decay of the momentum: leave betas to the adamw groups, and set momentum"
         )
-
-
-def check_rates(adamw_lr: float | None, lr_by_role: Mapping[str, float] | None) -> None:
-    """Raise a ValueError if ``adamw_lr`` or a rate of ``lr_by_role`` is no learning rate, or a role is unknown."""
-    if adamw_lr is not None:
-        check_number("MuonAdamW", "adamw_lr", adamw_lr, 0.0)
-    for role, lr in (lr_by_role or {}).items():
-        if role not in ROLES:
-            raise ValueError(f"MuonAdamW: lr_by_role has the unknown role {role!r}; roles are {', '.join(ROLES)}")
-        check_number("MuonAdamW", f"lr_by_role[{role!r}]", lr, 0.0)
-
-
-def warn_of_idle_roles(lr_by_role: Iterable[str], groups: Iterable[Mapping[str, Any]]) -> None:
-    """Warn of roles that have a learning rate but no group."""
-    found = {group.get("role") for group in groups}
-    for role in lr_by_role:
-        if role not in found:
-            roles = ", ".join(role for role in ROLES if role in found) or "none"
-            warnings.warn(
-                f"MuonAdamW: lr_by_role[{role!r}] has no effect: no parameter group has this role. Roles of the groups:"
-                f" {roles}.",
-                stacklevel=3,
-            )
-
-
-def check_number(label: str, key: str, value: Any, low: float, high: float | None = None) -> None:
-    """Raise a ValueError if a value is not a finite number that is at least ``low`` and, if given, below ``high``."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{label}: {key} must be a number, got {value!r}")
-    if not low <= value < (math.inf if high is None else high):
-        bound = "finite" if high is None else f"below {high:g}"
-        raise ValueError(f"{label}: {key} must be at least {low:g} and {bound}, got {value}")
 
 
 def check_parameters(label: str, group: Mapping[str, Any], shardings: Sequence[Sharding | None]) -> None:

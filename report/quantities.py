@@ -265,6 +265,15 @@ QUANTITIES = (
         report=(Line("optimizer's share of the step", "optimizer_share", write="{:.1%}"),),
     ),
     Quantity(
+        tag="optimizer_state/bytes",
+        monitor="OptimizerTimeMonitor",
+        meaning="memory of the optimizer's state on rank 0, once a run",
+        unit="bytes",
+        usual="4 a parameter with Muon's momentum in float32, 8 with AdamW's moments",
+        advice="take the preset optimizer/int8, or shard the state: shard_state, strategy/fsdp2",
+        report=(Line("optimizer's state, bytes", "optimizer_state/bytes", final, "{:,.0f}"),),
+    ),
+    Quantity(
         tag="throughput/samples_per_second",
         monitor="SpeedMonitor",
         meaning="samples of all ranks a second, without validation",

@@ -56,9 +56,9 @@ def write_report(comparison: Comparison, folder: Path) -> tuple[list[Path], str 
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _replaced(folder / PLOT) as unfinished:
+        with replaced(folder / PLOT) as unfinished:
             no_plot = draw_curves(comparison.runs, unfinished)
-        with _replaced(folder / PAGE) as unfinished:
+        with replaced(folder / PAGE) as unfinished:
             unfinished.write_text(markdown(comparison, None if no_plot else PLOT), encoding="utf-8")
     except OSError as error:
         raise ReportFileError(
@@ -142,7 +142,7 @@ def _row(*cells: str) -> str:
 
 
 @contextmanager
-def _replaced(path: Path) -> Iterator[Path]:
+def replaced(path: Path) -> Iterator[Path]:
     """Yield a path to write to, which replaces the given one at the end if it was written."""
     unfinished = path.with_name(f".{path.stem}-unfinished{path.suffix}")  # matplotlib needs the suffix
     try:

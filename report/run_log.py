@@ -42,6 +42,8 @@ class RunLog:
         scalars: Steps and values by tag, in the order of the steps; tags are without a logger's prefix.
         texts: Steps and texts by tag; ``None`` if the run wrote only CSV, which has no texts.
         damage: What could not be read, a line for each file.
+        seconds_per_step: The median over all steps; each has the mean of the interval between two logged ones. ``None``
+            if the run wrote only CSV, which has no times.
     """
 
     name: str
@@ -49,6 +51,7 @@ class RunLog:
     scalars: Scalars
     texts: Texts | None
     damage: tuple[str, ...] = ()
+    seconds_per_step: float | None = None
 
     def values(self, tag: str) -> list[float]:
         """Return what was logged under a tag, in the order of the steps."""
@@ -104,6 +107,7 @@ def read_run(path: Path, name: str) -> RunLog:
     written: Scalars = {}
     texts: Texts = {}
     damage: list[str] = []
+    intervals: list[tuple[float, int]] = []
     refused: list[RunLogError] = []
     event_files = sorted(path.glob(EVENTS))
     for file in [*filter(Path.is_file, [path / METRICS]), *event_files]:
@@ -111,7 +115,7 @@ def read_run(path: Path, name: str) -> RunLog:
             if file.name == METRICS:
                 metrics = _read_metrics(file)
             else:
-                damage += _read_events(file, written, texts)
+                damage += _read_events(file, written, texts, intervals)
         except OSError as error:
             refused.append(RunLogError(f"'{error.filename or file}' cannot be read: {error.strerror}"))
         except RunLogError as error:
@@ -120,7 +124,17 @@ def read_run(path: Path, name: str) -> RunLog:
     if refused and not scalars:
         raise refused[0]
     damage += [f"left out: {error}" for error in refused]
-    return RunLog(name, path, scalars, texts if event_files else None, tuple(damage))
+    return RunLog(name, path, scalars, texts if event_files else None, tuple(damage), _median(intervals))
+
+
+def _median(weighted: list[tuple[float, int]]) -> float | None:
+    """Return the value in the middle of the weight; ``None`` if there are no values."""
+    half = sum(weight for _, weight in weighted) / 2
+    for value, weight in sorted(weighted):
+        half -= weight
+        if half <= 0:
+            return value
+    return None
 
 
 def logger_prefix(tags: Iterable[str]) -> str:
@@ -138,13 +152,16 @@ def _without_prefix(scalars: Scalars) -> Scalars:
     return {tag if stripped[tag] in scalars else stripped[tag]: logged for tag, logged in scalars.items()}
 
 
-def _read_events(file: Path, scalars: Scalars, texts: Texts) -> list[str]:
-    """Add the values and texts of an event file.
+def _read_events(file: Path, scalars: Scalars, texts: Texts, intervals: list[tuple[float, int]]) -> list[str]:
+    """Add the values and texts of an event file, and the intervals between its values.
+
+    An interval is seconds a step, and how many steps.
 
     Returns:
         A line that says where the file is damaged, if it is.
     """
     last: int | None = None
+    before: tuple[int, float] | None = None  # the first value at a step, with its time
     with file.open("rb"):
         pass  # raises the reason why it cannot be read, which TensorBoard would not give
     for event in _events(file):
@@ -157,6 +174,11 @@ def _read_events(file: Path, scalars: Scalars, texts: Texts) -> list[str]:
             _remove_from(event.step, scalars)
         for value in event.summary.value:
             if value.HasField("simple_value"):
+                if before is None or event.step > before[0]:
+                    if before is not None:
+                        steps = event.step - before[0]
+                        intervals.append(((event.wall_time - before[1]) / steps, steps))
+                    before = event.step, event.wall_time
                 scalars.setdefault(value.tag, []).append((event.step, value.simple_value))
             elif value.tag.endswith(_TEXT) and value.tensor.string_val:
                 text = value.tensor.string_val[0].decode(errors="replace")

@@ -86,7 +86,7 @@ def test_hydra(your_module: type[LightningModule], fit: Fit) -> None:
     module = run(3, YourModule=your_module)["WithHydra"](**config)
     trainer = fit(module)
     rates = {group["name"]: group["initial_lr"] for group in trainer.optimizers[0].param_groups}
-    assert rates == {"matrix": 0.02, "head": 0.01, "vector": 0.02}
+    assert rates == {"matrix": 0.02, "head": 0.02, "vector": 0.02}
     assert type(trainer.lr_scheduler_configs[0].scheduler) is torch.optim.lr_scheduler.CosineAnnealingLR
     # As the template calls it:
     with pytest.raises(ValueError, match="algorithm"):

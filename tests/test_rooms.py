@@ -46,11 +46,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "optim.saved_groups",  # which group of a checkpoint a parameter was in
     ),
     "data": (),
-    "cli": ("callbacks", "data", "optim", "report", "strategies"),
+    "experiments": ("report",),
+    "cli": ("callbacks", "data", "experiments", "optim", "report", "strategies"),
 }
 # Distributions that a room must work without.
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "report": ("torch", "torchmetrics", "lightning", "lightning_fabric", "pytorch_lightning"),
+    "experiments": ("torch", "torchmetrics", "lightning", "lightning_fabric", "pytorch_lightning"),
     "optim": ("lightning", "lightning_fabric", "pytorch_lightning"),
 }
 # What the packages inside `optim` may import of `optim`, beside themselves. Its top files may import all of them.

@@ -14,6 +14,8 @@ from benchmarks.optimizer_step import compare, floor_ms, gpt, make_contestant, t
 REFERENCE = "torch Muon + AdamW, fused"
 # Presets whose step is that of the default with another number, and AdamW, which is measured as torch's fused one.
 ALIKE = {"adamw", "keller_jordan", "moonlight", "mup", "naive"}
+# Presets of other optimizers, for comparisons of losses. Shampoo's state of this vocabulary would take 20 GB.
+OTHERS = {"adam", "sgd", "shampoo", "soap"}
 # Orthogonalizers whose FLOPs are products of bfloat16 matrices alone. Only these have a floor.
 IN_BFLOAT16 = {"newton_schulz", "polar_express"}
 ROUNDS = 15
@@ -42,7 +44,7 @@ def measure_steps(measuring: Measuring) -> None:
 def all_contestants(measuring: Measuring) -> dict[str, Callable[[nn.Module], list[Any]]]:
     """Return the contestants other than the reference, the most important ones first."""
     found: dict[str, MakeOptimizer] = {"torch AdamW, fused": fused_adamw, "MuonAdamW": muon_adamw()}
-    names = [name for name in preset_names() if name not in ALIKE]
+    names = [name for name in preset_names() if name not in ALIKE | OTHERS]
     names.sort(key=lambda name: name != "fast")
     found.update({name: partial(_from_preset, name) for name in names})
     found.update(state_dtypes())

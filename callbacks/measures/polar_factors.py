@@ -77,14 +77,6 @@ def torch_scale(group: Mapping[str, Any], weight: Tensor) -> float:
     return math.sqrt(max(1, rows / columns))
 
 
-def orthogonalizes(optimizer: Optimizer) -> bool:
-    """Return whether an optimizer may orthogonalize: of ``torch.optim`` and subclasses of it only Muon does."""
-    if isinstance(optimizer, torch.optim.Muon):
-        return True
-    concrete = (kind for kind in type(optimizer).__mro__ if issubclass(kind, Optimizer) and kind is not Optimizer)
-    return not any(kind.__module__.startswith("torch.optim.") for kind in concrete)
-
-
 class FactorBatch(NamedTuple):
     """Measurements of b polar factors, on their device."""
 

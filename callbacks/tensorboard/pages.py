@@ -33,19 +33,16 @@ def layout(tags: Iterable[str]) -> Layout:
 
 
 def routing_card(optimizers: Iterable[Optimizer], module: LightningModule) -> str:
-    """Return a table of all parameters that are updated: name, shape, algorithm, group, reason.
-
-    Algorithm and reason are taken from the optimizer's groups; without them, the optimizer's class is the algorithm.
-    """
+    """Return a table of all parameters that are updated: name, shape, what updates them, group, reason."""
     names = module_names(module)
-    lines = ["| parameter | shape | algorithm | group | reason |", "| --- | --- | --- | --- | --- |"]
-    for label, optimizer, _, group in labelled_groups(optimizers):
-        algorithm = str(group.get("algorithm", type(optimizer).__name__))
+    lines = ["| parameter | shape | updated by | group | reason |", "| --- | --- | --- | --- | --- |"]
+    for labelled in labelled_groups(optimizers):
+        label, _, _, group = labelled
         reasons = group.get("reasons") or [""] * len(group["params"])
         for own, parameter, reason in zip(own_names(label, group), group["params"], reasons, strict=True):
             shape = "×".join(map(str, parameter.shape)) or "scalar"
             name = code(names.get(id(parameter), own)).replace("|", r"\|")
-            lines.append(f"| {' | '.join([name, shape, *map(markdown, (algorithm, label, reason))])} |")
+            lines.append(f"| {' | '.join([name, shape, *map(markdown, (labelled.updated_by, label, reason))])} |")
     return "\n".join(lines)
 
 

@@ -23,10 +23,13 @@ _CLASS_IN_MESSAGE = re.compile(r"class_path[= ]'([\w.]+)'")
 _OF_THE_OPTIMIZER = {
     "optimizer": "OptimizerCallable = MuonAdamW",
     "lr_scheduler": "LRSchedulerCallable | None = None",
+    "lr_by_role": "dict[str, float] | None = None",
     "per_head": "bool = False",
     "rules": "list[Rule] | None = None",
     "strict_routing": "bool = False",
 }
+# The package and the extra of the modules that presets name.
+_EXTRAS = {"pytorch_optimizer": ("pytorch-optimizer", "baselines")}
 _READABLE_TYPES = {
     "int": "a whole number",
     "float": "a number",
@@ -153,7 +156,9 @@ def _explain_value(message: str, parser: ArgumentParser, given: Sequence[Given])
     value = _refused_value(key, message, given)
     where = place_of(key, given)
     if match := re.search(r"No module named '([\w.]+)'", message):
-        return f"{key}: cannot import {value}, there is no module '{match[1]}'{where}"
+        package, extra = _EXTRAS.get(match[1], ("", ""))
+        install = f": pip install {package}, or with the extra '{extra}'" if extra else ""
+        return f"{key}: cannot import {value}, there is no module '{match[1]}'{where}{install}"
     if match := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
         return f"{key}: module {match[1]} has no {match[2]}{where}{nearest(match[2], dir(import_module(match[1])))}"
     if match := re.search(r"Multiple subclasses with name (\w+).*?ambiguity: ([\w., ]+)\.", message):

@@ -144,9 +144,10 @@ class KeepCommandLineOnResume(Callback):
             return
         runs = old["init_args"], new["init_args"]  # options that are null in this run are left out
         options = {key: Change(*(run.get(key) for run in runs)) for key in dict.fromkeys(chain(*reversed(runs)))}
-        by_role = options.pop("lr_by_role", Change(None, None))
-        roles = dict.fromkeys(chain(by_role.old or {}, by_role.new or {}))
-        options |= {_rate_of(role): Change(*((rates or {}).get(role) for rates in by_role)) for role in roles}
+        modules = (self.plan.saved_module, self.plan.used)
+        by_role = [(module and module.arguments.get("lr_by_role")) or {} for module in modules]
+        roles = dict.fromkeys(chain(*by_role))
+        options |= {_rate_of(role): Change(*(rates.get(role) for rates in by_role)) for role in roles}
         rates = ("lr", *map(_rate_of, roles))
         self._rates = {key: change for key, change in options.items() if key in rates or key.endswith("_lr")}
         self._changed = {key: change for key, change in options.items() if change.old != change.new}

@@ -1,6 +1,7 @@
 """Which algorithm updates which parameter, and why.
 
 - ``routes``: rules and routes; ``routing``: the groups for the optimizer, the routing table
+- ``rates``: learning rates of roles
 - ``used``: the routes that optimizers use
 - ``added``: groups of parameters that are added to the optimizer later
 - ``model_roles``, ``roles``: the role of each parameter in its model and in its module

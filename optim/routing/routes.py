@@ -51,6 +51,7 @@ class Route:
         confidence: How sure the role is; what a rule says is ``"known"``.
         sharding: Its sharding, if it is distributed over ranks and no DTensor.
         trained: Its route if it took a gradient, where it takes none.
+        optimizer: The class that updates it, in a run whose optimizer does not heed the algorithm.
     """
 
     name: str
@@ -63,6 +64,12 @@ class Route:
     confidence: Confidence = "known"
     sharding: Sharding | None = None
     trained: "Route | None" = None
+    optimizer: str | None = None
+
+    @property
+    def updated_by(self) -> str:
+        """What updates it: an algorithm, or the class of an optimizer."""
+        return self.optimizer or self.algorithm
 
     @property
     def shape(self) -> torch.Size:

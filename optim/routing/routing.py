@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_muon.optim.routing.guesses import about_guesses
 from lightning_muon.optim.routing.model_roles import model_roles
+from lightning_muon.optim.routing.rates import with_rates
 from lightning_muon.optim.routing.roles import MUON_ROLES, ROLES, Role
 from lightning_muon.optim.routing.routes import ORDER, LeftOut, Route, Rule
 from lightning_muon.optim.routing.wrapped_names import plain_name
@@ -31,6 +32,7 @@ def route_parameters(
     part: nn.Module | None = None,
     per_head: bool = False,
     strict: bool = False,
+    lr_by_role: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Sort the parameters of a model into groups for :class:`~lightning_muon.optim.MuonAdamW`.
 
@@ -38,7 +40,7 @@ def route_parameters(
     experts and fused projections (each block by itself). AdamW updates embeddings, output heads and weights tied to
     them, norms, biases and other vectors; vectors without weight decay. AdamW also updates the factors of LoRA and what
     other adapters train, unless a rule says otherwise, such as ``Rule("*.lora_[AB].*", "muon")``. Each role has a group
-    of its own, for which ``MuonAdamW`` may have a learning rate of its own: ``lr_by_role``. Complex parameters go to
+    of its own, and may have a learning rate of its own with any optimizer: ``lr_by_role``. Complex parameters go to
     AdamW.
 
     Frozen parameters are left out, and are not updated even if they are unfrozen later, so freeze before routing. To
@@ -60,6 +62,8 @@ def route_parameters(
             numbers of heads; where none does, the reason says so, and a rule may, with
             ``MatrixLayout(blocks=heads)``.
         strict: Refuse to guess. Otherwise one warning lists the guesses, with rules that settle them.
+        lr_by_role: Learning rates of roles, such as ``{"embedding": 0.3, "head": 0.008}``, in place of the optimizer's.
+            An ``lr`` in the options of a rule overrides it. Groups that are added later follow it too.
 
     Returns:
         One group per algorithm, role and set of options: ``params``, and beside it ``param_names``, ``reasons`` and,
@@ -75,13 +79,16 @@ def route_parameters(
     Raises:
         TypeError: If ``module`` is not a module.
         ValueError: If a rule matches nothing, contradicts a shape, or names an unknown algorithm; if no parameter
-            requires a gradient; if the part is not in the model; or if ``strict``, and a role is a guess.
+            requires a gradient; if the part is not in the model; if ``strict``, and a role is a guess; or if
+            ``lr_by_role`` has an unknown role or a wrong rate.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"route_parameters takes the module, not its parameters; got {type(module).__name__}")
     suffix = "" if part is None else f"_{_path_in(without_ddp(module), part)}"
     of_part = {id(parameter) for parameter in (module if part is None else part).parameters()}
     routes = find_routes(module, rules, per_head=per_head, strict=strict)
+    if lr_by_role:
+        routes = with_rates(routes, lr_by_role)
     trained = [route for route in routes if route.algorithm != "frozen" and id(route.parameter) in of_part]
     if not trained:
         raise ValueError(
@@ -124,20 +131,21 @@ def routing_table(routes: Iterable[Route], *, every_parameter: bool = False) -> 
     """
     from rich.table import Table  # noqa: PLC0415 - only the table needs rich
 
-    rows: defaultdict[tuple[int, int, str, str], list[Route]] = defaultdict(list)
+    rows: defaultdict[tuple[int, int, str, str, str], list[Route]] = defaultdict(list)
     for route in routes:
         name = route.name if every_parameter else ""
-        rows[ORDER.index(route.algorithm), ROLES.index(route.role), route.reason, name].append(route)
+        algorithm, role = ORDER.index(route.algorithm), ROLES.index(route.role)
+        rows[algorithm, role, route.updated_by, route.reason, name].append(route)
     table = Table(title="Who updates what", title_justify="left")
-    for title in ("algorithm", "role", "reason", "parameter" if every_parameter else "parameters"):
+    for title in ("updated by", "role", "reason", "parameter" if every_parameter else "parameters"):
         table.add_column(title)
     table.add_column("shape" if every_parameter else "elements", justify="right")
-    for (algorithm, role, reason, _), members in sorted(rows.items(), key=lambda row: row[0][:2]):
+    for (_, role, updated_by, reason, _), members in sorted(rows.items(), key=lambda row: row[0][:2]):
         first = members[0]
         what = first.name if len(members) == 1 else f"{len(members)}, such as {first.name}"
         elements = f"{sum(route.shape.numel() for route in members):,}"
         size = "×".join(map(str, first.shape)) if every_parameter else elements
-        table.add_row(ORDER[algorithm], ROLES[role], reason, what, size)
+        table.add_row(updated_by, ROLES[role], reason, what, size)
     return table
 
 

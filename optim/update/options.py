@@ -1,5 +1,6 @@
 """The options of a parameter group, by name and type."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict, get_args
 
@@ -66,3 +67,22 @@ def alike(group: Mapping[str, Any]) -> tuple[str, ...]:
     options = (repr(group[option]) for option in _OF_A_BATCH[group["algorithm"]])
     switches = (repr(group[option] is None) for option in ("neuron_beta", "fixed_norm"))
     return group["algorithm"], *options, *switches
+
+
+def algorithm_of(optimizer: object, group: Mapping[str, Any]) -> str:
+    """Return what updates a group: its algorithm if the optimizer heeds it, or else the class of the optimizer.
+
+    Every optimizer of torch takes groups with an ``algorithm``, and most do nothing with it. One that heeds it says so
+    by ``register_orthogonalize_hook``.
+    """
+    heeds = "algorithm" in group and hasattr(optimizer, "register_orthogonalize_hook")
+    return str(group["algorithm"]) if heeds else type(optimizer).__name__
+
+
+def check_number(label: str, key: str, value: Any, low: float, high: float | None = None) -> None:
+    """Raise a ValueError if a value is not a finite number that is at least ``low`` and, if given, below ``high``."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{label}: {key} must be a number, got {value!r}")
+    if not low <= value < (math.inf if high is None else high):
+        bound = "finite" if high is None else f"below {high:g}"
+        raise ValueError(f"{label}: {key} must be at least {low:g} and {bound}, got {value}")

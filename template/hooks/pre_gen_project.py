@@ -28,15 +28,15 @@ JOINERS = "\u200c\u200d"
 # What a project installs, with all that this needs in turn: by import, and by the name of the distribution where it
 # differs from that in more than "-" and "_".
 IMPORTS = """
-absl aiohappyeyeballs aiohttp aiosignal antlr4 ast_serialize async_timeout attr attrs build cloudpickle colorama
-contourpy cuda cycler dateutil docstring_parser exceptiongroup filelock fonttools frozenlist fsspec functorch google
-grpc idna importlib_metadata importlib_resources iniconfig isympy jinja2 joblib jsonargparse kiwisolver librt lightning
-lightning_fabric lightning_muon lightning_utilities markdown markdown_it markupsafe matplotlib mdurl mlflow mpl_toolkits
-mpmath multidict mypy mypy_extensions mypyc narwhals networkx numpy nvidia omegaconf packaging pathspec pil pip
-pkg_resources pluggy propcache py pyarrow pygments pylab pyparsing pyproject_hooks pytest pytest_timeout
-pytorch_lightning rich ruff safetensors scipy setuptools six sklearn sympy tensorboard tensorboard_data_server
-threadpoolctl tomli torch torchgen torchmetrics tqdm triton typeshed_client typing_extensions tzdata wandb werkzeug
-wheel yaml yarl zipp
+absl aiohappyeyeballs aiohttp aiosignal alembic antlr4 ast_serialize async_timeout attr attrs build cloudpickle colorama
+colorlog contourpy cuda cycler dateutil docstring_parser exceptiongroup filelock fonttools frozenlist fsspec functorch
+google greenlet grpc idna importlib_metadata importlib_resources iniconfig isympy jinja2 joblib jsonargparse kiwisolver
+librt lightning lightning_fabric lightning_muon lightning_utilities mako markdown markdown_it markupsafe matplotlib
+mdurl mlflow mpl_toolkits mpmath multidict mypy mypy_extensions mypyc narwhals networkx numpy nvidia omegaconf optuna
+packaging pathspec pil pip pkg_resources pluggy propcache py pyarrow pygments pylab pyparsing pyproject_hooks pytest
+pytest_timeout pytorch_lightning pytorch_optimizer rich ruff safetensors scipy setuptools six sklearn sqlalchemy sympy
+tensorboard tensorboard_data_server threadpoolctl tomli torch torchgen torchmetrics tqdm triton typeshed_client
+typing_extensions tzdata wandb werkzeug wheel yaml yarl zipp
 """
 DISTRIBUTIONS = """
 absl-py antlr4-python3-runtime grpcio markdown-it-py pillow protobuf python-dateutil pyyaml scikit-learn types-pyyaml

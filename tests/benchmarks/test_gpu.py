@@ -60,6 +60,7 @@ def check_sections(record: dict[str, Any]) -> None:
         "no CUDA",
         "no CUDA, which FSDPStrategy needs",
         "configs/optimizer/per_head.yaml sets more than model.optimizer",
+        "configs/optimizer/roles.yaml sets more than model.optimizer",
     }
     assert record["machine"]["torch"] == torch.__version__
     assert record["settings"]["quick"]
@@ -72,7 +73,8 @@ def check_steps(record: dict[str, Any]) -> None:
     expected = (
         {"MuonAdamW", "torch Muon + AdamW, fused", "torch AdamW, fused", *preset_names()}
         - optimizer_steps.ALIKE
-        - {"per_head"}
+        - optimizer_steps.OTHERS
+        - {"per_head", "roles"}
     )
     assert expected <= set(rows)
     for name, row in rows.items():

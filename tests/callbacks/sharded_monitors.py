@@ -172,7 +172,7 @@ def whole_weights(module: LightningModule) -> dict[str, Tensor]:
     return {name: torch.cat([held[name] for held in everywhere]) for name in parts}
 
 
-class Normalizing(torch.optim.Optimizer):
+class NormalizingMuon(torch.optim.Optimizer):
     """Hands nothing out; its steps are whole gradients of one size."""
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
@@ -199,9 +199,9 @@ WAYS: dict[str, tuple[Callable[[], Strategy | str], Callable[..., Any]]] = {
     "fsdp2": (FSDP2Strategy, muon),
     "hsdp": (lambda: FSDP2Strategy(replicate_size=2), muon),
     "fsdp": (lambda: FSDPOnCPU(auto_wrap_policy={nn.MultiheadAttention}), muon),
-    "foreign": (lambda: "auto", Normalizing),
-    "foreign_ddp": (lambda: DDPStrategy(process_group_backend="gloo"), Normalizing),
-    "foreign_fsdp2": (FSDP2Strategy, Normalizing),
+    "foreign": (lambda: "auto", NormalizingMuon),
+    "foreign_ddp": (lambda: DDPStrategy(process_group_backend="gloo"), NormalizingMuon),
+    "foreign_fsdp2": (FSDP2Strategy, NormalizingMuon),
     "adamw": (lambda: "auto", partial(torch.optim.AdamW, lr=0.05)),
     "adamw_fsdp2": (FSDP2Strategy, partial(torch.optim.AdamW, lr=0.05)),
 }

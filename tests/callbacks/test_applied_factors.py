@@ -114,7 +114,7 @@ def test_the_decay_that_was_raised_for_the_step(
             assert logged(metrics, name) == pytest.approx(values_of(caught[2 * step + place]), rel=2e-3, abs=5e-4)
 
 
-class Foreign(Optimizer):
+class ForeignMuon(Optimizer):
     """Adds its own multiple of known factors to every matrix that has a gradient, whatever the gradient is."""
 
     def __init__(self, groups: list[dict[str, Any]], lr: float = 0.5, weight_decay: float = 0.1) -> None:
@@ -146,7 +146,7 @@ def test_of_others_the_spread(regression: Module, fit: Fit) -> None:
 
     class Layouts(regression):  # type: ignore[valid-type,misc]
         def __init__(self) -> None:
-            super().__init__(Foreign)
+            super().__init__(ForeignMuon)
             self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
             self.convolution = nn.Conv1d(8, 6, 3, padding=1)
             self.back = nn.ConvTranspose1d(6, 8, 3, padding=1)
@@ -181,7 +181,7 @@ def test_stacked_matrices_are_told_apart(fit: Fit, regression: Module) -> None:
 
         def configure_optimizers(self) -> Optimizer:
             group = {"params": [self.experts], "algorithm": "muon", "param_names": ["experts"]}
-            self.optimizer = Foreign([{**group, "layouts": [{"stacked": True}]}], weight_decay=0.0)
+            self.optimizer = ForeignMuon([{**group, "layouts": [{"stacked": True}]}], weight_decay=0.0)
             self.optimizer.register_step_post_hook(self.undo)
             return self.optimizer
 
@@ -204,7 +204,22 @@ class TunedAdamW(torch.optim.AdamW):
     """Someone's own."""
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, TunedAdamW, partial(torch.optim.SGD, lr=0.1)])
+class Whitening(Optimizer):
+    """Of another library, and not one of Muon's kin."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {"lr": 0.1})
+
+    def step(self, closure: Any) -> Any:  # type: ignore[override]
+        loss = closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.sub_(group["lr"] * p.grad)
+        return loss
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, TunedAdamW, Whitening])
 def test_of_those_that_do_not_orthogonalize_nothing_is_said(regression: Module, fit: Fit, optimizer: Any) -> None:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -156,6 +156,17 @@ def test_plain_torch_optimizers_have_a_table_too(
     assert events(trainer).texts("warnings") == []
 
 
+def test_the_table_says_what_the_optimizer_does(
+    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any
+) -> None:
+    """One of torch updates all groups alike, whatever they say; roles and reasons stay."""
+    trainer = fit(regression(torch.optim.AdamW), callbacks=[MuonDashboard()], logger=tensorboard)
+    (table,) = events(trainer).texts("routing")
+    assert "| `net.0.weight` | 16×8 | AdamW | matrix | hidden matrix |" in table
+    assert "muon" not in table
+    assert read(trainer).Tags()["histograms"]
+
+
 def test_warnings_of_the_monitors_are_a_card(
     regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any
 ) -> None:

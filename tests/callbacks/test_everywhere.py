@@ -23,7 +23,7 @@ WEIGHTS = {"weight_rms", "weight_absmax", "doublings_to_overflow", "bf16_headroo
 WEIGHTS |= {"output_rms", "weight_bits"}
 UPDATES = {"orthogonality_error", "singular_value_min", "singular_value_max", "update_rms"}
 GRADIENTS = {f"{what}_{how}" for what in ("gradient", "momentum") for how in ("condition", "stable_rank")}
-ALL = WEIGHTS | UPDATES | GRADIENTS | {"weight_decay", "optimizer_share", "throughput"}
+ALL = WEIGHTS | UPDATES | GRADIENTS | {"weight_decay", "optimizer_share", "optimizer_state", "throughput"}
 
 
 def monitors() -> list[Callback]:
@@ -160,7 +160,7 @@ def test_a_resumed_run_logs_what_the_whole_run_logs(regression: Module, fit: Fit
         return {
             tag: values
             for tag, values in found.items()
-            if tag.split("/")[0] not in {"optimizer_share", "throughput", "epoch"}
+            if tag.split("/")[0] not in {"optimizer_share", "optimizer_state", "throughput", "epoch"}
         }
 
     whole = run("whole", regression(MuonAdamW), max_epochs=2)

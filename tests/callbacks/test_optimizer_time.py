@@ -176,6 +176,36 @@ def test_a_real_clock(regression: Module, fit: Fit) -> None:
     assert 0 < trainer.callback_metrics["optimizer_share"] < 1
 
 
+@pytest.mark.parametrize(
+    ("make", "of_matrix", "of_other"),
+    [
+        # Two moments in float32, and the number of steps of each parameter.
+        (torch.optim.AdamW, lambda p: 8 * p.numel() + 4, lambda p: 8 * p.numel() + 4),
+        (torch.optim.SGD, lambda _: 0, lambda _: 0),
+        (MuonAdamW, lambda p: 4 * p.numel(), lambda p: 8 * p.numel() + 4),
+        # A byte an element, and a scale a row; small parameters of AdamW stay as they are.
+        (partial(MuonAdamW, momentum_dtype="int8"), lambda p: p.numel() + 4 * len(p), lambda p: 8 * p.numel() + 4),
+    ],
+)
+def test_the_memory_of_the_state_is_logged_once(
+    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any, make: Any, of_matrix: Any, of_other: Any
+) -> None:
+    trainer = fit(regression(make), callbacks=[OptimizerTimeMonitor(2)], logger=tensorboard)
+    expected = [
+        (of_matrix if group["algorithm"] == "muon" else of_other)(parameter)
+        for group in trainer.optimizers[0].param_groups
+        for parameter in group["params"]
+    ]
+    assert events(trainer).scalars()["optimizer_state/bytes"] == [(1, sum(expected))]
+
+
+def test_state_in_lists_counts_and_shared_tensors_once() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1)])
+    shared = torch.zeros(3, dtype=torch.float64)
+    optimizer.state[optimizer.param_groups[0]["params"][0]] = {"bases": [shared, [], torch.zeros(5)], "last": shared}
+    assert optimizer_time.state_bytes([optimizer, optimizer]) == 3 * 8 + 5 * 4
+
+
 def test_off_its_cadence_it_looks_at_no_clock_and_leaves_no_hook(regression: Module, fit: Fit, clock: Clock) -> None:
     hooks: list[int] = []
 

@@ -21,7 +21,7 @@ SPREAD = [
 ]
 
 # The first is time; and under FSDP1 Lightning converts the module to the precision of the trainer.
-UNLIKE = {"optimizer_share", "weight_bits"}
+UNLIKE = {"optimizer_share", "optimizer_state/bytes", "weight_bits"}
 
 Found = dict[str, dict[str, list[dict[str, float]]]]
 

@@ -1,7 +1,9 @@
 """What the user did wrong is one line on stderr that names it and the nearest valid thing, and exit code 2."""
 
 from collections.abc import Callable
+from importlib.abc import MetaPathFinder
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,8 @@ from tests.processes import run_module
 
 Run = Callable[..., MuonCLI]
 pytestmark = pytest.mark.timeout(60)
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def line_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -158,7 +162,10 @@ def line_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
             "model.hidden: ${model.dimm} leads to no key; did you mean 'model.dim'?",
         ),
         ("fot", "unknown subcommand 'fot'; did you mean 'fit'?"),
-        ("", "a subcommand is missing: one of fit, validate, test, predict, routes, report, export, consolidate"),
+        (
+            "",
+            "a subcommand is missing: one of fit, validate, test, predict, routes, sweep, report, export, consolidate",
+        ),
         (
             "--trainer.max_steps 3 fit",
             "'--trainer.max_steps' stands before the subcommand; write 'fit --trainer.max_steps …'",
@@ -230,6 +237,27 @@ def test_the_default_config_is_named_too(run: Run, capsys: pytest.CaptureFixture
 def test_misconfiguration_found_by_lightning(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     line = line_of(run, capsys, "fit", "--trainer.callbacks+=DeviceStatsMonitor")
     assert line == "Cannot use `DeviceStatsMonitor` callback with `Trainer(logger=False)`."
+
+
+def test_a_preset_whose_package_is_missing_names_the_extra(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "pytorch_optimizer", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Without("pytorch_optimizer"), *sys.meta_path])
+    line = line_of(run, capsys, "fit", f"--config={CONFIGS / 'optimizer' / 'soap.yaml'}")
+    assert "cannot import pytorch_optimizer.SOAP, there is no module 'pytorch_optimizer'" in line
+    assert line.endswith(": pip install pytorch-optimizer, or with the extra 'baselines'")
+
+
+class Without(MetaPathFinder):
+    """Makes a package one that is not installed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def find_spec(self, fullname: str, *_: Any) -> None:
+        if fullname == self.name:
+            raise ModuleNotFoundError(f"No module named '{fullname}'", name=fullname)
 
 
 def test_the_folder_of_a_config_file_is_corrected(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

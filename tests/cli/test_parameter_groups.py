@@ -29,15 +29,16 @@ class Routed(TinyModule):
 
     earlier = False
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, lr_by_role: dict[str, float] | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.lr_by_role = lr_by_role
         self.embedding = nn.Embedding(3, self.hidden_layer.in_features)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return super().forward(inputs + self.embedding.weight[0])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        groups = route_parameters(self)
+        groups = route_parameters(self, lr_by_role=self.lr_by_role)
         optimizer = self.optimizer(earlier_groups(groups, backwards=True) if self.earlier else groups)
         if self.lr_scheduler is None:
             return optimizer
@@ -63,18 +64,28 @@ def checkpoint() -> str:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--model.optimizer.lr_by_role", "{embedding: 0.3, head: 0.008}"],
-        ["--model.optimizer.lr_by_role.embedding", "0.3", "--model.optimizer.lr_by_role.head=0.008"],
-        ["--model.optimizer.init_args.lr_by_role.embedding=0.3", "--model.optimizer.init_args.lr_by_role.head=0.008"],
-        ["--config", "roles.yaml", "--model.optimizer.lr_by_role.head=0.008"],
+        ["--model.lr_by_role", "{embedding: 0.3, head: 0.008}"],
+        ["--model.lr_by_role.embedding", "0.3", "--model.lr_by_role.head=0.008"],
+        ["--config", "roles.yaml", "--model.lr_by_role.head=0.008"],
     ],
 )
 def test_rates_by_role(run: Run, arguments: list[str]) -> None:
-    Path("roles.yaml").write_text(
-        "model: {optimizer: {class_path: MuonAdamW, init_args: {lr_by_role: {embedding: 0.3, head: 0.5}}}}"
-    )
+    Path("roles.yaml").write_text("model: {lr_by_role: {embedding: 0.3, head: 0.5}}")
     cli = run("fit", *MUON, *arguments, "--trainer.max_steps", "1", *CONSTANT)
     assert rates(cli) == {"matrix": 0.02, "embedding": 0.3, "head": 0.008, "vector": 0.005}
+
+
+def test_one_rate_by_role_is_raised_on_resume_with_any_optimizer(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the other roles stay as in the checkpoint."""
+    adamw = ["--model.optimizer", "AdamW", "--model.optimizer.lr", "0.02", *CONSTANT]
+    run("fit", *adamw, *SAVING, "--model.lr_by_role", "{head: 0.1, vector: 0.4}")
+    more = ["--model.lr_by_role.head", "0.2", "--model.optimizer.lr", "0.01"]
+    resumed = run("fit", "--ckpt_path", checkpoint(), "--trainer.max_steps", "8", *more)
+    assert isinstance(resumed.trainer.optimizers[0], torch.optim.AdamW)
+    assert rates(resumed) == {"matrix": 0.01, "embedding": 0.01, "head": 0.2, "vector": 0.4}
+    told = capsys.readouterr()
+    assert "model.lr_by_role.head: 0.1 in the checkpoint, 0.2 used" in told.out + told.err
+    assert "not applied" not in told.err
 
 
 @pytest.mark.parametrize("optimizer", [MUON, ["--model.optimizer", "AdamW"]], ids=["MuonAdamW", "torch's AdamW"])
@@ -109,7 +120,7 @@ def test_new_rates_by_role_are_used_from_a_checkpoint_on(
     run("fit", *MUON, *schedule, *SAVING, "--trainer.max_steps", "3")
     monkeypatch.setattr(Routed, "earlier", False)
     first = checkpoint()
-    by_role = ["--model.optimizer.lr_by_role", "{head: 0.1, vector: 0.4}"]
+    by_role = ["--model.lr_by_role", "{head: 0.1, vector: 0.4}"]
     more = ["--trainer.max_steps", "6", *MUON, *schedule]
     resumed = run("fit", *more, "--ckpt_path", first, *by_role)
     fresh = run("fit", *more, *by_role)
@@ -119,7 +130,7 @@ def test_new_rates_by_role_are_used_from_a_checkpoint_on(
 
     run("fit", *more, *by_role, *SAVING, "--trainer.default_root_dir", "second")
     second = str(next(Path("second").rglob("last.ckpt")))
-    without = run("fit", *more, "--ckpt_path", second, "--trainer.max_steps", "9", "--model.optimizer.lr_by_role=null")
+    without = run("fit", *more, "--ckpt_path", second, "--trainer.max_steps", "9", "--model.lr_by_role=null")
     assert rates(without)["head"] == pytest.approx(rates(without)["embedding"])
     assert rates(without)["vector"] == pytest.approx(rates(without)["embedding"])
     assert "not applied" not in capsys.readouterr().err

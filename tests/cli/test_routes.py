@@ -92,7 +92,7 @@ def algorithms(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, str]
 
 def test_the_table_of_a_network(capsys: pytest.CaptureFixture[str]) -> None:
     found = table(capsys, "--model=some_nets.Net", "--model.dim=8")
-    assert "│ muon      │ matrix    │ hidden matrix" in found
+    assert "│ muon       │ matrix    │ hidden matrix" in found
     assert "2, such as blocks.0.weight │      128 │" in found
     assert "Net: 7 parameters; elements: muon 128, adamw 169" in found
     rows = table(capsys, "--model=some_nets.Net", "--model.dim=8", "--every-parameter")

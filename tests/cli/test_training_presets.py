@@ -74,6 +74,24 @@ def test_a_moving_average_goes_on_exactly() -> None:
     assert saved["averaging_state"]["n_averaged"] == 8
 
 
+def test_an_optimizer_of_another_library_goes_on_exactly() -> None:
+    """Its checkpoint has plain values only, and the command line still sets its learning rate."""
+
+    def fit(steps: int, *arguments: str) -> MuonCLI:
+        chosen = [preset("optimizer/soap"), "--config=checkpoints.yaml", "--model.lr_scheduler=null"]
+        every = ["fit", *chosen, f"--trainer.max_steps={steps}", *arguments]
+        return main(TinyModule, Locked, default_config="default.yaml", args=every)
+
+    straight = fit(16)
+    fit(8, "--trainer.default_root_dir=half")
+    checkpoint = next(Path("half").rglob("last.ckpt"))
+    resumed = fit(16, f"--ckpt_path={checkpoint}")
+    assert type(resumed.trainer.optimizers[0]).__module__.startswith("pytorch_optimizer.")
+    assert resumed.model.losses == straight.model.losses[8:]
+    higher = fit(9, f"--ckpt_path={checkpoint}", "--model.optimizer.lr=0.7")
+    assert {group["lr"] for group in higher.trainer.optimizers[0].param_groups} == {0.7}
+
+
 @pytest.mark.parametrize("name", ["simple", "advanced"])
 def test_the_profile_is_a_file_that_the_end_names(run: Run, capsys: pytest.CaptureFixture[str], name: str) -> None:
     run("fit", preset(f"profiler/{name}"), preset("logger/csv"))

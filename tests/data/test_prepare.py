@@ -3,7 +3,9 @@
 import json
 import os
 from collections.abc import Sequence
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,6 +150,27 @@ def test_several_processes_write_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     alone, together = (prepare_tokens(paths, tmp_path / name, workers=count) for name, count in (("a", 0), ("b", 2)))
     for split in SPLITS:
         assert text_of(alone, split) == text_of(together, split) != b""
+
+
+def _prepare(paths: list[Path], folder: Path, start: Any) -> None:
+    start.wait()
+    prepare_tokens(paths, folder, workers=0)
+
+
+def test_processes_that_begin_together_wait_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "PIECE_BYTES", 3000)
+    paths = write_texts(tmp_path / "texts", 60)
+    fork = get_context("fork")
+    start = fork.Barrier(4)
+    processes = [fork.Process(target=_prepare, args=(paths, tmp_path / "data", start)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert len(list((tmp_path / "data").iterdir())) == 1
+    alone = prepare_tokens(paths, tmp_path / "alone", workers=0)
+    assert text_of(alone, "train") == text_of(prepare_tokens(paths, tmp_path / "data"), "train")
 
 
 @pytest.mark.parametrize(

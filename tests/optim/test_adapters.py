@@ -73,8 +73,8 @@ def test_one_rule_gives_the_factors_to_muon() -> None:
 
 
 def test_adapters_have_a_learning_rate_of_their_own() -> None:
-    groups = route_parameters(adapted("q_proj", nn.Linear(8, 8), 8, 8))
-    optimizer = MuonAdamW(groups, lr=0.1, lr_by_role={"adapter": 0.003})
+    groups = route_parameters(adapted("q_proj", nn.Linear(8, 8), 8, 8), lr_by_role={"adapter": 0.003})
+    optimizer = MuonAdamW(groups, lr=0.1)
     assert [group["lr"] for group in optimizer.param_groups] == [0.003]
 
 

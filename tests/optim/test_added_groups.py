@@ -42,9 +42,9 @@ def test_plain_parameters_are_routed_as_the_rest_was() -> None:
 
 def test_without_options_they_have_those_of_their_role() -> None:
     model = frozen_trunk()
-    optimizer = MuonAdamW(route_parameters(model), lr=0.1, lr_by_role={"matrix": 0.5})  # no warning of an idle role
+    optimizer = MuonAdamW(route_parameters(model), lr=0.1, adamw_lr=0.5)
     optimizer.add_param_group(unfrozen(model))
-    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1, 0.5, 0.1]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5, 0.1, 0.5]
     with pytest.raises(ValueError, match="some parameters appear in more than one parameter group"):
         optimizer.add_param_group(unfrozen(model))
 

@@ -2,8 +2,6 @@
 
 import copy
 import math
-import warnings
-from typing import Any
 
 import pytest
 import torch
@@ -59,49 +57,9 @@ def test_bad_groups_are_refused_by_name(bad: dict[str, object], message: str) ->
         MuonAdamW([bad])
 
 
-@pytest.mark.parametrize(
-    ("rates", "message"),
-    [
-        ({"adamw_lr": math.inf}, "adamw_lr must be at least 0 and finite, got inf"),
-        (
-            {"lr_by_role": {"heads": 0.1}},
-            "lr_by_role has the unknown role 'heads'; roles are matrix, router, embedding,",
-        ),
-        ({"lr_by_role": {"matrix": 0.1, "head": -1.0}}, r"lr_by_role\['head'\] must be at least 0 and finite, got -1"),
-        ({"lr_by_role": {"head": math.nan}}, r"lr_by_role\['head'\] must be at least 0 and finite, got nan"),
-        ({"lr_by_role": {"head": "0.1"}}, r"lr_by_role\['head'\] must be a number, got '0.1'"),
-    ],
-)
-def test_bad_rates_are_refused_by_name(rates: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        MuonAdamW([group()], **rates)
-
-
-def test_rates_by_role_come_before_the_others_and_after_a_groups_own() -> None:
-    roles = [("matrix", "muon"), ("router", "muon"), ("head", "adamw"), ("vector", "adamw"), ("embedding", "adamw")]
-    groups = [group(role=role, name=role, algorithm=algorithm) for role, algorithm in roles]
-    groups += [group(role="head", name="mine", algorithm="adamw", lr=0.5), group(name="none")]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        optimizer = MuonAdamW(groups, lr=0.02, adamw_lr=0.01, lr_by_role={"router": 0.3, "head": 0.008, "vector": 0.4})
-    expected = {
-        "matrix": 0.02,
-        "router": 0.3,
-        "head": 0.008,
-        "vector": 0.4,
-        "embedding": 0.01,
-        "mine": 0.5,
-        "none": 0.02,
-    }
-    assert {group["name"]: group["lr"] for group in optimizer.param_groups} == expected
-    twin = copy.deepcopy(optimizer)  # as for groups that are added later
-    twin.add_param_group(group(role="vector"))
-    assert twin.param_groups[-1]["lr"] == 0.4
-
-
-def test_a_rate_of_a_role_that_no_group_has_is_warned_of() -> None:
-    with pytest.warns(UserWarning, match=r"lr_by_role\['head'\] has no effect: .* Roles of the groups: matrix\."):
-        MuonAdamW([group(role="matrix")], lr_by_role={"head": 0.1, "matrix": 0.2})
+def test_a_bad_rate_of_adamw_is_refused() -> None:
+    with pytest.raises(ValueError, match="adamw_lr must be at least 0 and finite, got inf"):
+        MuonAdamW([group()], adamw_lr=math.inf)
 
 
 def test_a_refused_group_leaves_the_optimizer_as_it_was() -> None:

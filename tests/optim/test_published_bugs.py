@@ -43,7 +43,7 @@ def test_clipping_does_not_shorten_muons_steps(
 def test_a_scheduler_keeps_the_ratio_of_learning_rates() -> None:
     """Those of Muon, of AdamW and of single roles; a schedule is a factor for each, not one rate for all."""
     model = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 8), nn.Linear(8, 3))
-    optimizer = MuonAdamW(route_parameters(model), lr=0.02, adamw_lr=0.003, lr_by_role={"embedding": 0.1})
+    optimizer = MuonAdamW(route_parameters(model, lr_by_role={"embedding": 0.1}), lr=0.02, adamw_lr=0.003)
     schedule = LambdaLR(optimizer, lambda step: 0.5**step)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)

@@ -30,7 +30,10 @@ def test_all_that_the_table_shows(optimizer: Callable[..., torch.optim.Optimizer
     model = Model()
     rules = [Rule("first.weight", "adamw", {"lr": 0.5}), Rule("head.bias", "frozen")]
     made = optimizer(route_parameters(model, rules), lr=0.1)
-    assert facts(used_routes([made])) == facts(find_routes(model, rules))
+    found = used_routes([made])
+    assert facts(found) == facts(find_routes(model, rules))
+    by = {"muon", "adamw", "frozen"} if optimizer is MuonAdamW else {"AdamW", "frozen"}  # AdamW heeds no algorithm
+    assert {route.updated_by for route in found} == by
 
 
 def test_parts_of_a_model_with_an_optimizer_each() -> None:

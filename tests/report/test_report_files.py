@@ -120,3 +120,17 @@ def test_damage_is_said_once_on_the_terminal_and_on_the_page(
     line = " is damaged after step 9: what follows could not be read\n"
     assert capsys.readouterr().out.count(line) == 1
     assert (tmp_path / "run" / "report" / "report.md").read_text().count(line) == 1
+
+
+def test_seconds_per_step_are_those_of_most_steps(tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path)) as writer:
+        wall = 1000.0
+        for step in range(9, 60, 10):
+            wall += 5.0  # 10 steps of half a second
+            writer.add_scalar("train/loss", 1.0, step, walltime=wall)
+            wall += 40.0  # a validation, logged one step later
+            writer.add_scalar("val/loss", 1.0, step + 1, walltime=wall)
+    assert read_run(tmp_path, "run").seconds_per_step == pytest.approx(5 / 9)
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "metrics.csv").write_text("step,loss\n1,2\n2,2\n")
+    assert read_run(tmp_path / "csv", "run").seconds_per_step is None

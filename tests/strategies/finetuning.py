@@ -41,7 +41,7 @@ class Pretrained(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         exact = {"orthogonalizer_options": {"dtype": "float32"}, "communication_dtype": "float32"}
-        return MuonAdamW(route_parameters(self), lr=0.1, eps=1e-3, lr_by_role={"matrix": 0.5}, **exact)
+        return MuonAdamW(route_parameters(self, lr_by_role={"matrix": 0.5}), lr=0.1, eps=1e-3, **exact)
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         rows = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(1))

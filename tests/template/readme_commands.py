@@ -20,6 +20,7 @@ QUICK = {
         "--trainer.devices=1",
         "--trainer.enable_progress_bar=false",
     ],
+    "sweep": ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.accelerator=cpu"],
     "predict": ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"],
 }
 
@@ -60,7 +61,8 @@ def _sizes(subcommand: str, options: Sequence[str], small: Sequence[str]) -> lis
     asked = {option.partition("=")[0] for option in options}
     if asked & {"--model", "--weights"}:
         return []
-    sections = {"fit": ("--model.", "--data."), "routes": ("--model.", "--data."), "predict": ("--data.",)}
+    both = ("--model.", "--data.")
+    sections = {"fit": both, "sweep": both, "routes": both, "predict": ("--data.",)}
     sizes = [option for option in small if option.startswith(sections.get(subcommand, ()))]
     if "--model.net" in asked:
         sizes = [option for option in sizes if not option.startswith("--model.net.")]

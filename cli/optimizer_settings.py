@@ -1,0 +1,99 @@
+"""The optimizer that a command line of ``fit`` makes: its learning rates and weight decay, without training."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from typing_extensions import override
+
+from lightning_muon.cli.muon_cli import MuonCLI
+
+
+class SettingsCLI(MuonCLI):
+    """Take the arguments of ``fit``, and go up to the first batch: then the optimizer and the steps are known."""
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        super().before_instantiate_classes()
+        self.save_config_callback = None  # type: ignore[assignment]
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        begun = _AtFirstBatch()
+        # It comes last: other callbacks may change the groups.
+        self.trainer.callbacks.append(begun)  # type: ignore[attr-defined]
+        try:
+            super()._run_subcommand(subcommand)
+        except _BegunError:
+            self.optimizers = self.trainer.optimizers
+            self.steps = int(self.trainer.estimated_stepping_batches)
+
+
+class _BegunError(Exception):
+    """Training is about to begin."""
+
+
+class _AtFirstBatch(Callback):
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        raise _BegunError
+
+
+def optimizer_settings(
+    model_class: type[LightningModule] | Callable[..., LightningModule] | str | None,
+    datamodule_class: type[LightningDataModule] | Callable[..., LightningDataModule] | str | None,
+    default_config: str | Path | Sequence[str | Path] | None,
+    arguments: Sequence[str],
+) -> dict[str, Any]:
+    """Return, as plain values, what a comparison has to know of a run.
+
+    Args:
+        model_class: As of :func:`~lightning_muon.cli.main`, like the next two.
+        datamodule_class: The data.
+        default_config: The defaults.
+        arguments: The command line after ``fit``.
+
+    Raises:
+        ValueError: If the module has several optimizers.
+
+    Returns:
+        ``optimizer``, the name of its class; ``lr`` and ``weight_decay`` (``None`` if it has none) of its groups of
+        matrices; ``rates``, the learning rates of the groups of other roles; ``parameters``, their number;
+        ``steps``, those of the run; ``accumulate``, the batches of a step; ``tokens_per_step``, ``None`` if the data do
+        not know them; ``seed``, ``None`` if the run has none.
+    """
+    without_traces = [
+        "--trainer.logger=false",
+        "--trainer.num_sanity_val_steps=0",
+        "--trainer.enable_model_summary=false",
+    ]
+    cli = SettingsCLI(
+        model_class, datamodule_class, default_config=default_config, args=["fit", *arguments, *without_traces]
+    )
+    if len(cli.optimizers) != 1:
+        raise ValueError(f"the module has {len(cli.optimizers)} optimizers: only runs with one can be compared")
+    (optimizer,) = cli.optimizers
+    groups = optimizer.param_groups
+    matrices = next((group for group in groups if group.get("role", "matrix") == "matrix"), groups[0])
+    rates = {group["role"]: _rate(group) for group in groups if group.get("role", "matrix") != "matrix"}
+    batch, tokens = (getattr(cli.datamodule, name, None) for name in ("batch_size", "tokens_per_sample"))
+    seed = cli.config["fit"]["seed_everything"]
+    return {
+        "optimizer": type(optimizer).__name__,
+        "lr": _rate(matrices),
+        "weight_decay": None if "weight_decay" not in matrices else float(matrices["weight_decay"]),
+        "rates": rates,
+        "parameters": sum(one.numel() for group in groups for one in group["params"]),
+        "steps": cli.steps,
+        "accumulate": cli.trainer.accumulate_grad_batches,
+        "tokens_per_step": None
+        if batch is None or tokens is None
+        else batch * tokens * cli.trainer.accumulate_grad_batches,
+        "seed": seed if isinstance(seed, int) and not isinstance(seed, bool) else None,
+    }
+
+
+def _rate(group: dict[str, Any]) -> float:
+    """Return the learning rate of a group without its schedule, which may begin at zero."""
+    return float(group.get("initial_lr", group["lr"]))
