@@ -16,7 +16,7 @@ class SettingsCLI(MuonCLI):
     @override
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
-        self.save_config_callback = None  # type: ignore[assignment]
+        self.save_config_callback = None
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:

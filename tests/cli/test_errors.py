@@ -1,5 +1,6 @@
 """What the user did wrong is one line on stderr that names it and the nearest valid thing, and exit code 2."""
 
+import sys
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from pathlib import Path

@@ -160,7 +160,8 @@ def test_seconds_are_steps_times_seconds_per_step() -> None:
     exact = seconds_ratio(Interval(0.7, 0.6, 0.8), [0.2, 0.4], [0.1, 0.2])
     assert (exact.value, exact.low, exact.high) == pytest.approx((1.4, 1.2, 1.6))
     bound = seconds_ratio(Interval(None, None, 0.5), [0.2, 0.2], [0.1, 0.1])
-    assert (bound.value, bound.low, bound.high) == (None, None, pytest.approx(1.0))
+    assert (bound.value, bound.low) == (None, None)
+    assert bound.high == pytest.approx(1.0)
 
 
 def test_the_mean_has_student_s_interval() -> None:
