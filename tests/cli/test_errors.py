@@ -165,7 +165,8 @@ def line_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ("fot", "unknown subcommand 'fot'; did you mean 'fit'?"),
         (
             "",
-            "a subcommand is missing: one of fit, validate, test, predict, routes, sweep, report, export, consolidate",
+            "a subcommand is missing: one of fit, validate, test, predict, routes, sweep, compare, report, export, "
+            "consolidate",
         ),
         (
             "--trainer.max_steps 3 fit",

@@ -88,6 +88,8 @@ if __name__ == "__main__":
 """
 
 
+# That all ranks decide alike, tests/callbacks/test_run_guard_sharded.py holds.
+@pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_two_ranks_end_with_one_line() -> None:
     Path("two_ranks.py").write_text(ON_TWO_RANKS)

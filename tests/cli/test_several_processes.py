@@ -31,6 +31,8 @@ for further in ([], [f"--ckpt_path={CHECKPOINT}", "--trainer.max_steps=3"]):
 """
 
 
+# Generated projects do the same in tests/template/test_several_devices.py.
+@pytest.mark.slow
 def test_fit_saves_its_config_and_resumes_on_two_ranks() -> None:
     Path("mine.py").write_text(MODULE)
     Path("two_fits.py").write_text(TWO_FITS)
@@ -58,6 +60,8 @@ threading.Thread(target=drop, daemon=True).start()
 """
 
 
+# An interpreter of its own: 5 s, for one line of the end of the program.
+@pytest.mark.slow
 def test_threads_of_the_group_end_before_the_interpreter() -> None:
     Path("mine.py").write_text(MODULE)
     run = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=70, check=False)

@@ -32,6 +32,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+# The loader is held by tests/data/test_loader.py; here it is in a whole project.
+@pytest.mark.slow
 def test_two_processes_see_the_whole_validation(images_project: Path, folder: Path) -> None:
     """By ddp with TensorBoard, whose figures are of all images; then the same weights on one process."""
     found = launch(PROGRAM, "fit_and_validate", 2, folder=folder, path=[images_project / "src"], process_group=False)

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import get_args
 
+import pytest
+
 from lightning_muon.optim.polar.orthogonalize import OrthogonalizerName
 from tests.processes import launch
 
@@ -10,6 +12,8 @@ PROGRAM = Path(__file__).with_name("method_training.py")
 STEPS, HALF = 50, 25
 
 
+# tests/optim holds the methods one by one; here they train a whole project, and resume.
+@pytest.mark.slow
 def test_every_method_trains_and_resumes(baked_project: Path, tmp_path: Path) -> None:
     methods = get_args(OrthogonalizerName)
     source = baked_project / "src"
