@@ -116,7 +116,7 @@ class Recorder(TinyModule):
 
 
 @pytest.mark.usefixtures("_without_a_process_group_afterwards")
-@pytest.mark.parametrize("strategy", ["auto", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["auto", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_a_run_that_goes_on_in_mid_epoch_counts_its_length_and_keeps_its_place(
     strategy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

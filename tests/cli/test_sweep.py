@@ -74,8 +74,6 @@ def values(folder: Path) -> dict[str, float]:
     return {trial["name"]: trial["value"] for trial in trials}
 
 
-# tests/experiments/test_sweep.py does it with runs of milliseconds.
-@pytest.mark.slow
 def test_a_killed_sweep_goes_on_within_its_runs_and_ends_alike(folder: Path) -> None:
     whole = run_module("lightning_muon.cli", *SWEEP, "--study=whole", "--jobs=2", folder=folder)
     assert whole.returncode == 0, whole.stderr

@@ -101,6 +101,8 @@ def test_edits_of_the_owner_and_of_later_versions_meet(
     assert settings.index("<<<<<<<") < settings.index("log_every_n_steps: 10") < settings.index("log_every_n_steps: 50")
 
 
+# The same update, of one line.
+@pytest.mark.slow
 def test_a_dependency_follows_the_commit_of_the_template(
     run: Run, tmp_path: Path, checkout: Path, repository_url: str, commit: Commit
 ) -> None:
