@@ -24,7 +24,7 @@ from lightning_muon.experiments.ratio import quantile
 from lightning_muon.experiments.runs import RUNS, Run
 from lightning_muon.experiments.tuning import ALL_AXES
 
-_FOLDER = Path("comparison")
+_FOLDER = Path("logs", "compare")
 _EPILOG = """\
 Each optimizer is tuned by the same rules: the learning rate on a grid that extends itself while the best lies at its
 end, then the learning rates of the other roles, together and one by one, then the weight decay. Then it is trained with

@@ -21,6 +21,13 @@ QUICK = {
         "--trainer.enable_progress_bar=false",
     ],
     "sweep": ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.accelerator=cpu"],
+    "compare": [
+        "--seeds=2",
+        "--tune=",
+        "--trainer.max_steps=2",
+        "--trainer.limit_val_batches=1",
+        "--trainer.accelerator=cpu",
+    ],
     "predict": ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"],
 }
 
@@ -62,7 +69,7 @@ def _sizes(subcommand: str, options: Sequence[str], small: Sequence[str]) -> lis
     if asked & {"--model", "--weights"}:
         return []
     both = ("--model.", "--data.")
-    sections = {"fit": both, "sweep": both, "routes": both, "predict": ("--data.",)}
+    sections = {**dict.fromkeys(("fit", "sweep", "compare", "routes"), both), "predict": ("--data.",)}
     sizes = [option for option in small if option.startswith(sections.get(subcommand, ()))]
     if "--model.net" in asked:
         sizes = [option for option in sizes if not option.startswith("--model.net.")]
