@@ -195,7 +195,7 @@ def test_what_is_drawn_depends_on_epoch_and_image_only() -> None:
     assert all(torch.equal(shared[label], first[label]) for label in first)
 
 
-@pytest.mark.parametrize(("workers", "train"), [(0, True), (0, False), (1, True)])
+@pytest.mark.parametrize(("workers", "train"), [(0, True), (0, False), pytest.param(1, True, marks=pytest.mark.slow)])
 def test_a_damaged_file_is_named_in_one_line(make: Make, workers: int, train: bool) -> None:
     make("dog", 3)
     folder = make("cat", 3)
