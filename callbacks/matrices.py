@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from lightning_muon.optim.routing.wrapped_names import plain_name
 from lightning_muon.optim.update.options import algorithm_of
 
-# Parts of the names of optimizers that orthogonalize.
-_KIN = ("muon", "polar", "dion", "scion")
+# Parts of the names of classes that orthogonalize.
+_NAMES = ("muon", "polar", "dion", "scion")
 
 
 class LabelledGroup(NamedTuple):
@@ -40,7 +40,7 @@ class LabelledGroup(NamedTuple):
 
     @property
     def is_orthogonalized(self) -> bool:
-        """Whether Muon updates it, or one of its kin, and not an optimizer such as AdamW that updates all alike."""
+        """Whether its updates are orthogonalized. AdamW, too, may have groups that are marked for Muon."""
         return self.is_muon and orthogonalizes(self.optimizer)
 
     @property
@@ -72,9 +72,9 @@ def labelled_groups(optimizers: Iterable[Optimizer]) -> list[LabelledGroup]:
 
 
 def orthogonalizes(optimizer: Optimizer) -> bool:
-    """Return whether an optimizer orthogonalizes: it hands out what it did, or its class, or a parent, is called so."""
+    """Return whether an optimizer orthogonalizes: it has the hook, or the name of its class or a parent says so."""
     names = (kind.__name__.lower() for kind in type(optimizer).__mro__)
-    return has_factor_hook(optimizer) or any(kin in name for name in names for kin in _KIN)
+    return has_factor_hook(optimizer) or any(part in name for name in names for part in _NAMES)
 
 
 def has_factor_hook(optimizer: Optimizer) -> bool:

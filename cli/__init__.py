@@ -18,6 +18,9 @@ importable modules from anywhere.
 - :mod:`~lightning_muon.cli.resume`: what a run takes from a checkpoint, and what from the command line.
 - :mod:`~lightning_muon.cli.weights`: what a run begins with by ``--weights``; :mod:`~lightning_muon.cli.export`: the
   command ``export``.
+- :mod:`~lightning_muon.cli.sweep` and :mod:`~lightning_muon.cli.compare`: the commands with many runs;
+  :mod:`~lightning_muon.cli.studies`: what they share; :mod:`~lightning_muon.cli.optimizer_settings`: what a comparison
+  has to know of a run.
 - :mod:`~lightning_muon.cli.from_data`: values in configs that the data know.
 - :mod:`~lightning_muon.cli.run_length`: epochs or steps, and schedules of the run's length.
 - :mod:`~lightning_muon.cli.errors`: mistakes of the user, each told in one line; :mod:`~lightning_muon.cli.ending`: how

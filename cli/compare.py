@@ -3,35 +3,27 @@
 import contextlib
 import io
 import logging
-import multiprocessing
 import platform
-import shlex
-import sys
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_muon.cli.option_parser import OptionParser, positive
-from lightning_muon.cli.output import OTHER_COMMANDS, debugging, exit_with, program_name, python, quoted
-from lightning_muon.cli.sweep import add_study_options, preload
-from lightning_muon.experiments import StudyError, StudyStopped
-from lightning_muon.experiments.compare import CompareError, compare, outcome
+from lightning_muon.cli.option_parser import positive
+from lightning_muon.cli.output import exit_with
+from lightning_muon.cli.studies import preload, study_errors, study_parser, tensorboard_of
+from lightning_muon.experiments.compare import compare, outcome
 from lightning_muon.experiments.output import print_outcome, write_outcome
 from lightning_muon.experiments.ratio import quantile
-from lightning_muon.experiments.runs import RUNS, Run
+from lightning_muon.experiments.runs import Run, process_context
 from lightning_muon.experiments.tuning import ALL_AXES
 
 _FOLDER = Path("logs", "compare")
-_EPILOG = """\
+_WORDS = """\
 Each optimizer is tuned by the same rules: the learning rate on a grid that extends itself while the best lies at its
 end, then the learning rates of the other roles, together and one by one, then the weight decay. Then it is trained with
-other seeds, to the end of a schedule, at the full length and at shorter ones. All other options are those of fit.
-
-Several workers, on other GPUs, machines or tasks of a SLURM array: start the same command with the same --study.
-After a kill, the same command goes on; with other --optimizers, it runs what is new."""
+other seeds, to the end of a schedule, at the full length and at shorter ones. All other options are those of fit."""
 
 
 def run_compare(run: Run, settings_of: Callable[[Sequence[str]], Mapping[str, Any]], arguments: Sequence[str]) -> None:
@@ -42,26 +34,22 @@ def run_compare(run: Run, settings_of: Callable[[Sequence[str]], Mapping[str, An
         settings_of: :func:`~lightning_muon.cli.optimizer_settings.optimizer_settings` of a command line of ``fit``.
         arguments: After ``compare``.
     """
-    parser = OptionParser(
-        prog=f"{program_name()} compare",
-        usage=f"{program_name()} compare [--optimizers a,b,…] [options of compare] [options of fit]",
-        description=OTHER_COMMANDS["compare"],
-        epilog=_EPILOG,
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    added = "; with other --optimizers, it runs what is new"
+    parser = study_parser("compare", "[--optimizers a,b,…]", _WORDS, added)
     optimizers_help = "presets of the group optimizer, or config files; the first is the baseline (%(default)s)"
     tune_help = "what is tuned: these, or single roles such as embedding instead of each_role (%(default)s)"
     seeds_help = "how many seeds the runs have that are compared (%(default)s)"
     parser.add_argument("--optimizers", default="adamw,moonlight", metavar="a,b,…", help=optimizers_help)
     parser.add_argument("--tune", default=",".join(ALL_AXES), metavar="a,b,…", help=tune_help)
     parser.add_argument("--seeds", type=positive, default=4, metavar="n", help=seeds_help)
-    add_study_options(parser)
     given, of_fit = parser.parse_known_args(arguments)
     folder = given.study or _FOLDER
-    preload()
     try:
         quantile()  # a missing package is told now, not after hours
+    except ModuleNotFoundError as error:
+        exit_with(str(error))
+    with study_errors("compare", arguments):
+        preload()
         protocol, records = compare(
             folder,
             given.optimizers.split(","),
@@ -76,23 +64,15 @@ def run_compare(run: Run, settings_of: Callable[[Sequence[str]], Mapping[str, An
         found = outcome(protocol, records, given.metric, _processor())
         print_outcome(found)
         written, no_plots = write_outcome(found, folder)
-    except (OSError, CompareError, StudyError, ModuleNotFoundError) as error:
-        if debugging():
-            raise
-        exit_with(str(error))
-    except StudyStopped:
-        sys.stderr.write(f"go on:      {program_name()} {shlex.join(['compare', *arguments])}\n")
-        raise
     print(f"written:    {', '.join(map(str, written))}")
     if no_plots:
         print(no_plots)
-    print(f"look:       {python()} -m tensorboard.main --logdir {quoted(str(folder / RUNS))}")
+    print(tensorboard_of(folder))
 
 
 def _in_a_process(function: Callable[..., Mapping[str, Any]], arguments: Sequence[str]) -> Mapping[str, Any]:
     """Call a function in a process of its own: in this one, from which runs are forked, torch must not compute."""
-    method = "fork" if sys.platform == "linux" else "spawn"
-    with ProcessPoolExecutor(1, multiprocessing.get_context(method)) as pool:
+    with ProcessPoolExecutor(1, process_context()) as pool:
         return pool.submit(_quietly, function, list(arguments)).result()
 
 

@@ -58,10 +58,10 @@ def optimizer_settings(
         ValueError: If the module has several optimizers.
 
     Returns:
-        ``optimizer``, the name of its class; ``lr`` and ``weight_decay`` (``None`` if it has none) of its groups of
-        matrices; ``rates``, the learning rates of the groups of other roles; ``parameters``, their number;
-        ``steps``, those of the run; ``accumulate``, the batches of a step; ``tokens_per_step``, ``None`` if the data do
-        not know them; ``seed``, ``None`` if the run has none.
+        ``lr`` and ``weight_decay`` (``None`` if the optimizer has none) of its groups of matrices; ``rates``, the
+        learning rates of the groups of other roles; ``parameters``, their number; ``steps``, those of the run;
+        ``accumulate``, the batches of a step; ``tokens_per_step``, ``None`` if the data do not know them; ``seed``,
+        ``None`` if the run has none.
     """
     without_traces = [
         "--trainer.logger=false",
@@ -73,23 +73,19 @@ def optimizer_settings(
     )
     if len(cli.optimizers) != 1:
         raise ValueError(f"the module has {len(cli.optimizers)} optimizers: only runs with one can be compared")
-    (optimizer,) = cli.optimizers
-    groups = optimizer.param_groups
+    groups = cli.optimizers[0].param_groups
     matrices = next((group for group in groups if group.get("role", "matrix") == "matrix"), groups[0])
     rates = {group["role"]: _rate(group) for group in groups if group.get("role", "matrix") != "matrix"}
     batch, tokens = (getattr(cli.datamodule, name, None) for name in ("batch_size", "tokens_per_sample"))
     seed = cli.config["fit"]["seed_everything"]
     return {
-        "optimizer": type(optimizer).__name__,
         "lr": _rate(matrices),
         "weight_decay": None if "weight_decay" not in matrices else float(matrices["weight_decay"]),
         "rates": rates,
         "parameters": sum(one.numel() for group in groups for one in group["params"]),
         "steps": cli.steps,
         "accumulate": cli.trainer.accumulate_grad_batches,
-        "tokens_per_step": None
-        if batch is None or tokens is None
-        else batch * tokens * cli.trainer.accumulate_grad_batches,
+        "tokens_per_step": batch * tokens * cli.trainer.accumulate_grad_batches if batch and tokens else None,
         "seed": seed if isinstance(seed, int) and not isinstance(seed, bool) else None,
     }
 

@@ -1,18 +1,19 @@
 """Compare optimizers: tune each by the same rules, train with paired seeds, and say how many steps each needs."""
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_muon.experiments.contestant import Contestant, Settings
 from lightning_muon.experiments.journal import Record
+from lightning_muon.experiments.locks import StudyError
 from lightning_muon.experiments.outcome import Finalist, FinalRun, Outcome, Setting, TuningRun
 from lightning_muon.experiments.protocol import Known, Protocol
 from lightning_muon.experiments.runs import Run
 from lightning_muon.experiments.study import print_result, run_study
 from lightning_muon.experiments.tuning import ALL_AXES
+from lightning_muon.report.render import replaced
 
 Inspect = Callable[[Sequence[str]], Mapping[str, Any]]
 CONTESTANTS = "contestants.json"  # in the folder of the study: what was found of each optimizer
@@ -20,10 +21,6 @@ CONTESTANTS = "contestants.json"  # in the folder of the study: what was found o
 _STATE_BYTES = "optimizer_state/bytes"
 _DEFAULT_SEED = 42
 _OF_THE_RUN = ("steps", "accumulate", "seed", "parameters", "tokens_per_step")
-
-
-class CompareError(ValueError):
-    """A comparison cannot be made; the message is one line for the user."""
 
 
 def compare(
@@ -58,21 +55,23 @@ def compare(
         The protocol, and the record of each run.
 
     Raises:
-        CompareError: If the optimizers cannot be compared.
-        StudyError: If the study cannot start, or go on.
+        StudyError: If the optimizers cannot be compared, or the study cannot start or go on.
     """
     names = {Path(given).stem: given for given in optimizers}
     if len(names) < len(optimizers):
-        raise CompareError(f"an optimizer is named twice in {', '.join(optimizers)}")
+        raise StudyError(f"an optimizer is named twice in {', '.join(optimizers)}")
     if len(names) < 2:
-        raise CompareError("a comparison needs two optimizers at least, such as --optimizers adamw,moonlight")
+        raise StudyError("a comparison needs two optimizers at least, such as --optimizers adamw,moonlight")
     if seeds < 2:
-        raise CompareError(f"an interval needs two seeds at least, got {seeds}")
+        raise StudyError(f"an interval needs two seeds at least, got {seeds}")
     known = _read(folder / CONTESTANTS)
     for name, given in names.items():
         if name not in known:
             known[name] = look_at(given, arguments, inspect)
-            _write(folder / CONTESTANTS, known)  # each takes seconds
+            # Each takes seconds; and other workers may read the file at any time.
+            folder.mkdir(parents=True, exist_ok=True)
+            with replaced(folder / CONTESTANTS) as unfinished:
+                unfinished.write_text(json.dumps(known, indent=1), encoding="utf-8")
     protocol = protocol_of({name: known[name] for name in names}, seeds, tuned)
     records = run_study(
         folder,
@@ -107,7 +106,7 @@ def protocol_of(found: Mapping[str, Mapping[str, Any]], seeds: int, tuned: Seque
         tuned: What is tuned.
 
     Raises:
-        CompareError: If the runs differ in more than their optimizers, or an axis of the tuning is unknown.
+        StudyError: If the runs differ in more than their optimizers, or an axis of the tuning is unknown.
     """
     contestants = tuple(
         Contestant(
@@ -122,13 +121,13 @@ def protocol_of(found: Mapping[str, Mapping[str, Any]], seeds: int, tuned: Seque
     for name in others:
         for key in _OF_THE_RUN:
             if found[name][key] != found[baseline][key]:
-                raise CompareError(
+                raise StudyError(
                     f"{key} is {found[baseline][key]} with {baseline} and {found[name][key]} with {name}: set it on the"
                     " command line, for all"
                 )
     axes = {*ALL_AXES, *(role for one in contestants for role in one.start.rates)}
     if unknown := [axis for axis in tuned if axis not in axes]:
-        raise CompareError(f"--tune does not know {', '.join(unknown)}; it knows {', '.join(sorted(axes))}")
+        raise StudyError(f"--tune does not know {', '.join(unknown)}; it knows {', '.join(sorted(axes))}")
     run = found[baseline]
     first = _DEFAULT_SEED if run["seed"] is None else run["seed"]
     return Protocol(
@@ -181,11 +180,3 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     return found
-
-
-def _write(file: Path, found: Mapping[str, Any]) -> None:
-    """Write the file whole, or not at all: other workers may read it at any time."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    temporary.replace(file)

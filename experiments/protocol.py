@@ -8,7 +8,6 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from lightning_muon.experiments.contestant import Contestant, Settings
 from lightning_muon.experiments.journal import Record
@@ -51,7 +50,7 @@ class Protocol:
     parameters: int = 0
     tokens_per_step: int | None = None
 
-    @cached_property
+    @property
     def baseline(self) -> Contestant:
         """The optimizer with which the others are compared."""
         return self.contestants[0]
@@ -60,9 +59,8 @@ class Protocol:
         """Return the trials that can run now, and have no record."""
         known = {record.trial.name: record.result for record in records}
         wanted = [trial for contestant in self.contestants for trial in self._wanted(contestant, known)]
-        # The same run may be wanted twice; those for all others to wait for come first.
-        wanted = list({trial.name: trial for trial in wanted}.values())
-        return [trial for trial in wanted if trial.name not in known]
+        # By name, because a short length may be asked for twice.
+        return [trial for name, trial in {trial.name: trial for trial in wanted}.items() if name not in known]
 
     def tuning(self, contestant: Contestant, known: Known) -> Search:
         """Return how far the tuning of a contestant has come."""

@@ -110,7 +110,7 @@ class Process:
             "--trainer.logger.default_hp_metric=false",
         ]
         folder = study / RUNS / trial.name
-        process = _context().Process(
+        process = process_context().Process(
             target=_main,
             args=(run, command, trial, metric, folder, heartbeat, os.getpid(), place, places),
             name=trial.name,
@@ -179,7 +179,7 @@ def first_refusal(run: Run, commands: Sequence[list[str]]) -> str | None:
 
     They are parsed by the program itself, in a process of its own: it may import anything.
     """
-    context = _context()
+    context = process_context()
     answer, end = context.Pipe(duplex=False)
     process = context.Process(target=_parse, args=(run, commands, end))
     process.start()
@@ -193,7 +193,8 @@ def first_refusal(run: Run, commands: Sequence[list[str]]) -> str | None:
     return refused
 
 
-def _context() -> Any:
+def process_context() -> Any:
+    """Return how processes are made: forked where that is safe."""
     return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 

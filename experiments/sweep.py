@@ -18,6 +18,7 @@ from lightning_muon.experiments.space import Choices, Dimension, Range, grid, sh
 from lightning_muon.experiments.study import print_result, run_study
 from lightning_muon.experiments.trial import Result, Trial
 from lightning_muon.report.plain_text import printable
+from lightning_muon.report.render import replaced
 
 TRIALS = "trials.json"
 _MOST_ROWS = 30
@@ -160,9 +161,8 @@ def write_trials(records: Sequence[Record], folder: Path) -> None:
         }
         for record in records
     ]
-    unfinished = folder / f".{TRIALS}.unfinished"
-    unfinished.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    unfinished.replace(folder / TRIALS)
+    with replaced(folder / TRIALS) as unfinished:
+        unfinished.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 def _described(dimension: Dimension) -> str:

@@ -108,22 +108,20 @@ def search(contestant: Contestant, axes: Sequence[Axis], loss_of: Callable[[Sett
             coupled = frozenset()  # rates that have been compared with one another stay where they are
         grid = axis.first_points(best)
         while True:
-            losses = {}
-            for value in sorted(map(_rounded, grid)):
-                losses[value] = (settings := axis.with_value(best, value, coupled)), loss_of(settings)
-            if wanted := tuple(settings for settings, loss in losses.values() if loss is None):
+            points = {value: axis.with_value(best, value, coupled) for value in sorted(map(_rounded, grid))}
+            losses = {value: loss_of(settings) for value, settings in points.items()}
+            if wanted := tuple(points[value] for value, loss in losses.items() if loss is None):
                 return Search(best, wanted, visited=tuple(visited.values()))
-            for settings, _ in losses.values():
+            for settings in points.values():
                 visited.setdefault(str(settings), (axis.name, settings))
             # Of equal losses, such as infinite ones, the lowest value is the safest.
-            found = min(losses, key=lambda value: (losses[value][1], value))
-            positive = [value for value in losses if value > 0]
-            beyond = {positive[0]: found / axis.factor, positive[-1]: found * axis.factor}.get(found)
-            at_edge[axis.name] = beyond is not None
-            if beyond is None or len(grid) >= MOST_POINTS:
+            found = min(points, key=lambda value: (losses[value], value))
+            lowest, *_, highest = (value for value in points if value > 0)
+            at_edge[axis.name] = found in (lowest, highest)
+            if not at_edge[axis.name] or len(grid) >= MOST_POINTS:
                 break
-            grid.append(beyond)
-        best = losses[found][0]
+            grid.append(found / axis.factor if found == lowest else found * axis.factor)
+        best = points[found]
     edges = tuple(name for name, edge in at_edge.items() if edge)
     return Search(best, at_edge=edges, visited=tuple(visited.values()))
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -144,7 +145,8 @@ def _row(*cells: str) -> str:
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """Yield a path to write to, which replaces the given one at the end if it was written."""
-    unfinished = path.with_name(f".{path.stem}-unfinished{path.suffix}")  # matplotlib needs the suffix
+    # Several processes may write it, each a file of its own; matplotlib needs the suffix.
+    unfinished = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
     try:
         yield unfinished
         if unfinished.exists():

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lightning_muon.experiments.compare import CompareError, compare, look_at, outcome, protocol_of
+from lightning_muon.experiments import StudyError
+from lightning_muon.experiments.compare import compare, look_at, outcome, protocol_of
 from lightning_muon.experiments.contestant import Contestant, Settings
 from lightning_muon.experiments.journal import Record
 from lightning_muon.experiments.protocol import Protocol
@@ -135,5 +136,5 @@ def test_a_protocol_is_made_of_what_the_command_lines_say() -> None:
 def test_what_cannot_be_compared_is_refused(
     optimizers: list[str], options: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(CompareError, match=message):
+    with pytest.raises(StudyError, match=message):
         compare(tmp_path, optimizers, [], run=print, inspect=inspector(changes), **options)

@@ -4,7 +4,7 @@
     ("strategy", cookiecutter.strategy, "auto"),
     ("logger", cookiecutter.logger, "tensorboard"),
 ] if choice != default %}{% set _ = layers.append((group, choice)) %}{% endfor -%}
-"""The program: fit, validate, test, predict, routes, sweep, report, export, consolidate.
+"""The program: fit, validate, test, predict, routes, sweep, compare, report, export, consolidate.
 
 Start it by ``python -m {{ cookiecutter.package_name }} fit``.
 """
