@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -61,7 +60,7 @@ def run_compare(run: Run, settings_of: Callable[[Sequence[str]], Mapping[str, An
             metric=given.metric,
             jobs=given.jobs,
         )
-        found = outcome(protocol, records, given.metric, _processor())
+        found = outcome(protocol, records, given.metric)
         print_outcome(found)
         written, no_plots = write_outcome(found, folder)
     print(f"written:    {', '.join(map(str, written))}")
@@ -81,11 +80,3 @@ def _quietly(function: Callable[..., Mapping[str, Any]], arguments: Sequence[str
         logging.getLogger(name).setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):
         return function(arguments)
-
-
-def _processor() -> str:
-    """Return what the runs run on."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return platform.processor() or platform.machine()

@@ -1,9 +1,12 @@
 """The optimizer that a command line of ``fit`` makes: its learning rates and weight decay, without training."""
 
+import contextlib
+import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from typing_extensions import override
 
@@ -61,7 +64,7 @@ def optimizer_settings(
         ``lr`` and ``weight_decay`` (``None`` if the optimizer has none) of its groups of matrices; ``rates``, the
         learning rates of the groups of other roles; ``parameters``, their number; ``steps``, those of the run;
         ``accumulate``, the batches of a step; ``tokens_per_step``, ``None`` if the data do not know them; ``seed``,
-        ``None`` if the run has none.
+        ``None`` if the run has none; ``task``, the names of module and data; ``device``, the name of GPU or processor.
     """
     without_traces = [
         "--trainer.logger=false",
@@ -78,7 +81,10 @@ def optimizer_settings(
     rates = {group["role"]: _rate(group) for group in groups if group.get("role", "matrix") != "matrix"}
     batch, tokens = (getattr(cli.datamodule, name, None) for name in ("batch_size", "tokens_per_sample"))
     seed = cli.config["fit"]["seed_everything"]
+    module, data = (type(one).__name__ for one in (cli.model, cli.datamodule))
     return {
+        "task": module if cli.datamodule is None else f"{module} on {data}",
+        "device": _name_of(cli.trainer.strategy.root_device),
         "lr": _rate(matrices),
         "weight_decay": None if "weight_decay" not in matrices else float(matrices["weight_decay"]),
         "rates": rates,
@@ -88,6 +94,16 @@ def optimizer_settings(
         "tokens_per_step": batch * tokens * cli.trainer.accumulate_grad_batches if batch and tokens else None,
         "seed": seed if isinstance(seed, int) and not isinstance(seed, bool) else None,
     }
+
+
+def _name_of(device: torch.device) -> str:
+    """Return the name of the GPU, or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()
 
 
 def _rate(group: dict[str, Any]) -> float:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def compare(
         arguments: The command line of ``fit`` that all runs share.
         run: The command line as a function.
         inspect: Returns of a command line of ``fit`` the settings of its optimizer: ``lr``, ``weight_decay``, ``rates``
-            of other roles; and of the run ``steps``, ``accumulate``, ``seed``, ``parameters`` and ``tokens_per_step``.
+            of other roles; and of the run ``steps``, ``accumulate``, ``seed``, ``task``, ``parameters``,
+            ``tokens_per_step`` and ``device``.
         seeds: Number of seeds of the final runs.
         tuned: What is tuned, see :func:`~lightning_muon.experiments.tuning.axes_of`.
         metric: What is compared, as it is logged; lower is better.
@@ -137,23 +139,22 @@ def protocol_of(found: Mapping[str, Mapping[str, Any]], seeds: int, tuned: Seque
         tuning_seed=first,
         seeds=tuple(range(first + 1, first + 1 + seeds)),
         tuned=tuple(tuned),
-        parameters=run["parameters"],
-        tokens_per_step=run["tokens_per_step"],
+        setting=Setting(
+            run["task"], parameters=run["parameters"], tokens_per_step=run["tokens_per_step"], device=run["device"]
+        ),
     )
 
 
-def outcome(protocol: Protocol, records: Sequence[Record], metric: str, device: str = "", task: str = "") -> Outcome:
+def outcome(protocol: Protocol, records: Sequence[Record], metric: str) -> Outcome:
     """Return what came of a comparison, as far as it has come.
 
     Args:
         protocol: Its runs.
         records: Those that have been started.
         metric: What is compared.
-        device: What the runs ran on, in a few words.
-        task: What was trained on what, in a few words.
     """
     known = {record.trial.name: record.result for record in records}
-    setting = Setting(task, metric, protocol.parameters, protocol.tokens_per_step, device=device)
+    setting = replace(protocol.setting, metric=metric)
     finalists = tuple(_finalist(protocol, contestant, known) for contestant in protocol.contestants)
     return Outcome(protocol.baseline.name, finalists, setting)
 

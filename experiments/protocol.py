@@ -7,10 +7,11 @@ than what the optimizer reaches in as many steps, because the learning rate has 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lightning_muon.experiments.contestant import Contestant, Settings
 from lightning_muon.experiments.journal import Record
+from lightning_muon.experiments.outcome import Setting
 from lightning_muon.experiments.trial import Result, Trial
 from lightning_muon.experiments.tuning import ALL_AXES, Search, axes_of, search
 
@@ -37,8 +38,7 @@ class Protocol:
             luck, which is not to count.
         seeds: Of the runs that are compared. Runs with one seed start from the same weights and see the same data.
         tuned: Axes of the tuning, see :func:`~lightning_muon.experiments.tuning.axes_of`.
-        parameters: Of the model.
-        tokens_per_step: ``None`` if it is not known.
+        setting: What all runs have in common.
     """
 
     contestants: tuple[Contestant, ...]
@@ -47,8 +47,7 @@ class Protocol:
     tuning_seed: int
     seeds: tuple[int, ...]
     tuned: tuple[str, ...] = ALL_AXES
-    parameters: int = 0
-    tokens_per_step: int | None = None
+    setting: Setting = field(default_factory=Setting)
 
     @property
     def baseline(self) -> Contestant:

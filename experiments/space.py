@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, product
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -94,14 +95,18 @@ def grid(dimensions: Sequence[Choices]) -> list[Trial]:
 
 
 def named(options: Mapping[str, Any], taken: set[str]) -> Trial:
-    """Return the trial with these options, with a name such as ``lr=0.01,weight_decay=0.1``.
+    """Return the trial with these options, with a name such as ``moonlight,lr=0.01,weight_decay=0.1``.
 
     Args:
         options: Of the trial, by keys.
         taken: Names of other trials, in small letters.
     """
     names = dict(zip(options, short_names(list(options)), strict=True))
-    parts = [f"{names[key]}={re.sub(r'[^A-Za-z0-9._+-]+', '-', _written(value))}" for key, value in options.items()]
+    # Config files and presets say by their names what they are.
+    parts = [
+        _fit_for_a_folder(_configs(value) if key == "config" else f"{names[key]}={_written(value)}")
+        for key, value in options.items()
+    ]
     name = ",".join(parts)[:_LONGEST_NAME]
     for candidate in _candidates(name):
         if candidate.casefold() not in taken:
@@ -137,6 +142,14 @@ def _candidates(name: str) -> Iterator[str]:
     yield name
     for number in count(2):
         yield f"{name}-{number}"
+
+
+def _fit_for_a_folder(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+=-]+", "-", text)
+
+
+def _configs(value: object) -> str:
+    return "+".join(Path(str(one)).stem for one in (value if isinstance(value, list) else [value]))
 
 
 def _written(value: object) -> str:

@@ -207,17 +207,18 @@ def _in_words(ratio: Interval, of: str) -> str:
 def _circumstances(outcome: Outcome) -> str:
     """Return how it was measured."""
     setting = outcome.setting
-    size = "" if setting.parameters is None else f" with {_large(setting.parameters)} parameters"
+    size = "" if setting.parameters is None else f" ({_large(setting.parameters)} parameters)"
     read = "" if setting.tokens_per_step is None else f" of {_large(setting.tokens_per_step)} {setting.unit}"
     device = f" on {setting.device}" if setting.device else ""
     horizons = outcome.horizons
     schedules = f" schedules of {_joined(horizons)} steps{read}," if horizons else ""
     tuned = sorted(len(finalist.tuning) for finalist in outcome)
     tuning = f"{tuned[0]}" if tuned[0] == tuned[-1] else f"{tuned[0]} to {tuned[-1]}"
+    effort = f"each optimizer tuned in {tuning} runs" if tuned[-1] else "no optimizer tuned"
     seeds = f"{len(outcome.seeds)} seed{'s' if len(outcome.seeds) != 1 else ''}"
     return (
-        f"Measured with {setting.task or 'one model'}{size}{device}: full{schedules} {seeds}, each optimizer tuned in"
-        f" {tuning} runs. Small models do not speak for large ones."
+        f"Measured with {setting.task or 'one model'}{size}{device}: full{schedules} {seeds}, {effort}."
+        " Small models do not speak for large ones."
     )
 
 

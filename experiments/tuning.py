@@ -16,6 +16,9 @@ ROLES, EACH_ROLE = "roles", "each_role"  # the rates of all roles but the matric
 # then makes up for it. The rate of the matrices comes again at the end, because until then it was that of all roles.
 ALL_AXES = (LEARNING_RATE, ROLES, EACH_ROLE, WEIGHT_DECAY)
 MOST_POINTS = 9  # of a grid: with a factor of 2 it spans 256
+MOST_AGAIN = 5  # in later rounds
+MOST_ROUNDS = 3  # through all axes: what is tuned late may move the optimum of what was tuned before
+SAME = 1.02  # values of an axis within this ratio are one value, which rounding has moved
 _FIRST_DECAYS = (0.0, 0.03, 0.1)  # where the optimizer's own is zero
 
 
@@ -92,40 +95,54 @@ def axes_of(contestant: Contestant, tuned: Sequence[str] = ALL_AXES) -> list[Axi
 
 
 def search(contestant: Contestant, axes: Sequence[Axis], loss_of: Callable[[Settings], float | None]) -> Search:
-    """Go through the axes, as far as losses are known.
+    """Go through the axes, as far as losses are known, and again until a round finds nothing better.
 
     Args:
         contestant: Where the search starts, and which rates follow the learning rate until they have been tuned.
-        axes: In their order.
+        axes: In their order. Later rounds leave out the coarse axis of the learning rate, if there is a finer one.
         loss_of: The loss of a run to the end of its schedule: infinite if it diverged, ``None`` if it has not run.
     """
     best = contestant.start
     coupled = contestant.coupled
     at_edge: dict[str, bool] = {}
     visited: dict[str, tuple[str, Settings]] = {}
-    for axis in axes:
-        if axis.name in {ROLES, *contestant.start.rates}:
-            coupled = frozenset()  # rates that have been compared with one another stay where they are
-        grid = axis.first_points(best)
-        while True:
-            points = {value: axis.with_value(best, value, coupled) for value in sorted(map(_rounded, grid))}
-            losses = {value: loss_of(settings) for value, settings in points.items()}
-            if wanted := tuple(points[value] for value, loss in losses.items() if loss is None):
-                return Search(best, wanted, visited=tuple(visited.values()))
-            for settings in points.values():
-                visited.setdefault(str(settings), (axis.name, settings))
-            # Of equal losses, such as infinite ones, the lowest value is the safest.
-            found = min(points, key=lambda value: (losses[value], value))
-            lowest, *_, highest = (value for value in points if value > 0)
-            at_edge[axis.name] = found in (lowest, highest)
-            if not at_edge[axis.name] or len(grid) >= MOST_POINTS:
-                break
-            grid.append(found / axis.factor if found == lowest else found * axis.factor)
-        best = points[found]
+    tried: dict[str, list[float]] = {axis.name: [] for axis in axes}
+    rates = [axis for axis in axes if axis.name == LEARNING_RATE]
+    again = [axis for axis in axes if axis not in rates[:-1]]
+    for number in range(MOST_ROUNDS):
+        before = best
+        for axis in again if number else axes:
+            if axis.name in {ROLES, *contestant.start.rates}:
+                coupled = frozenset()  # rates that have been compared with one another stay where they are
+            grid = axis.first_points(best)
+            while True:
+                values = sorted({_known_or_rounded(value, tried[axis.name]) for value in grid})
+                points = {value: axis.with_value(best, value, coupled) for value in values}
+                losses = {value: loss_of(settings) for value, settings in points.items()}
+                if wanted := tuple(points[value] for value, loss in losses.items() if loss is None):
+                    return Search(best, wanted, visited=tuple(visited.values()))
+                tried[axis.name] += values
+                for settings in points.values():
+                    visited.setdefault(str(settings), (axis.name, settings))
+                # Of equal losses, such as infinite ones, the lowest value is the safest.
+                found = min(points, key=lambda value: (losses[value], value))
+                lowest, *_, highest = (value for value in points if value > 0)
+                at_edge[axis.name] = found in (lowest, highest)
+                if not at_edge[axis.name] or len(grid) >= (MOST_AGAIN if number else MOST_POINTS):
+                    break
+                grid.append(found / axis.factor if found == lowest else found * axis.factor)
+            best = points[found]
+        if best == before or len(again) == 1:
+            break
     edges = tuple(name for name, edge in at_edge.items() if edge)
     return Search(best, at_edge=edges, visited=tuple(visited.values()))
 
 
+def _known_or_rounded(value: float, tried: Sequence[float]) -> float:
+    """Return the first value of those tried that is as good as the same: a value that is reached in two ways is one."""
+    return next((one for one in tried if one and 1 / SAME < value / one < SAME), _rounded(value))
+
+
 def _rounded(value: float) -> float:
-    """Return three significant digits: a value that is reached in two ways is one run."""
+    """Return three significant digits."""
     return float(f"{value:.3g}")

@@ -39,7 +39,8 @@ def train(command: list[str]) -> None:
 def inspect(arguments: Sequence[str]) -> dict[str, Any]:
     rates = [float(one.partition("=")[2]) for one in arguments if one.startswith("--model.optimizer.lr=")]
     found = {"lr": rates[-1] if rates else 0.01, "weight_decay": None, "rates": {}}
-    return {**found, "steps": 100, "accumulate": 1, "seed": 1, "parameters": 1000, "tokens_per_step": 64}
+    setting = {"task": "a parabola", "device": "paper", "parameters": 1000, "tokens_per_step": 64}
+    return {**found, **setting, "steps": 100, "accumulate": 1, "seed": 1}
 
 
 def compared(

@@ -123,7 +123,7 @@ def test_the_sentence_says_how_it_was_measured() -> None:
     for part in (
         "For the final loss of adamw, muon, the best of 2, needs 0.70 times its steps (95 % interval 0.",
         "times its seconds",
-        "a GPT on bytes with 1.02 million parameters on 2 CPU cores",
+        "a GPT on bytes (1.02 million parameters) on 2 CPU cores",
         "150, 212 and 300 steps of 8192 tokens, 4 seeds, each optimizer tuned in 5 runs",
         "Small models do not speak for large ones.",
     ):

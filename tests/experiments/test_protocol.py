@@ -12,6 +12,7 @@ from lightning_muon.experiments import StudyError
 from lightning_muon.experiments.compare import compare, look_at, outcome, protocol_of
 from lightning_muon.experiments.contestant import Contestant, Settings
 from lightning_muon.experiments.journal import Record
+from lightning_muon.experiments.outcome import Setting
 from lightning_muon.experiments.protocol import Protocol
 from lightning_muon.experiments.trial import Result, Trial
 
@@ -109,7 +110,8 @@ def inspector(changes: Mapping[str, Mapping[str, Any]]) -> Callable[[Sequence[st
         lr = rates[-1] if rates else 0.01
         name = configs[-1].removeprefix("optimizer/")
         found = {"lr": lr, "weight_decay": 0.1, "rates": {"head": 0.005 if name == "polar" else lr}}
-        run = {"steps": 300, "accumulate": 1, "seed": 7, "parameters": 1000, "tokens_per_step": None}
+        run = {"steps": 300, "accumulate": 1, "seed": 7, "task": "x on y", "device": "paper"}
+        run |= {"parameters": 1000, "tokens_per_step": None}
         return {**found, **run, **changes.get(name, {})}
 
     return inspect
@@ -120,7 +122,8 @@ def test_a_protocol_is_made_of_what_the_command_lines_say() -> None:
     protocol = protocol_of(found, 3, ("lr",))
     assert [one.coupled for one in protocol.contestants] == [frozenset({"head"}), frozenset()]
     assert [one.configs for one in protocol.contestants] == [("optimizer/adamw",), ("optimizer/polar",)]
-    assert (protocol.tuning_seed, protocol.seeds, protocol.steps, protocol.parameters) == (7, (8, 9, 10), 300, 1000)
+    assert (protocol.tuning_seed, protocol.seeds, protocol.steps) == (7, (8, 9, 10), 300)
+    assert protocol.setting == Setting("x on y", parameters=1000, device="paper")
 
 
 @pytest.mark.parametrize(

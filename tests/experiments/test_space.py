@@ -68,7 +68,7 @@ def test_a_grid_has_all_combinations_with_names_of_folders() -> None:
         parse("config=optimizer/moonlight,schedule/constant"),
     ]
     assert grid(dimensions) == [
-        Trial(f"lr={lr},config={preset.replace('/', '-')}", {"model.optimizer.init_args.lr": lr, "config": preset})
+        Trial(f"lr={lr},{preset.partition('/')[2]}", {"model.optimizer.init_args.lr": lr, "config": preset})
         for lr in (0.01, 0.02)
         for preset in ("optimizer/moonlight", "schedule/constant")
     ]

@@ -1,5 +1,6 @@
 """The search of a comparison: it finds the optimum of a known loss, by the same runs however it is interrupted."""
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Mapping
@@ -45,7 +46,7 @@ def test_it_finds_each_optimum_to_within_its_grid() -> None:
     assert found.best.weight_decay == 0.3
     assert not found.at_edge
     assert found.best == min((settings for _, settings in found.visited), key=bowl)
-    assert len(found.visited) == len(known) < 30
+    assert len(found.visited) == len(known) < 40
 
 
 def test_the_rates_of_roles_follow_the_learning_rate_until_they_are_tuned_themselves() -> None:
@@ -94,6 +95,29 @@ def test_roles_whose_rates_only_rise_together_are_found() -> None:
 
     found, _ = run(ADAMW, valley, axes_of(ADAMW))
     assert valley(found.best) < 0.5 < valley(ADAMW.start)
+
+
+def test_what_was_tuned_early_is_tuned_again() -> None:
+    """With the first decay, a large rate is best; with a larger decay, the rate is too large."""
+
+    def loss(settings: Settings) -> float:
+        rate = math.log(max(settings.rates.values()) / 0.002) - 3
+        decay = math.log((settings.weight_decay or 1e-9) / 0.1) - 3
+        return rate**2 + 1.2 * rate * decay + decay**2
+
+    axes = [Axis("roles", 3.0), Axis("weight_decay", 3.0)]
+    found, known = run(ADAMW, loss, axes)
+    first_round = list(known.values())[:11]
+    assert loss(found.best) < min(first_round) / 4
+    assert len(known) <= 20
+
+
+def test_a_value_that_rounding_has_moved_is_not_run_again() -> None:
+    """0.0333 times 3 is 0.0999, which is 0.1."""
+    _, known = run(ADAMW, lambda s: abs(math.log((s.weight_decay or 1.0) / 0.03)), [Axis("weight_decay", 3.0)])
+    decays = sorted(float(name.split("wd=")[1].split(",")[0]) for name in known)
+    assert len(decays) > 3
+    assert all(after > 2 * before for before, after in itertools.pairwise(decays))
 
 
 def test_known_losses_alone_decide_what_runs_next() -> None:

@@ -1,0 +1,101 @@
+"""What bfloat16 loses: AdamW and Muon in float32, with bfloat16 products, and with weights that are bfloat16.
+
+``python -m benchmarks.embedded_text.precisions`` trains each with the same seeds by the command ``sweep``, and reads
+loss and monitors from what the runs logged.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.embedded_text.project import QUICK, parser_of, sweep, write_record
+from benchmarks.record import print_table
+from lightning_muon.experiments.ratio import mean_interval
+from lightning_muon.experiments.runs import RUNS
+from lightning_muon.report import read_run
+
+OPTIMIZERS = ("adamw", "moonlight", "int8", "polargrad")
+# What `comparison` found for this model; the presets of the others are near to what it found.
+TUNED = {"adamw": "model: {lr_by_role: {embedding: 2.92, head: 0.108, vector: 0.108}, optimizer: {lr: 0.004}}"}
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")  # the first is the reference
+SEEDS = (42, 43, 44, 45)
+# Columns and the monitors' tags: of the values that a run logs, the median.
+MONITORS = {
+    "bf16 headroom": "bf16_headroom/mean",
+    "lost updates": "lost_updates/mean",
+    "weight RMS, largest": "weight_rms/max",
+    "output RMS, largest": "output_rms/max",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the sweep, or go on with it, and write the record."""
+    options = parser_of(__doc__).parse_args(arguments)
+    optimizers, seeds = (OPTIMIZERS[:2], SEEDS[:2]) if options.quick else (OPTIMIZERS, SEEDS)
+    folder = options.folder.absolute() / "precisions"
+    configs = {name: [f"optimizer/{name}", *_tuned(folder, name)] for name in optimizers}
+    command = [
+        f"--vary=config={','.join(map(json.dumps, configs.values()))}",
+        f"--vary=trainer.precision={','.join(PRECISIONS)}",
+        f"--vary=seed_everything={','.join(map(str, seeds))}",
+        f"--jobs={options.jobs}",
+        *(QUICK if options.quick else ()),
+    ]
+    trials = sweep(folder, command)
+    runs = folder / "study" / RUNS
+    rows = [
+        {"optimizer": name, **_row(files, precision, trials, runs)}
+        for name, files in configs.items()
+        for precision in PRECISIONS
+    ]
+    title = f"Precisions, {len(seeds)} seeds; losses with 95 % intervals, medians of what the monitors logged"
+    print_table(title, rows, list(rows[0]))
+    write_record(options.results, "precisions", title, folder, {"seeds": seeds, "rows": rows})
+
+
+def _tuned(folder: Path, name: str) -> list[str]:
+    """Write the tuned settings of an optimizer, if there are any, and return their file."""
+    if name not in TUNED:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "tuned.yaml"
+    path.write_text(f"{TUNED[name]}\n", encoding="utf-8")
+    return [str(path)]
+
+
+def _row(files: list[str], precision: str, trials: Sequence[Mapping[str, Any]], runs: Path) -> dict[str, Any]:
+    own, reference = (_by_seed(trials, files, one) for one in (precision, PRECISIONS[0]))
+    logs = [read_run(runs / trial["name"], trial["name"]) for trial in own.values()]
+    more = [own[seed]["value"] - reference[seed]["value"] for seed in own]
+    return {
+        "precision": precision,
+        "val/loss": _interval([trial["value"] for trial in own.values()]),
+        "more than in float32": "" if precision == PRECISIONS[0] else _interval(more),
+        **{name: _median(value for log in logs for value in log.values(tag)) for name, tag in MONITORS.items()},
+        "MB of state": _median(trial["figures"].get("optimizer_state/bytes", 0) / 1e6 for trial in own.values()),
+        "verdicts": ", ".join(sorted({trial["verdict"] for trial in own.values()})),
+    }
+
+
+def _by_seed(trials: Sequence[Mapping[str, Any]], files: list[str], precision: str) -> dict[int, Mapping[str, Any]]:
+    wanted = {"config": files, "trainer.precision": precision}
+    chosen = [trial for trial in trials if wanted.items() <= trial["options"].items()]
+    return {trial["options"]["seed_everything"]: trial for trial in sorted(chosen, key=lambda one: one["name"])}
+
+
+def _median(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return statistics.median(found) if found else None
+
+
+def _interval(values: Sequence[float]) -> str:
+    found = mean_interval(values)
+    half = math.inf if found.high is None or found.value is None else found.high - found.value
+    return f"{statistics.fmean(values):.4f} ± {half:.4f}"
+
+
+if __name__ == "__main__":
+    main()

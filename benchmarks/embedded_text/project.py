@@ -1,0 +1,107 @@
+"""The generated project whose commands ``compare`` and ``sweep`` the experiments run, as its user would."""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.demo import generate
+from benchmarks.record import REPOSITORY, RESULTS, machine, write
+from lightning_muon.cli import main as program
+from lightning_muon.cli.compare import run_compare
+from lightning_muon.cli.optimizer_settings import optimizer_settings
+from lightning_muon.cli.sweep import run_sweep
+from lightning_muon.experiments.journal import Journal, Record
+from lightning_muon.experiments.sweep import TRIALS
+
+IMAGES = REPOSITORY / "docs" / "images"
+# A model and a run that take a second.
+QUICK = (
+    "--model.net.depth=1",
+    "--model.net.dim=32",
+    "--model.net.heads=1",
+    "--model.context=16",
+    "--data.batch_size=2",
+    "--trainer.max_steps=4",
+    "--trainer.limit_val_batches=1",
+    "--trainer.log_every_n_steps=1",
+)
+
+_PACKAGE = "my_muon_project"
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options of all experiments."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=REPOSITORY / "build" / "embedded_text", help="project and runs")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--quick", action="store_true", help="few runs of few steps, to check that it runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
+    parser.add_argument("--images", type=Path, default=IMAGES, help="folder of the plots")
+    return parser
+
+
+def compare(folder: Path, command: Sequence[str]) -> dict[str, Any]:
+    """Run the command ``compare`` and return the content of its ``comparison.json``."""
+    with _project_in(folder) as (run, classes):
+        run_compare(run, partial(optimizer_settings, *classes), [f"--study={folder / 'study'}", *command])
+    outcome: dict[str, Any] = json.loads((folder / "study" / "comparison.json").read_text(encoding="utf-8"))
+    return outcome
+
+
+def sweep(folder: Path, command: Sequence[str]) -> list[dict[str, Any]]:
+    """Run the command ``sweep`` and return its trials."""
+    with _project_in(folder) as (run, _):
+        run_sweep(run, [f"--study={folder / 'study'}", *command])
+    trials: list[dict[str, Any]] = json.loads((folder / "study" / TRIALS).read_text(encoding="utf-8"))
+    return trials
+
+
+def write_record(results: Path, name: str, title: str, folder: Path, content: dict[str, Any]) -> Path:
+    """Write ``<results>/<name>-<card or cpu>.json``, with machine, date and the hours of all runs together."""
+    card = torch.cuda.get_device_name().lower() if torch.cuda.is_available() else "cpu"
+    records = journal_of(folder)
+    done = [record.result for record in records if record.result]
+    hours = sum(result.steps * (result.seconds_per_step or 0.0) for result in done) / 3600
+    path = results / f"{name}-{re.sub(r'[^a-z0-9]+', '_', card)}.json"
+    about = {"date": datetime.now(timezone.utc).date().isoformat(), "machine": machine()}
+    write(path, {"title": title, **about, "runs": len(done), "hours of training": round(hours, 2), **content})
+    print(f"record:     {path}")
+    return path
+
+
+def journal_of(folder: Path) -> list[Record]:
+    """Return the records of the study."""
+    journal = Journal(folder / "study")
+    with journal.locked():
+        return journal.records()
+
+
+@contextmanager
+def _project_in(folder: Path) -> Iterator[tuple[Any, tuple[str, str, Path]]]:
+    """Generate the project, unless it is there, and work in it: its command line as a function, and its classes."""
+    project = folder / "my-muon-project"
+    if not project.exists():
+        generate(folder)
+    classes = (f"{_PACKAGE}.module.TextModule", f"{_PACKAGE}.data.TextData", project / "configs" / "default.yaml")
+    before = Path.cwd()
+    os.chdir(project)  # its data go into a folder there
+    sys.path.insert(0, str(project / "src"))
+    try:
+        yield partial(_run, *classes), classes
+    finally:
+        sys.path.remove(str(project / "src"))
+        os.chdir(before)
+
+
+def _run(module: str, data: str, default_config: Path, command: list[str]) -> None:
+    program(module, data, default_config=default_config, args=command)
