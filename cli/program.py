@@ -99,15 +99,17 @@ def run_report(arguments: Sequence[str]) -> None:
         description=f"{OTHER_COMMANDS['report']} Reads what TensorBoardLogger and CSVLogger wrote.",
         allow_abbrev=False,
     )
-    log_dir_help = "a run's folder, or a folder with runs below, such as logs"
+    log_dir_help = "a run's folder, or a folder with runs below, such as logs or that of a sweep"
     output_help = "where report.md and curves.png go, by default report/ in the first log_dir"
-    limit_help = "the most runs to show, those that were written to last (default: %(default)s)"
+    metric_help = "the tag to sort by, such as val/accuracy (default: the validation loss, or else another loss)"
+    limit_help = "the most runs to read, those that were written to last (default: %(default)s)"
     parser.add_argument("log_dir", nargs="+", type=Path, help=log_dir_help)
     parser.add_argument("--output", type=Path, metavar="folder", help=output_help)
-    parser.add_argument("--limit", type=positive, default=5, metavar="n", help=limit_help)
+    parser.add_argument("--metric", metavar="tag", help=metric_help)
+    parser.add_argument("--limit", type=positive, default=200, metavar="n", help=limit_help)
     given = parser.parse_args(arguments)
     try:
-        comparison = report.compare(given.log_dir, given.limit)
+        comparison = report.compare(given.log_dir, given.limit, given.metric)
         report.print_comparison(comparison)
         written, no_plot = report.write_report(comparison, given.output or given.log_dir[0] / "report")
     except (report.RunLogError, report.ReportFileError) as error:

@@ -91,6 +91,7 @@ class Line:
     healthy: Range = UNKNOWN  # the first line of a quantity takes the quantity's range and advice
     advice: str = ""  # what a value outside of the range means, and what to do then
     only_half_precision: bool = False  # judged only in runs that keep weights in 16 bits
+    of_any_length: bool = False  # judged in the shortest run too
 
 
 @dataclass(frozen=True)

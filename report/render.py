@@ -1,10 +1,14 @@
 """A comparison of runs as tables for a terminal, and as files: Markdown, and curves where matplotlib is installed."""
 
+import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 from uuid import uuid4
 
+from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
@@ -13,13 +17,28 @@ from rich.text import Text
 from lightning_muon.report.comparison import Comparison
 from lightning_muon.report.curves import draw_curves
 from lightning_muon.report.health import Figure
+from lightning_muon.report.overview import broken, fitting, overview
 from lightning_muon.report.plain_text import code, printable
 from lightning_muon.report.plain_text import markdown as as_markdown
 
 PAGE, PLOT = "report.md", "curves.png"
-COLOURS = {"ok": "green", "costly": "yellow", "watch": "yellow", "bad": "red", "not measured": "yellow", None: ""}
+COLOURS = {
+    "ok": "green",
+    "costly": "yellow",
+    "watch": "yellow",
+    "bad": "red",
+    "not measured": "yellow",
+    "too short to judge": "",
+    None: "",
+}
 # The most characters for the names of runs, and for labels where not all runs fit beside them; longer ones are wrapped.
 NAME_WIDTH, LABEL_WIDTH = 16, 30
+
+
+# The most groups whose health is printed side by side; the page has that of all.
+SIDE_BY_SIDE = 5
+_MOST_ROWS = 30
+_PIPE_WIDTH = 240  # characters, in a file or a pipe: a row stays a line
 
 
 class ReportFileError(ValueError):
@@ -27,17 +46,26 @@ class ReportFileError(ValueError):
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Print the runs as tables, each with as many runs as the terminal is wide for, and the remarks on each run."""
+    """Print the runs, the best first; and their health, if they are few: what is wrong with most of them if not."""
     console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=_PIPE_WIDTH)
+    if len(comparison.groups) > 1:
+        _print_overview(console, comparison)
+    if len(comparison.groups) > SIDE_BY_SIDE:
+        for remark in _summary(comparison):
+            _print_line(console, f"- {remark}")
+        _print_line(console, f"{PAGE} has all figures")
+        return
     blocks, label_width = _blocks(comparison, console.width)
     for block in blocks:
         console.print(_table(comparison, block, label_width))
-    for column, run in enumerate(comparison.runs):
+    for column, group in enumerate(comparison.groups):
         remarks = comparison.remarks(column)
         if remarks:
-            console.print(Text(run.name, "bold"))
+            console.print(Text(group.name, "bold"))
         for remark in remarks:
-            console.print(f"- {printable(remark)}", markup=False, highlight=False)
+            _print_line(console, f"- {remark}")
 
 
 def write_report(comparison: Comparison, folder: Path) -> tuple[list[Path], str | None]:
@@ -58,7 +86,7 @@ def write_report(comparison: Comparison, folder: Path) -> tuple[list[Path], str 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replaced(folder / PLOT) as unfinished:
-            no_plot = draw_curves(comparison.runs, unfinished)
+            no_plot = draw_curves(comparison.groups, unfinished)
         with replaced(folder / PAGE) as unfinished:
             unfinished.write_text(markdown(comparison, None if no_plot else PLOT), encoding="utf-8")
     except OSError as error:
@@ -68,34 +96,91 @@ def write_report(comparison: Comparison, folder: Path) -> tuple[list[Path], str 
     return [folder / PAGE] if no_plot else [folder / PAGE, folder / PLOT], no_plot
 
 
+def _print_line(console: Console, text: str) -> None:
+    console.print(printable(text), markup=False, highlight=False)
+
+
+def _print_overview(console: Console, comparison: Comparison) -> None:
+    """Print a row for each group."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
+    table.title = _title(comparison)
+    found = fitting(overview(comparison), console.width, comparison)
+    for place, title in enumerate(found.titles):
+        width = max(cell_len(row[place]) for row in found.rows)
+        side: Literal["left", "right"] = "right" if place in found.right else "left"
+        table.add_column(Text(broken(title, width)), justify=side, overflow="fold")
+    for row in found.rows[:_MOST_ROWS]:
+        table.add_row(*map(Text, row[:-1]), Text(row[-1], COLOURS[row[-1]]))
+    console.print(table)
+    if hidden := Counter(row[-1] for row in found.rows[_MOST_ROWS:]):
+        verdicts = ", ".join(f"{number} {verdict}" for verdict, number in hidden.items())
+        _print_line(console, f"{hidden.total()} more are in {PAGE}: {verdicts}")
+    best, metric = comparison.groups[0], comparison.metric
+    if metric is not None and not metric.rank(best)[0]:
+        others = f" and {len(best.runs) - 1} more" if len(best.runs) > 1 else ""
+        console.print(
+            f"best: {printable(str(best.runs[0].path))}{others}", soft_wrap=True, markup=False, highlight=False
+        )
+
+
+def _title(comparison: Comparison) -> str:
+    runs = f"{len(comparison.runs)} runs"
+    return f"{runs}, by {comparison.metric.tag}" if comparison.metric else runs
+
+
+def _summary(comparison: Comparison) -> list[str]:
+    """Return each advice once, with the number of groups that it is for."""
+    advice: Counter[str] = Counter()
+    for line, figures in comparison.lines:
+        for verdict in (one.verdict for one in figures if one is not None):
+            if line.advice and verdict not in {"ok", None}:
+                advice[f"{verdict}: {line.label}; {line.advice}"] += 1
+    return [f"{number} of {len(comparison.groups)} {remark}" for remark, number in advice.most_common()]
+
+
 def markdown(comparison: Comparison, plot: str | None) -> str:
     """Return the report as Markdown, with a link to the plot if there is one."""
-    names = [as_markdown(run.name) for run in comparison.runs]
-    lines = [
-        f"# Health of {', '.join(names)}",
-        "",
-        _row("quantity", "healthy", *names),
-        _row("---", "---", *["---:"] * len(names)),
-        *(
-            _row(as_markdown(line.label), line.healthy.words, *(str(figure or "–") for figure in figures))
-            for line, figures in comparison.lines
-        ),
-        _row("**verdict**", "ok", *(f"**{verdict}**" for verdict in comparison.verdicts())),
-    ]
+    groups = comparison.groups
+    names = [as_markdown(group.name) for group in groups]
+    if len(groups) == 1:
+        lines = [f"# Health of {names[0]}", "", *_health(comparison, range(1))]
+    else:
+        table = overview(comparison)
+        aligned = ("---:" if place in table.right else "---" for place in range(len(table.titles)))
+        lines = [f"# {as_markdown(_title(comparison))}", "", _row(*map(as_markdown, table.titles)), _row(*aligned)]
+        lines += [_row(*map(as_markdown, row)) for row in table.rows]
+        lines += ["", "## Health"]
+        for start in range(0, len(groups), SIDE_BY_SIDE):
+            lines += ["", *_health(comparison, range(start, min(start + SIDE_BY_SIDE, len(groups))))]
     if plot:
         lines += ["", f"![Curves of the quantities above]({plot})"]
-    for column, (run, name) in enumerate(zip(comparison.runs, names, strict=True)):
-        lines += ["", f"## {name}", "", f"{code(str(run.path))}"]
+    for column, (group, name) in enumerate(zip(groups, names, strict=True)):
+        lines += ["", f"## {name}", "", *(f"{code(str(run.path))}  " for run in group.runs)]
         remarks = comparison.remarks(column)
         lines += ["", *(f"- {as_markdown(remark)}" for remark in remarks)] if remarks else []
     return "\n".join(lines) + "\n"
+
+
+def _health(comparison: Comparison, columns: range) -> list[str]:
+    """Return the table of some groups' figures."""
+    names = (as_markdown(comparison.groups[column].name) for column in columns)
+    verdicts = (f"**{comparison.verdict(column)}**" for column in columns)
+    return [
+        _row("quantity", "healthy", *names),
+        _row("---", "---", *["---:"] * len(columns)),
+        *(
+            _row(as_markdown(line.label), line.healthy.words, *(str(figures[column] or "–") for column in columns))
+            for line, figures in comparison.lines
+        ),
+        _row("**verdict**", "ok", *verdicts),
+    ]
 
 
 def _blocks(comparison: Comparison, width: int) -> tuple[list[range], int]:
     """Return which runs are in each table, and the width of the labels, for a terminal of so many characters."""
     label = max(cell_len(line.label) for line, _ in comparison.lines)
     healthy = max(cell_len(text) for text in ["healthy", *(line.healthy.words for line, _ in comparison.lines)])
-    runs = [_width(comparison, column) for column in range(len(comparison.runs))]
+    runs = [_width(comparison, column) for column in range(len(comparison.groups))]
     frame = 3  # of each column: a line, and a space on both sides; one more line is at the end
     if label + healthy + sum(runs) + frame * (2 + len(runs)) + 1 > width:
         label = min(label, LABEL_WIDTH)
@@ -112,18 +197,18 @@ def _blocks(comparison: Comparison, width: int) -> tuple[list[range], int]:
 def _width(comparison: Comparison, column: int) -> int:
     """Return how many characters the column of a run needs."""
     figures = [_cell(figures[column]).cell_len for _, figures in comparison.lines]
-    name = min(cell_len(comparison.runs[column].name), NAME_WIDTH)
+    name = min(cell_len(comparison.groups[column].name), NAME_WIDTH)
     return max(name, cell_len(comparison.verdict(column)), *figures)
 
 
 def _table(comparison: Comparison, columns: range, label_width: int) -> Table:
-    which = f"runs {columns.start + 1} to {columns.stop}" if len(columns) > 1 else f"run {columns.stop}"
-    part = f", {which} of {len(comparison.runs)}" if len(columns) < len(comparison.runs) else ""
+    which = f"{columns.start + 1} to {columns.stop}" if len(columns) > 1 else f"{columns.stop}"
+    part = f", {which} of {len(comparison.groups)}" if len(columns) < len(comparison.groups) else ""
     table = Table(title=f"Health{part}", title_justify="left")
     table.add_column("quantity", max_width=label_width, overflow="fold")
     table.add_column("healthy", overflow="fold")
     for column in columns:
-        name = Text(comparison.runs[column].name)
+        name = Text(comparison.groups[column].name)
         table.add_column(name, justify="right", overflow="fold", max_width=_width(comparison, column))
     for line, figures in comparison.lines:
         cells = [_cell(figures[column]) for column in columns]
