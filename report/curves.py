@@ -8,7 +8,8 @@ from lightning_muon.report.groups import Group
 from lightning_muon.report.quantities import OTHER_LOSS, QUANTITIES, VALIDATION_LOSS, matching
 from lightning_muon.report.quantity import Panel
 
-COLOURS = 10  # of matplotlib; then they repeat
+COLOURED = 10  # groups: matplotlib has as many colours, then they repeat
+_LEGEND_WIDTH = 130  # characters
 STYLES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dash-dotted"}
 
 
@@ -34,7 +35,7 @@ def draw_curves(groups: Sequence[Group], path: Path) -> str | None:
     Returns:
         Why there is no plot, for the user; ``None`` if there is one.
     """
-    groups = groups[:COLOURS]
+    groups = groups[:COLOURED]
     logged = list(chain.from_iterable(run.scalars for group in groups for run in group.runs))
     panels = [(panel, styles) for panel in PANELS if (styles := _styles(panel, logged))]
     try:
@@ -53,7 +54,9 @@ def draw_curves(groups: Sequence[Group], path: Path) -> str | None:
         for number, run in ((number, run) for number, group in enumerate(groups) for run in group.runs):
             for tag in styles.keys() & run.scalars.keys():
                 steps, values = zip(*run.scalars[tag], strict=True)
-                axis.plot(steps, values, styles[tag], color=f"C{number}", linewidth=1.4)
+                axis.plot(
+                    steps, values, styles[tag], color=f"C{number}", linewidth=1.4, marker="." if len(steps) == 1 else ""
+                )
         if (bound := BOUNDS[panel]) is not None:
             axis.axhline(bound, color="grey", linestyle=":", linewidth=1)
         axis.set_title(_title(panel, styles), fontsize=10)
@@ -64,7 +67,8 @@ def draw_curves(groups: Sequence[Group], path: Path) -> str | None:
         axis.set_visible(False)
     names = [group.name.replace("$", r"\$") for group in groups]  # between two of them is mathematics
     handles = [Line2D([], [], color=f"C{number}", label=name) for number, name in enumerate(names)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    columns = max(1, min(4, _LEGEND_WIDTH // (max(map(len, names)) + 8)))  # with the line before a name
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
     return None

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import chain
 
 from lightning_muon.report.quantities import LEARNING_RATE, OWN_LOSS, QUANTITIES, VALIDATION_LOSS, matching
-from lightning_muon.report.quantity import UNKNOWN, Line, Quantity, Range, Verdict, best, final, risen
+from lightning_muon.report.quantity import COUNT, UNKNOWN, Line, Quantity, Range, Verdict, best, final, risen
 from lightning_muon.report.run_log import RunLog
 
 # A verdict is one on momentum, weights and losses that have settled. With the usual momentum of 0.95 an average reaches
@@ -74,12 +74,12 @@ def figure(line: Line, runs: Sequence[RunLog], *, is_judged: bool = True) -> Fig
     return Figure(_written(line.write, [value for value, _ in found]), worst)
 
 
-def mean_and_deviation(values: Sequence[float]) -> str:
+def mean_and_deviation(values: Sequence[float], write: str = "{:.4g}") -> str:
     """Return the mean with the standard deviation of the sample, such as ``1.790 ± 0.012``; one value has none."""
     mean = statistics.fmean(values)
     deviation = statistics.stdev(values) if len(values) > 1 and math.isfinite(mean) else 0.0
     if not deviation:
-        return f"{mean:.4g}"
+        return write.format(mean)
     places = 1 - math.floor(math.log10(deviation))
     if 0 < places <= 6 and abs(mean) < 1e4:
         return f"{mean:.{places}f} ± {deviation:.{places}f}"
@@ -122,19 +122,25 @@ def _at_any_length(line: Line, value: float) -> bool:
 
 def _written(write: str, values: Sequence[float]) -> str:
     """Return values of one line as they are shown: of counts the range, of others mean ± standard deviation."""
-    if write.endswith(".0f}") and all(map(math.isfinite, values)):
-        low, high = (write.format(value) for value in (min(values), max(values)))
-        return low if low == high else f"{low} – {high}"
     mean = statistics.fmean(values)
     if not math.isfinite(mean):
         return f"{mean:g}"
+    if write == COUNT:
+        low, high = (write.format(value) for value in (min(values), max(values)))
+        return low if low == high else f"{low}–{high}"
     if write == "{:.4g}":
         return mean_and_deviation(values)
-    text = write.format(mean).replace("%", " %")
-    if len({write.format(value) for value in values}) == 1:
+    text = _spaced(write.format(mean))
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    # Without what the line has before or after its number, such as the sign of a growth.
+    plain = "{:.1%}" if "%" in write else write if write == "{:,.0f}" else "{:.2g}"
+    if plain.format(deviation) == plain.format(0.0):
         return text
-    deviation = statistics.stdev(values)
-    return f"{text} ± {f'{deviation:.1%}'.replace('%', ' %') if '%' in write else f'{deviation:.2g}'}"
+    return f"{text} ± {_spaced(plain.format(deviation))}"
+
+
+def _spaced(text: str) -> str:
+    return text.replace("%", " %")
 
 
 def _rising_rate(run: RunLog) -> int | None:
@@ -185,7 +191,7 @@ def _count_texts(tag: str, run: RunLog) -> float | None:
 
 
 def _count(label: str, healthy: Range = UNKNOWN, advice: str = "") -> Line:
-    return Line(label, "", final, "{:.0f}", healthy, advice, of_any_length=True)
+    return Line(label, "", final, COUNT, healthy, advice, of_any_length=True)
 
 
 # Lines about the run as a whole, with their measurement.

@@ -1,5 +1,6 @@
 """The overview of several runs: a row for each group, with what differs, its metric and its verdict."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from rich.cells import cell_len
 from lightning_muon.report.comparison import Comparison
 
 _LONGEST_NAME = 16
+_SHORT_TITLE = 10  # which is not broken
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,14 @@ class Overview:
         rows: The cells of each group, the best first; the last one is the verdict.
         keys: How many of the columns, from the left, say what differs.
         right: Which columns are numbers, and aligned at the right.
+        is_narrow: Whether what differs is in one column, since it is too much for one each.
     """
 
     titles: list[str]
     rows: list[list[str]]
     keys: int
     right: set[int]
+    is_narrow: bool = False
 
 
 def overview(comparison: Comparison) -> Overview:
@@ -61,18 +65,23 @@ def overview(comparison: Comparison) -> Overview:
 def fitting(table: Overview, width: int, comparison: Comparison) -> Overview:
     """Return a table that is not wider than so many characters: if need be what differs is in one column."""
     gap = 2  # between columns
+    cells = [[row[place] for row in table.rows] for place in range(len(table.titles))]
     needed = [
-        max(cell_len(text) for text in [*broken(title, 0).split("\n"), *(row[place] for row in table.rows)])
-        for place, title in enumerate(table.titles)
+        max(map(cell_len, [*broken(title, texts).split("\n"), *texts]))
+        for title, texts in zip(table.titles, cells, strict=True)
     ]
     if table.keys < 2 or sum(needed) + gap * len(needed) <= width:
         return table
-    names = [group.name for group in comparison.groups]
+    rows = [[group.name, *row[table.keys :]] for group, row in zip(comparison.groups, table.rows, strict=True)]
+    if table.titles[table.keys] == "seeds":
+        for row, group in zip(rows, comparison.groups, strict=True):
+            row[1] = str(len(group.runs))
     return Overview(
         ["settings", *table.titles[table.keys :]],
-        [[name, *row[table.keys :]] for name, row in zip(names, table.rows, strict=True)],
+        rows,
         1,
         {place - table.keys + 1 for place in table.right if place >= table.keys},
+        is_narrow=True,
     )
 
 
@@ -86,11 +95,12 @@ def _are_numbers(cells: Sequence[str]) -> bool:
     return all(cell[:1].isdigit() or cell[:1] in "–-." for cell in cells)
 
 
-def broken(title: str, width: int) -> str:
-    """Return a title in lines of at most so many characters, as far as it has places to break it."""
+def broken(title: str, cells: Sequence[str]) -> str:
+    """Return the title of a column in lines that are not wider than its cells, as far as it has places to break it."""
+    width = max(_SHORT_TITLE, *map(cell_len, cells))
     lines = [""]
-    for part in title.replace("_", "_\0").replace("/", "/\0").replace(", ", ",\0").replace(".", ".\0").split("\0"):
-        if lines[-1] and cell_len(lines[-1] + part) > width:
+    for part in re.split(r"(?<=[_/.])|(?<=, )", title):
+        if lines[-1] and cell_len(lines[-1] + part.rstrip()) > width:
             lines.append("")
         lines[-1] += part
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)

@@ -289,7 +289,7 @@ QUANTITIES = (
         unit="tokens per second",
         advice="find what takes the time by the presets of configs/profiler",
         chart=Chart("Cost", 3, "Tokens per second", r"throughput/tokens_per_second"),
-        report=(Line("tokens per second", "throughput/tokens_per_second"),),
+        report=(Line("tokens per second", "throughput/tokens_per_second", write="{:,.0f}"),),
     ),
     Quantity(
         tag="throughput/tflops",

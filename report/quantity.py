@@ -80,6 +80,9 @@ def risen(logged: Sequence[float]) -> float:
     return (logged[-1] - least) / abs(least) if least else math.nan
 
 
+COUNT = "{:.0f}"  # how a number of events is written; of several runs the least and the most
+
+
 @dataclass(frozen=True)
 class Line:
     """A line of the report: what a run logged under a tag, reduced to one value."""

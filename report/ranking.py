@@ -45,7 +45,7 @@ class Metric:
     def text(self, group: Group) -> str:
         """Return the mean ± standard deviation over a group's runs; empty if none of them logged it."""
         found = self._values(group)
-        return mean_and_deviation(found) if found else ""
+        return mean_and_deviation(found, "{:#.4g}").removesuffix(".") if found else ""
 
     def rank(self, group: Group) -> tuple[bool, float]:
         """Return what the best group has the least of; groups without a finite value come last."""

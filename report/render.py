@@ -1,6 +1,7 @@
 """A comparison of runs as tables for a terminal, and as files: Markdown, and curves where matplotlib is installed."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_muon.report.comparison import Comparison
-from lightning_muon.report.curves import draw_curves
+from lightning_muon.report.curves import COLOURED, draw_curves
 from lightning_muon.report.health import Figure
 from lightning_muon.report.overview import broken, fitting, overview
 from lightning_muon.report.plain_text import code, printable
@@ -31,13 +32,14 @@ COLOURS = {
     "too short to judge": "",
     None: "",
 }
-# The most characters for the names of runs, and for labels where not all runs fit beside them; longer ones are wrapped.
-NAME_WIDTH, LABEL_WIDTH = 16, 30
+# Characters of the names of runs, at most, and of labels, where more room is not left: longer ones are wrapped.
+NAME_WIDTH, LABEL_WIDTH = 16, 24
 
 
-# The most groups whose health is printed side by side; the page has that of all.
-SIDE_BY_SIDE = 5
+SIDE_BY_SIDE = 5  # the most groups in a table of the page
 _MOST_ROWS = 30
+_NUMBER = re.compile(r"[-\d.e]+( ± [-\d.e]+)?")
+_NARROW_VERDICT = 12
 _PIPE_WIDTH = 240  # characters, in a file or a pipe: a row stays a line
 
 
@@ -52,14 +54,14 @@ def print_comparison(comparison: Comparison) -> None:
         console = Console(width=_PIPE_WIDTH)
     if len(comparison.groups) > 1:
         _print_overview(console, comparison)
-    if len(comparison.groups) > SIDE_BY_SIDE:
+    columns = range(len(comparison.groups))
+    label_width = _label_width(comparison, columns, console.width)
+    if label_width is None and len(columns) > 1:
         for remark in _summary(comparison):
             _print_line(console, f"- {remark}")
-        _print_line(console, f"{PAGE} has all figures")
+        _print_line(console, f"{PAGE} has the health of each, side by side")
         return
-    blocks, label_width = _blocks(comparison, console.width)
-    for block in blocks:
-        console.print(_table(comparison, block, label_width))
+    console.print(_table(comparison, columns, label_width or LABEL_WIDTH))
     for column, group in enumerate(comparison.groups):
         remarks = comparison.remarks(column)
         if remarks:
@@ -106,9 +108,10 @@ def _print_overview(console: Console, comparison: Comparison) -> None:
     table.title = _title(comparison)
     found = fitting(overview(comparison), console.width, comparison)
     for place, title in enumerate(found.titles):
-        width = max(cell_len(row[place]) for row in found.rows)
+        cells = [row[place] for row in found.rows]
         side: Literal["left", "right"] = "right" if place in found.right else "left"
-        table.add_column(Text(broken(title, width)), justify=side, overflow="fold")
+        most = _NARROW_VERDICT if found.is_narrow and place == len(found.titles) - 1 else None
+        table.add_column(Text(broken(title, cells)), justify=side, overflow="fold", max_width=most)
     for row in found.rows[:_MOST_ROWS]:
         table.add_row(*map(Text, row[:-1]), Text(row[-1], COLOURS[row[-1]]))
     console.print(table)
@@ -116,7 +119,7 @@ def _print_overview(console: Console, comparison: Comparison) -> None:
         verdicts = ", ".join(f"{number} {verdict}" for verdict, number in hidden.items())
         _print_line(console, f"{hidden.total()} more are in {PAGE}: {verdicts}")
     best, metric = comparison.groups[0], comparison.metric
-    if metric is not None and not metric.rank(best)[0]:
+    if metric is not None and not metric.rank(best)[0] and not comparison.too_short[0]:
         others = f" and {len(best.runs) - 1} more" if len(best.runs) > 1 else ""
         console.print(
             f"best: {printable(str(best.runs[0].path))}{others}", soft_wrap=True, markup=False, highlight=False
@@ -148,12 +151,13 @@ def markdown(comparison: Comparison, plot: str | None) -> str:
         table = overview(comparison)
         aligned = ("---:" if place in table.right else "---" for place in range(len(table.titles)))
         lines = [f"# {as_markdown(_title(comparison))}", "", _row(*map(as_markdown, table.titles)), _row(*aligned)]
-        lines += [_row(*map(as_markdown, row)) for row in table.rows]
+        lines += [_row(*map(_plain_cell, row)) for row in table.rows]
         lines += ["", "## Health"]
         for start in range(0, len(groups), SIDE_BY_SIDE):
             lines += ["", *_health(comparison, range(start, min(start + SIDE_BY_SIDE, len(groups))))]
     if plot:
-        lines += ["", f"![Curves of the quantities above]({plot})"]
+        which = f", of the best {COLOURED}" if len(groups) > COLOURED else ""
+        lines += ["", f"![Curves of the quantities above{which}]({plot})"]
     for column, (group, name) in enumerate(zip(groups, names, strict=True)):
         lines += ["", f"## {name}", "", *(f"{code(str(run.path))}  " for run in group.runs)]
         remarks = comparison.remarks(column)
@@ -176,39 +180,34 @@ def _health(comparison: Comparison, columns: range) -> list[str]:
     ]
 
 
-def _blocks(comparison: Comparison, width: int) -> tuple[list[range], int]:
-    """Return which runs are in each table, and the width of the labels, for a terminal of so many characters."""
+def _label_width(comparison: Comparison, columns: range, width: int) -> int | None:
+    """Return the width of the labels of a table for a terminal of so many characters; ``None`` if none is wide enough.
+
+    Args:
+        comparison: The groups.
+        columns: Those in the table.
+        width: Of the terminal.
+    """
     label = max(cell_len(line.label) for line, _ in comparison.lines)
     healthy = max(cell_len(text) for text in ["healthy", *(line.healthy.words for line, _ in comparison.lines)])
-    runs = [_width(comparison, column) for column in range(len(comparison.groups))]
     frame = 3  # of each column: a line, and a space on both sides; one more line is at the end
-    if label + healthy + sum(runs) + frame * (2 + len(runs)) + 1 > width:
-        label = min(label, LABEL_WIDTH)
-    blocks, start = [], 0
-    while start < len(runs):
-        end, used = start + 1, label + healthy + runs[start] + 3 * frame + 1
-        while end < len(runs) and used + runs[end] + frame <= width:
-            used, end = used + runs[end] + frame, end + 1
-        blocks.append(range(start, end))
-        start = end
-    return blocks, label
+    left = width - healthy - sum(_width(comparison, column) + frame for column in columns) - 2 * frame - 1
+    return None if left < min(label, LABEL_WIDTH) else min(label, left)
 
 
 def _width(comparison: Comparison, column: int) -> int:
     """Return how many characters the column of a run needs."""
     figures = [_cell(figures[column]).cell_len for _, figures in comparison.lines]
-    name = min(cell_len(comparison.groups[column].name), NAME_WIDTH)
+    name = min(NAME_WIDTH, max(map(cell_len, comparison.groups[column].name.split(", "))))
     return max(name, cell_len(comparison.verdict(column)), *figures)
 
 
 def _table(comparison: Comparison, columns: range, label_width: int) -> Table:
-    which = f"{columns.start + 1} to {columns.stop}" if len(columns) > 1 else f"{columns.stop}"
-    part = f", {which} of {len(comparison.groups)}" if len(columns) < len(comparison.groups) else ""
-    table = Table(title=f"Health{part}", title_justify="left")
+    table = Table(title="Health", title_justify="left")
     table.add_column("quantity", max_width=label_width, overflow="fold")
     table.add_column("healthy", overflow="fold")
     for column in columns:
-        name = Text(comparison.groups[column].name)
+        name = Text(comparison.groups[column].name.replace(", ", "\n"))
         table.add_column(name, justify="right", overflow="fold", max_width=_width(comparison, column))
     for line, figures in comparison.lines:
         cells = [_cell(figures[column]) for column in columns]
@@ -221,6 +220,11 @@ def _table(comparison: Comparison, columns: range, label_width: int) -> Table:
 
 def _cell(figure: Figure | None) -> Text:
     return Text("–") if figure is None else Text(str(figure), COLOURS[figure.verdict])
+
+
+def _plain_cell(text: str) -> str:
+    """Return a text for a cell; at its beginning a number is none of a list."""
+    return text if _NUMBER.fullmatch(text) else as_markdown(text)
 
 
 def _row(*cells: str) -> str:

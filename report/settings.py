@@ -116,23 +116,31 @@ def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     """Yield keys and values; that of an object is its class, and one of a list, such as a callback, has its own key."""
     if path and (path[-1] in _PLACES or _CHECKPOINT.fullmatch(path[-1])):
         return
-    if isinstance(value, dict) and isinstance(value.get("class_path"), str):
+    if _is_object(value):
         yield ".".join(path), ClassPath(value["class_path"])
-        for arguments in ("init_args", "dict_kwargs"):
-            if isinstance(value.get(arguments), dict):
-                yield from _leaves_of_mapping(value[arguments], path)
+        yield from _leaves_of_mapping(_arguments(value), path)
     elif isinstance(value, dict) and value:
         yield from _leaves_of_mapping(value, path)
-    elif isinstance(value, list) and value and all(isinstance(one, dict) and "class_path" in one for one in value):
+    elif isinstance(value, list) and value and all(map(_is_object, value)):
         of_class: Counter[str] = Counter()
         for one in value:
-            name = str(one["class_path"]).rpartition(".")[2]
+            name = ClassPath(one["class_path"]).name
             of_class[name] += 1
-            own = (*path, name if of_class[name] == 1 else f"{name}-{of_class[name]}")
-            yield ".".join(own), "yes"
-            yield from _leaves_of_mapping(one.get("init_args") or {}, own)
+            key = name if of_class[name] == 1 else f"{name}-{of_class[name]}"
+            if not _CHECKPOINT.fullmatch(key):
+                yield ".".join([*path, key]), "yes"
+                yield from _leaves_of_mapping(_arguments(one), (*path, key))
     else:
         yield ".".join(path), value
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("class_path"), str)
+
+
+def _arguments(value: Mapping[str, Any]) -> Mapping[Any, Any]:
+    given = [value.get(name) for name in ("init_args", "dict_kwargs")]
+    return {key: argument for one in given if isinstance(one, dict) for key, argument in one.items()}
 
 
 def _leaves_of_mapping(values: Mapping[Any, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
