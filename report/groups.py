@@ -50,8 +50,8 @@ def group_runs(runs: Sequence[RunLog]) -> tuple[list[Group], list[Column]]:
     seeds = differences.seeds(settings)
     alike: dict[tuple[str, ...], list[int]] = {}
     for place, run in enumerate(runs):
-        own = tuple(column.values[place] for column in columns)
-        alike.setdefault(own if run.settings is not None else (*own, str(place)), []).append(place)
+        values = tuple(column.values[place] for column in columns)
+        alike.setdefault(values if run.settings is not None else (*values, str(place)), []).append(place)
     groups: list[Group] = []
     for same in alike.values():
         left = same
@@ -95,10 +95,9 @@ def _named(groups: Sequence[Group]) -> list[Group]:
 def _listed(seeds: Iterable[Seed]) -> str:
     """Return seeds such as ``1–4, 7``; nothing if that is long."""
     seeds = list(seeds)
-    if all(len(seed) == 1 and isinstance(seed[0], int) for seed in seeds):
-        text = ", ".join(_ranges(seed[0] for seed in seeds))
-    else:
-        text = ", ".join("/".join(map(str, seed)) for seed in seeds)
+    numbers = [seed[0] for seed in seeds if len(seed) == 1 and isinstance(seed[0], int)]
+    texts = _ranges(numbers) if len(numbers) == len(seeds) else ["/".join(map(str, seed)) for seed in seeds]
+    text = ", ".join(texts)
     return text if len(text) <= _LONGEST_LIST or len(seeds) == 1 else ""
 
 
