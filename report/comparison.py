@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,19 +92,29 @@ class Comparison:
 
     def advice(self, column: int) -> list[str]:
         """Return what to do about each figure of a group that is not healthy."""
-        group = self.groups[column]
-        found: list[str] = []
-        for line, figures in self.lines:
-            one = figures[column]
-            if line.advice and one is not None and one.verdict not in {"ok", None}:
-                found.append(f"{one.verdict}: {line.label} is {one.value}; {line.advice}")
-        if tags := dict.fromkeys(tag for run in group.runs for tag in not_finite(run)):
+        found = [f"{one.verdict}: {line.label} is {one.value}; {line.advice}" for line, one in self._unhealthy(column)]
+        if tags := dict.fromkeys(tag for run in self.groups[column].runs for tag in not_finite(run)):
             found.append(f"not finite: {', '.join(tags)}")
+        return found + self._not_judged(column)
+
+    def summary(self) -> list[str]:
+        """Return damaged files, and the advice of all groups, each once with the number of groups that it is for."""
+        columns = range(len(self.groups))
+        advice = Counter(
+            f"{one.verdict}: {line.label}; {line.advice}" for column in columns for line, one in self._unhealthy(column)
+        )
+        advice.update(reason for column in columns for reason in self._not_judged(column))
+        counted = [f"{number} of {len(columns)} {remark}" for remark, number in advice.most_common()]
+        return [*(line for run in self.runs for line in run.damage), *counted]
+
+    def _unhealthy(self, column: int) -> list[tuple[Line, Figure]]:
+        found = ((line, figures[column]) for line, figures in self.lines if line.advice)
+        return [(line, one) for line, one in found if one is not None and one.verdict not in {"ok", None}]
+
+    def _not_judged(self, column: int) -> list[str]:
         if reason := self.too_short[column]:
-            found.append(f"too short to judge: {reason}")
-        elif not all(map(is_monitored, group.runs)):
-            found.append(_NOT_MEASURED)
-        return found
+            return [f"too short to judge: {reason}"]
+        return [] if all(map(is_monitored, self.groups[column].runs)) else [_NOT_MEASURED]
 
 
 def compare(folders: Sequence[str | Path], limit: int, metric: str | None = None) -> Comparison:

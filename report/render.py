@@ -37,7 +37,7 @@ NAME_WIDTH, LABEL_WIDTH = 16, 24
 
 
 SIDE_BY_SIDE = 5  # the most groups in a table of the page
-_MOST_ROWS = 30
+_MOST_ROWS = 30  # in a terminal
 _NUMBER = re.compile(r"[-\d.e]+( ± [-\d.e]+)?")
 _NARROW_VERDICT = 12
 _PIPE_WIDTH = 240  # characters, in a file or a pipe: a row stays a line
@@ -57,7 +57,7 @@ def print_comparison(comparison: Comparison) -> None:
     columns = range(len(comparison.groups))
     label_width = _label_width(comparison, columns, console.width)
     if label_width is None and len(columns) > 1:
-        for remark in _summary(comparison):
+        for remark in comparison.summary():
             _print_line(console, f"- {remark}")
         _print_line(console, f"{PAGE} has the health of each, side by side")
         return
@@ -110,12 +110,13 @@ def _print_overview(console: Console, comparison: Comparison) -> None:
     for place, title in enumerate(found.titles):
         cells = [row[place] for row in found.rows]
         side: Literal["left", "right"] = "right" if place in found.right else "left"
-        most = _NARROW_VERDICT if found.is_narrow and place == len(found.titles) - 1 else None
-        table.add_column(Text(broken(title, cells)), justify=side, overflow="fold", max_width=most)
-    for row in found.rows[:_MOST_ROWS]:
+        widest = _NARROW_VERDICT if found.is_narrow and place == len(found.titles) - 1 else None
+        table.add_column(Text(broken(title, cells)), justify=side, overflow="fold", max_width=widest)
+    most = _MOST_ROWS if console.is_terminal else len(found.rows)
+    for row in found.rows[:most]:
         table.add_row(*map(Text, row[:-1]), Text(row[-1], COLOURS[row[-1]]))
     console.print(table)
-    if hidden := Counter(row[-1] for row in found.rows[_MOST_ROWS:]):
+    if hidden := Counter(row[-1] for row in found.rows[most:]):
         verdicts = ", ".join(f"{number} {verdict}" for verdict, number in hidden.items())
         _print_line(console, f"{hidden.total()} more are in {PAGE}: {verdicts}")
     best, metric = comparison.groups[0], comparison.metric
@@ -129,16 +130,6 @@ def _print_overview(console: Console, comparison: Comparison) -> None:
 def _title(comparison: Comparison) -> str:
     runs = f"{len(comparison.runs)} runs"
     return f"{runs}, by {comparison.metric.tag}" if comparison.metric else runs
-
-
-def _summary(comparison: Comparison) -> list[str]:
-    """Return each advice once, with the number of groups that it is for."""
-    advice: Counter[str] = Counter()
-    for line, figures in comparison.lines:
-        for verdict in (one.verdict for one in figures if one is not None):
-            if line.advice and verdict not in {"ok", None}:
-                advice[f"{verdict}: {line.label}; {line.advice}"] += 1
-    return [f"{number} of {len(comparison.groups)} {remark}" for remark, number in advice.most_common()]
 
 
 def markdown(comparison: Comparison, plot: str | None) -> str:

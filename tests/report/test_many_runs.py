@@ -271,6 +271,19 @@ def test_the_folder_of_a_study_is_an_overview(
     assert text.count(f"{folder}/runs/") == 12
 
 
+def test_of_many_runs_it_is_told_once_why_they_are_not_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for place in range(5):
+        run = write(tmp_path / str(place), config(with_lr(place + 1)), every=5)
+    (run / "metrics.csv").write_text("no table")
+    lines = " ".join(report(capsys, tmp_path).split())
+    assert f"- 5 of 5 too short to judge: 20 steps; a verdict needs {MIN_STEPS}" in lines
+    assert lines.replace(" ", "").count("metrics.csv'hasnocolumn'step'") == 1  # a long path is broken
+    assert "best: " not in lines
+
+
 def test_runs_without_settings_have_the_names_of_their_folders(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
