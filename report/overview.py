@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 
 from lightning_muon.report.comparison import Comparison
+from lightning_muon.report.groups import Group
 
 _LONGEST_NAME = 16
 _SHORT_TITLE = 10  # which is not broken
@@ -33,33 +34,29 @@ class Overview:
 
 def overview(comparison: Comparison) -> Overview:
     """Return the table of the groups."""
-    groups, columns = comparison.groups, {}
-    for place, column in enumerate(comparison.differences):
-        columns[column.title] = [group.settings[place] for group in groups]
-    keys = len(columns)
+    groups, metric = comparison.groups, comparison.metric
+    columns = [
+        (column.title, [group.settings[place] for group in groups])
+        for place, column in enumerate(comparison.differences)
+    ]
     names = [_run_names([run.name for run in group.runs]) for group in groups]
-    settings = [group.settings for group in groups]
     is_short = all(len(name) <= _LONGEST_NAME for name in names)
-    if is_short or len(set(settings)) < len(groups):
-        columns = {"run": names, **columns}
-        keys += 1
-    left = len(columns)
-    several = any(len(group.runs) > 1 for group in groups)
-    if several:
-        columns["seeds"] = [
-            f"{len(group.runs)} ({group.seeds})" if group.seeds else str(len(group.runs)) for group in groups
-        ]
+    if is_short or len({group.settings for group in groups}) < len(groups):
+        columns.insert(0, ("run", names))
+    keys = len(columns)
+    if any(len(group.runs) > 1 for group in groups):
+        columns.append(("seeds", [_seeds(group) for group in groups]))
     elif len({group.seeds for group in groups}) > 1:
-        columns["seed"] = [group.seeds or "–" for group in groups]
-    if comparison.metric is not None:
-        columns[comparison.metric.tag] = [comparison.metric.text(group) or "–" for group in groups]
+        columns.append(("seed", [group.seeds or "–" for group in groups]))
+    if metric is not None:
+        columns.append((metric.tag, [metric.text(group) or "–" for group in groups]))
     steps = [str(group.steps) for group in groups]
-    if steps not in columns.values():
-        columns["steps"] = steps
-    columns["verdict"] = list(comparison.verdicts())
-    titles = list(columns)
-    right = {place for place, cells in enumerate(columns.values()) if place >= left or _are_numbers(cells)}
-    return Overview(titles, [list(row) for row in zip(*columns.values(), strict=True)], keys, right - {len(titles) - 1})
+    if all(steps != cells for _, cells in columns):  # they may all be as many as was asked for
+        columns.append(("steps", steps))
+    right = {place for place, (_, cells) in enumerate(columns) if place >= keys or _are_numbers(cells)}
+    columns.append(("verdict", list(comparison.verdicts())))
+    rows = [list(row) for row in zip(*(cells for _, cells in columns), strict=True)]
+    return Overview([title for title, _ in columns], rows, keys, right)
 
 
 def fitting(table: Overview, width: int, comparison: Comparison) -> Overview:
@@ -83,6 +80,10 @@ def fitting(table: Overview, width: int, comparison: Comparison) -> Overview:
         {place - table.keys + 1 for place in table.right if place >= table.keys},
         is_narrow=True,
     )
+
+
+def _seeds(group: Group) -> str:
+    return f"{len(group.runs)} ({group.seeds})" if group.seeds else str(len(group.runs))
 
 
 def _run_names(names: Sequence[str]) -> str:

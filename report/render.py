@@ -105,7 +105,7 @@ def _print_line(console: Console, text: str) -> None:
 def _print_overview(console: Console, comparison: Comparison) -> None:
     """Print a row for each group."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
-    table.title = _title(comparison)
+    table.title = Text(_title(comparison))
     found = fitting(overview(comparison), console.width, comparison)
     for place, title in enumerate(found.titles):
         cells = [row[place] for row in found.rows]
@@ -129,7 +129,7 @@ def _print_overview(console: Console, comparison: Comparison) -> None:
 
 def _title(comparison: Comparison) -> str:
     runs = f"{len(comparison.runs)} runs"
-    return f"{runs}, by {comparison.metric.tag}" if comparison.metric else runs
+    return f"{runs}, by {printable(comparison.metric.tag)}" if comparison.metric else runs
 
 
 def markdown(comparison: Comparison, plot: str | None) -> str:
