@@ -92,6 +92,8 @@ def _run(
 def run_report(arguments: Sequence[str]) -> None:
     """Print the health of runs, and write it as Markdown and plots; an error of the user ends the program."""
     # Only here: --help and the commands that train need none of this.
+    from rich.console import Console  # noqa: PLC0415
+
     from lightning_muon import report  # noqa: PLC0415
 
     parser = OptionParser(
@@ -110,15 +112,16 @@ def run_report(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     try:
         comparison = report.compare(given.log_dir, given.limit, given.metric)
-        report.print_comparison(comparison)
-        written, no_plot = report.write_report(comparison, given.output or given.log_dir[0] / "report")
+        try:
+            report.print_comparison(comparison)
+        finally:  # also when nobody reads on, as after `| head`
+            written, no_plot = report.write_report(comparison, given.output or given.log_dir[0] / "report")
     except (report.RunLogError, report.ReportFileError) as error:
         if debugging():
             raise
         exit_with(str(error))
-    print(f"written: {', '.join(map(str, written))}")
-    if no_plot:
-        print(no_plot)
+    for line in filter(None, [f"written: {', '.join(map(str, written))}", no_plot]):
+        Console().print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def run_export(arguments: Sequence[str]) -> None:

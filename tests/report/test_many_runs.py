@@ -2,6 +2,8 @@
 
 import math
 import statistics
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -269,6 +271,19 @@ def test_the_folder_of_a_study_is_an_overview(
     assert "| 128 | 0.004 | 3 (42–44) | 0.530 ± 0.010 | 100 | ok |" in text
     assert text.count("| quantity | healthy |") == 2  # of five groups each
     assert text.count(f"{folder}/runs/") == 12
+
+
+def test_a_reader_that_stops_is_no_error(tmp_path: Path) -> None:
+    """As ``report logs | head -1`` does; the page is written all the same."""
+    program = "from lightning_muon.cli import main; import sys; main(args=['report', *sys.argv[1:]])"
+    command = [sys.executable, "-c", program, str(study(tmp_path / "study"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 1
+    assert (tmp_path / "study" / "report" / "report.md").exists()
 
 
 def test_of_many_runs_it_is_told_once_why_they_are_not_judged(
