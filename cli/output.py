@@ -23,7 +23,7 @@ OTHER_COMMANDS = {
     "routes": "Show which algorithm updates each parameter of a model, and why, without training it.",
     "sweep": "Train under many settings, of any keys of the configuration, and show which is best.",
     "compare": "Compare optimizers on the same training, after the same tuning of each.",
-    "report": "Show the health of one run, or of several side by side.",
+    "report": "Show the health of one run; of several what differs, and which is best.",
     "export": "Write the weights of a checkpoint for use elsewhere: safetensors, a state dict, or Hugging Face.",
     "consolidate": "Make one file of a sharded checkpoint, which is a folder.",
 }

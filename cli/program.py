@@ -92,6 +92,8 @@ def _run(
 def run_report(arguments: Sequence[str]) -> None:
     """Print the health of runs, and write it as Markdown and plots; an error of the user ends the program."""
     # Only here: --help and the commands that train need none of this.
+    from rich.console import Console  # noqa: PLC0415
+
     from lightning_muon import report  # noqa: PLC0415
 
     parser = OptionParser(
@@ -99,24 +101,27 @@ def run_report(arguments: Sequence[str]) -> None:
         description=f"{OTHER_COMMANDS['report']} Reads what TensorBoardLogger and CSVLogger wrote.",
         allow_abbrev=False,
     )
-    log_dir_help = "a run's folder, or a folder with runs below, such as logs"
+    log_dir_help = "a run's folder, or a folder with runs below, such as logs or that of a sweep"
     output_help = "where report.md and curves.png go, by default report/ in the first log_dir"
-    limit_help = "the most runs to show, those that were written to last (default: %(default)s)"
+    metric_help = "the tag to sort by, such as val/accuracy (default: the validation loss, or else another loss)"
+    limit_help = "the most runs to read, those that were written to last (default: %(default)s)"
     parser.add_argument("log_dir", nargs="+", type=Path, help=log_dir_help)
     parser.add_argument("--output", type=Path, metavar="folder", help=output_help)
-    parser.add_argument("--limit", type=positive, default=5, metavar="n", help=limit_help)
+    parser.add_argument("--metric", metavar="tag", help=metric_help)
+    parser.add_argument("--limit", type=positive, default=200, metavar="n", help=limit_help)
     given = parser.parse_args(arguments)
     try:
-        comparison = report.compare(given.log_dir, given.limit)
-        report.print_comparison(comparison)
-        written, no_plot = report.write_report(comparison, given.output or given.log_dir[0] / "report")
+        comparison = report.compare(given.log_dir, given.limit, given.metric)
+        try:
+            report.print_comparison(comparison)
+        finally:  # also when nobody reads on, as after `| head`
+            written, no_plot = report.write_report(comparison, given.output or given.log_dir[0] / "report")
     except (report.RunLogError, report.ReportFileError) as error:
         if debugging():
             raise
         exit_with(str(error))
-    print(f"written: {', '.join(map(str, written))}")
-    if no_plot:
-        print(no_plot)
+    for line in filter(None, [f"written: {', '.join(map(str, written))}", no_plot]):
+        Console().print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def run_export(arguments: Sequence[str]) -> None:

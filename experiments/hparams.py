@@ -14,8 +14,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from lightning_muon.experiments.space import short_names
 from lightning_muon.experiments.trial import Trial
+from lightning_muon.report.settings import short_names
 
 
 def write_start(folder: Path, trial: Trial, metric: str) -> None:

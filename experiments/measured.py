@@ -27,12 +27,12 @@ def outcome(folder: Path, name: str, code: int, metric: str) -> Result:
     if code < 0:
         said = f"ended by signal {-code}{', as when memory is out' if code == -9 else ''}; {said or 'no output'}"
     if code not in {0, WENT_BAD}:
-        return Result("failed", steps=steps_of(log), message=f"{said or f'exit code {code}'} (see {folder / OUTPUT})")
+        return Result("failed", steps=log.steps, message=f"{said or f'exit code {code}'} (see {folder / OUTPUT})")
     logged = log.scalars.get(metric, [])
     if code == 0 and not logged:
         tags = [tag for tag in log.scalars if "loss" in tag or tag.startswith("val")]
         others = f"; it logged {', '.join(tags)}" if tags else ""
-        return Result("failed", steps=steps_of(log), message=f"the run logged no {metric}{others}")
+        return Result("failed", steps=log.steps, message=f"the run logged no {metric}{others}")
     value = logged[-1][1] if logged else math.nan
     finals = {tag: values[-1][1] for tag, values in log.scalars.items() if values}
     figures = {tag: final for tag, final in finals.items() if math.isfinite(final) and is_summary(tag)}
@@ -42,7 +42,7 @@ def outcome(folder: Path, name: str, code: int, metric: str) -> Result:
     return Result(
         "diverged" if diverged else "finished",
         None if diverged else value,
-        steps_of(log),
+        log.steps,
         log.seconds_per_step,
         verdict,
         figures,
@@ -57,11 +57,6 @@ def curve_of(folder: Path, metric: str) -> list[tuple[int, float]]:
     except RunLogError:
         return []
     return sorted({step: value for step, value in logged if math.isfinite(value)}.items())
-
-
-def steps_of(log: RunLog) -> int:
-    """Return how many steps a run has made, up to its last logged value; Lightning counts them from 0."""
-    return max((values[-1][0] + 1 for values in log.scalars.values() if values), default=0)
 
 
 def is_summary(tag: str) -> bool:

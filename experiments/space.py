@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from lightning_muon.experiments.trial import Trial
+from lightning_muon.report.settings import short_names
 
 EXAMPLES = "KEY=0.01,0.02,0.04 or KEY=1e-4..1e-1 or KEY=log:1e-4..1e-1/7"
 
@@ -112,25 +113,6 @@ def named(options: Mapping[str, Any], taken: set[str]) -> Trial:
         if candidate.casefold() not in taken:
             return Trial(candidate, options)
     raise AssertionError
-
-
-def short_names(keys: Sequence[str]) -> list[str]:
-    """Return the last parts of keys, as many as tell them apart."""
-    parts = [[part for part in key.split(".") if part != "init_args"] for key in keys]
-    lengths = [
-        next(
-            (
-                length
-                for length in range(1, len(own) + 1)
-                if sum(other[-length:] == own[-length:] for other in parts) == 1
-            ),
-            len(own),
-        )
-        for own in parts
-    ]
-    return [
-        re.sub(r"[^A-Za-z0-9._+-]+", "-", ".".join(own[-length:])) for own, length in zip(parts, lengths, strict=True)
-    ]
 
 
 def shortened(value: float) -> float:

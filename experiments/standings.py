@@ -11,7 +11,7 @@ from lightning_muon.experiments.ratio import Array, Interval, mean_interval, sec
 
 NO_DIFFERENCE = "no difference found"
 OPTIMIZER_SHARE = "optimizer_share"
-_VERDICTS = ("bad", "watch", "not measured", "ok")  # the worst first
+_VERDICTS = ("bad", "watch", "not measured", "ok", "too short to judge")  # the worst first; a short run has none
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from lightning_muon.experiments.journal import Record
 from lightning_muon.experiments.locks import StudyError
 from lightning_muon.experiments.runs import Run, command_of, first_refusal
 from lightning_muon.experiments.search import Search, require_optuna
-from lightning_muon.experiments.space import Choices, Dimension, Range, grid, short_names
+from lightning_muon.experiments.space import Choices, Dimension, Range, grid
 from lightning_muon.experiments.study import print_result, run_study
 from lightning_muon.experiments.trial import Result, Trial
 from lightning_muon.report.plain_text import printable
 from lightning_muon.report.render import replaced
+from lightning_muon.report.settings import short_names
 
 TRIALS = "trials.json"
 _MOST_ROWS = 30

@@ -32,7 +32,7 @@ class Result:
         value: The metric at the end of the run; ``None`` if there is none.
         steps: The last step of the optimizer.
         seconds_per_step: The median over the run.
-        verdict: Of the monitors: ``ok``, ``watch``, ``bad`` or ``not measured``.
+        verdict: Of the monitors: ``ok``, ``watch``, ``bad``, ``not measured`` or ``too short to judge``.
         figures: Further final values of the run, by tag.
         message: What went wrong; empty if nothing did.
     """

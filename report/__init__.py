@@ -5,10 +5,12 @@ It needs neither torch nor Lightning, and imports no other room:
 - ``quantities``: the table of all that the callbacks log, with unit, chart, healthy range and advice for each quantity;
   ``quantity`` is what an entry is made of
 - ``run_log``: find runs below a folder, and read their TensorBoard or CSV files
+- ``settings``: what a run saved of its settings; ``differences``: which of them differ between runs; ``groups``: runs
+  that differ only in their seed; ``ranking``: the metric that they are sorted by
 - ``health``: the figures of a run, and their verdicts
 - ``comparison``: runs side by side
 - ``plain_text``: names that are not ours, safe to print and plain in Markdown
-- ``render``: the comparison in a terminal and as Markdown; ``curves``: the plots beside it
+- ``overview``: a row for each group; ``render``: the comparison in a terminal and as Markdown; ``curves``: the plots
 """
 
 from lightning_muon.report.comparison import Comparison, compare

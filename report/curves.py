@@ -1,13 +1,15 @@
-"""The curves of runs: one panel for each quantity, one colour for each run."""
+"""The curves of runs: one panel for each quantity, one colour for each group of runs that differ in their seed."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
+from lightning_muon.report.groups import Group
 from lightning_muon.report.quantities import OTHER_LOSS, QUANTITIES, VALIDATION_LOSS, matching
 from lightning_muon.report.quantity import Panel
-from lightning_muon.report.run_log import RunLog
 
+COLOURED = 10  # groups: matplotlib has as many colours, then they repeat
+_LEGEND_WIDTH = 130  # characters
 STYLES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dash-dotted"}
 
 
@@ -23,13 +25,18 @@ BOUNDS: dict[Panel, float | None] = {
 PANELS = sorted(BOUNDS, key=lambda panel: panel.place)
 
 
-def draw_curves(runs: Sequence[RunLog], path: Path) -> str | None:
-    """Draw the panels for which a run has values.
+def draw_curves(groups: Sequence[Group], path: Path) -> str | None:
+    """Draw the panels for which a run has values, with as many groups as there are colours.
+
+    Args:
+        groups: The best first.
+        path: Of the plot.
 
     Returns:
         Why there is no plot, for the user; ``None`` if there is one.
     """
-    logged = list(chain.from_iterable(run.scalars for run in runs))
+    groups = groups[:COLOURED]
+    logged = list(chain.from_iterable(run.scalars for group in groups for run in group.runs))
     panels = [(panel, styles) for panel in PANELS if (styles := _styles(panel, logged))]
     try:
         import matplotlib  # noqa: PLC0415 - a report without curves does not need it
@@ -44,10 +51,12 @@ def draw_curves(runs: Sequence[RunLog], path: Path) -> str | None:
     rows = -(-len(panels) // 2)
     figure, axes = pyplot.subplots(rows, 2, figsize=(11, 3.1 * rows), layout="constrained", squeeze=False)
     for axis, (panel, styles) in zip(axes.flat, panels, strict=False):
-        for number, run in enumerate(runs):
+        for number, run in ((number, run) for number, group in enumerate(groups) for run in group.runs):
             for tag in styles.keys() & run.scalars.keys():
                 steps, values = zip(*run.scalars[tag], strict=True)
-                axis.plot(steps, values, styles[tag], color=f"C{number}", linewidth=1.4)
+                axis.plot(
+                    steps, values, styles[tag], color=f"C{number}", linewidth=1.4, marker="." if len(steps) == 1 else ""
+                )
         if (bound := BOUNDS[panel]) is not None:
             axis.axhline(bound, color="grey", linestyle=":", linewidth=1)
         axis.set_title(_title(panel, styles), fontsize=10)
@@ -56,9 +65,10 @@ def draw_curves(runs: Sequence[RunLog], path: Path) -> str | None:
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    names = [run.name.replace("$", r"\$") for run in runs]  # between two of them is mathematics
+    names = [group.name.replace("$", r"\$") for group in groups]  # between two of them is mathematics
     handles = [Line2D([], [], color=f"C{number}", label=name) for number, name in enumerate(names)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    columns = max(1, min(4, _LEGEND_WIDTH // (max(map(len, names)) + 8)))  # with the line before a name
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
     return None

@@ -289,7 +289,7 @@ QUANTITIES = (
         unit="tokens per second",
         advice="find what takes the time by the presets of configs/profiler",
         chart=Chart("Cost", 3, "Tokens per second", r"throughput/tokens_per_second"),
-        report=(Line("tokens per second", "throughput/tokens_per_second"),),
+        report=(Line("tokens per second", "throughput/tokens_per_second", write="{:,.0f}"),),
     ),
     Quantity(
         tag="throughput/tflops",
@@ -326,7 +326,7 @@ QUANTITIES = (
         healthy=Range("never", -1, bad=-1),
         problem="a gradient or a weight was not finite",
         advice="go on from the checkpoint that the warning names, with a lower learning rate or RunGuard(mode='skip')",
-        report=(Line("not finite from step", "went_bad", final, "{:.0f}"),),
+        report=(Line("not finite from step", "went_bad", final, "{:.0f}", of_any_length=True),),
     ),
     Quantity(
         tag="skipped_steps",
@@ -336,7 +336,7 @@ QUANTITIES = (
         healthy=Range("0", 0, bad=9),
         problem="some gradients were not finite",
         advice="look at the batches of the steps that the warnings name, and lower the learning rate",
-        report=(Line("skipped steps", "skipped_steps", final, "{:.0f}"),),
+        report=(Line("skipped steps", "skipped_steps", final, "{:.0f}", of_any_length=True),),
     ),
     Quantity(
         tag="gradient_spikes",
@@ -367,13 +367,15 @@ OWN_LOSS = rf"(?!.*unigram){LOSS}"
 VALIDATION_LOSS = rf"(?={_VALIDATION}){OWN_LOSS}"
 OTHER_LOSS = rf"(?!{_VALIDATION}){OWN_LOSS}"
 
+LEARNING_RATE = r"lr-.+(?<!-momentum)(?<!-weight_decay)"
+
 _SECTIONS = ("Health", "Training", "Cost")
 CHARTS = sorted(
     {  # quantities may share a chart
         *(quantity.chart for quantity in QUANTITIES if quantity.chart is not None),
         Chart("Training", 1, "Loss", LOSS),
         Chart("Training", 2, "Other validation metrics", r"(val|valid|validation|eval)[/_](?!.*[Ll]oss).+"),
-        Chart("Training", 3, "Learning rate", r"lr-.+(?<!-momentum)(?<!-weight_decay)"),
+        Chart("Training", 3, "Learning rate", LEARNING_RATE),
         Chart("Cost", 2, "Batches per second", r"(train|device)[|/]batches_per_sec(ond)?"),
         Chart("Cost", 3, "Samples per second", r"(train|device)[|/]samples_per_sec(ond)?"),
     },

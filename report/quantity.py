@@ -80,6 +80,9 @@ def risen(logged: Sequence[float]) -> float:
     return (logged[-1] - least) / abs(least) if least else math.nan
 
 
+COUNT = "{:.0f}"  # how a number of events is written; of several runs the least and the most
+
+
 @dataclass(frozen=True)
 class Line:
     """A line of the report: what a run logged under a tag, reduced to one value."""
@@ -91,6 +94,7 @@ class Line:
     healthy: Range = UNKNOWN  # the first line of a quantity takes the quantity's range and advice
     advice: str = ""  # what a value outside of the range means, and what to do then
     only_half_precision: bool = False  # judged only in runs that keep weights in 16 bits
+    of_any_length: bool = False  # judged in the shortest run too
 
 
 @dataclass(frozen=True)

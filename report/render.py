@@ -1,25 +1,46 @@
 """A comparison of runs as tables for a terminal, and as files: Markdown, and curves where matplotlib is installed."""
 
+import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 from uuid import uuid4
 
+from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lightning_muon.report.comparison import Comparison
-from lightning_muon.report.curves import draw_curves
+from lightning_muon.report.curves import COLOURED, draw_curves
 from lightning_muon.report.health import Figure
+from lightning_muon.report.overview import broken, fitting, overview
 from lightning_muon.report.plain_text import code, printable
 from lightning_muon.report.plain_text import markdown as as_markdown
 
 PAGE, PLOT = "report.md", "curves.png"
-COLOURS = {"ok": "green", "costly": "yellow", "watch": "yellow", "bad": "red", "not measured": "yellow", None: ""}
-# The most characters for the names of runs, and for labels where not all runs fit beside them; longer ones are wrapped.
-NAME_WIDTH, LABEL_WIDTH = 16, 30
+COLOURS = {
+    "ok": "green",
+    "costly": "yellow",
+    "watch": "yellow",
+    "bad": "red",
+    "not measured": "yellow",
+    "too short to judge": "",
+    None: "",
+}
+# Characters of the names of runs, at most, and of labels, where more room is not left: longer ones are wrapped.
+NAME_WIDTH, LABEL_WIDTH = 16, 24
+
+
+SIDE_BY_SIDE = 5  # the most groups in a table of the page
+_MOST_ROWS = 30  # in a terminal
+_NUMBER = re.compile(r"[-\d.e]+( ± [-\d.e]+)?")
+_NARROW_VERDICT = 12
+_PIPE_WIDTH = 240  # characters, in a file or a pipe: a row stays a line
 
 
 class ReportFileError(ValueError):
@@ -27,17 +48,26 @@ class ReportFileError(ValueError):
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Print the runs as tables, each with as many runs as the terminal is wide for, and the remarks on each run."""
+    """Print the runs, the best first; and their health, if they are few: what is wrong with most of them if not."""
     console = Console()
-    blocks, label_width = _blocks(comparison, console.width)
-    for block in blocks:
-        console.print(_table(comparison, block, label_width))
-    for column, run in enumerate(comparison.runs):
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=_PIPE_WIDTH)
+    if len(comparison.groups) > 1:
+        _print_overview(console, comparison)
+    columns = range(len(comparison.groups))
+    label_width = _label_width(comparison, columns, console.width)
+    if label_width is None and len(columns) > 1:
+        for remark in comparison.summary():
+            _print_line(console, f"- {remark}")
+        _print_line(console, f"{PAGE} has the health of each, side by side")
+        return
+    console.print(_table(comparison, columns, label_width or LABEL_WIDTH))
+    for column, group in enumerate(comparison.groups):
         remarks = comparison.remarks(column)
         if remarks:
-            console.print(Text(run.name, "bold"))
+            console.print(Text(group.name, "bold"))
         for remark in remarks:
-            console.print(f"- {printable(remark)}", markup=False, highlight=False)
+            _print_line(console, f"- {remark}")
 
 
 def write_report(comparison: Comparison, folder: Path) -> tuple[list[Path], str | None]:
@@ -58,7 +88,7 @@ def write_report(comparison: Comparison, folder: Path) -> tuple[list[Path], str 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replaced(folder / PLOT) as unfinished:
-            no_plot = draw_curves(comparison.runs, unfinished)
+            no_plot = draw_curves(comparison.groups, unfinished)
         with replaced(folder / PAGE) as unfinished:
             unfinished.write_text(markdown(comparison, None if no_plot else PLOT), encoding="utf-8")
     except OSError as error:
@@ -68,62 +98,107 @@ def write_report(comparison: Comparison, folder: Path) -> tuple[list[Path], str 
     return [folder / PAGE] if no_plot else [folder / PAGE, folder / PLOT], no_plot
 
 
+def _print_line(console: Console, text: str) -> None:
+    console.print(printable(text), markup=False, highlight=False)
+
+
+def _print_overview(console: Console, comparison: Comparison) -> None:
+    """Print a row for each group."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
+    table.title = Text(_title(comparison))
+    found = fitting(overview(comparison), console.width, comparison)
+    for place, title in enumerate(found.titles):
+        cells = [row[place] for row in found.rows]
+        side: Literal["left", "right"] = "right" if place in found.right else "left"
+        widest = _NARROW_VERDICT if found.is_narrow and place == len(found.titles) - 1 else None
+        table.add_column(Text(broken(title, cells)), justify=side, overflow="fold", max_width=widest)
+    most = _MOST_ROWS if console.is_terminal else len(found.rows)
+    for row in found.rows[:most]:
+        table.add_row(*map(Text, row[:-1]), Text(row[-1], COLOURS[row[-1]]))
+    console.print(table)
+    if hidden := Counter(row[-1] for row in found.rows[most:]):
+        verdicts = ", ".join(f"{number} {verdict}" for verdict, number in hidden.items())
+        _print_line(console, f"{hidden.total()} more are in {PAGE}: {verdicts}")
+    best, metric = comparison.groups[0], comparison.metric
+    if metric is not None and not metric.rank(best)[0] and not comparison.too_short[0]:
+        others = f" and {len(best.runs) - 1} more" if len(best.runs) > 1 else ""
+        console.print(
+            f"best: {printable(str(best.runs[0].path))}{others}", soft_wrap=True, markup=False, highlight=False
+        )
+
+
+def _title(comparison: Comparison) -> str:
+    runs = f"{len(comparison.runs)} runs"
+    return f"{runs}, by {printable(comparison.metric.tag)}" if comparison.metric else runs
+
+
 def markdown(comparison: Comparison, plot: str | None) -> str:
     """Return the report as Markdown, with a link to the plot if there is one."""
-    names = [as_markdown(run.name) for run in comparison.runs]
-    lines = [
-        f"# Health of {', '.join(names)}",
-        "",
-        _row("quantity", "healthy", *names),
-        _row("---", "---", *["---:"] * len(names)),
-        *(
-            _row(as_markdown(line.label), line.healthy.words, *(str(figure or "–") for figure in figures))
-            for line, figures in comparison.lines
-        ),
-        _row("**verdict**", "ok", *(f"**{verdict}**" for verdict in comparison.verdicts())),
-    ]
+    groups = comparison.groups
+    names = [as_markdown(group.name) for group in groups]
+    if len(groups) == 1:
+        lines = [f"# Health of {names[0]}", "", *_health(comparison, range(1))]
+    else:
+        table = overview(comparison)
+        aligned = ("---:" if place in table.right else "---" for place in range(len(table.titles)))
+        lines = [f"# {as_markdown(_title(comparison))}", "", _row(*map(as_markdown, table.titles)), _row(*aligned)]
+        lines += [_row(*map(_plain_cell, row)) for row in table.rows]
+        lines += ["", "## Health"]
+        for start in range(0, len(groups), SIDE_BY_SIDE):
+            lines += ["", *_health(comparison, range(start, min(start + SIDE_BY_SIDE, len(groups))))]
     if plot:
-        lines += ["", f"![Curves of the quantities above]({plot})"]
-    for column, (run, name) in enumerate(zip(comparison.runs, names, strict=True)):
-        lines += ["", f"## {name}", "", f"{code(str(run.path))}"]
+        which = f", of the best {COLOURED}" if len(groups) > COLOURED else ""
+        lines += ["", f"![Curves of the quantities above{which}]({plot})"]
+    for column, (group, name) in enumerate(zip(groups, names, strict=True)):
+        lines += ["", f"## {name}", "", *(f"{code(str(run.path))}  " for run in group.runs)]
         remarks = comparison.remarks(column)
         lines += ["", *(f"- {as_markdown(remark)}" for remark in remarks)] if remarks else []
     return "\n".join(lines) + "\n"
 
 
-def _blocks(comparison: Comparison, width: int) -> tuple[list[range], int]:
-    """Return which runs are in each table, and the width of the labels, for a terminal of so many characters."""
+def _health(comparison: Comparison, columns: range) -> list[str]:
+    """Return the table of some groups' figures."""
+    names = (as_markdown(comparison.groups[column].name) for column in columns)
+    verdicts = (f"**{comparison.verdict(column)}**" for column in columns)
+    return [
+        _row("quantity", "healthy", *names),
+        _row("---", "---", *["---:"] * len(columns)),
+        *(
+            _row(as_markdown(line.label), line.healthy.words, *(str(figures[column] or "–") for column in columns))
+            for line, figures in comparison.lines
+        ),
+        _row("**verdict**", "ok", *verdicts),
+    ]
+
+
+def _label_width(comparison: Comparison, columns: range, width: int) -> int | None:
+    """Return the width of the labels of a table for a terminal of so many characters; ``None`` if none is wide enough.
+
+    Args:
+        comparison: The groups.
+        columns: Those in the table.
+        width: Of the terminal.
+    """
     label = max(cell_len(line.label) for line, _ in comparison.lines)
     healthy = max(cell_len(text) for text in ["healthy", *(line.healthy.words for line, _ in comparison.lines)])
-    runs = [_width(comparison, column) for column in range(len(comparison.runs))]
     frame = 3  # of each column: a line, and a space on both sides; one more line is at the end
-    if label + healthy + sum(runs) + frame * (2 + len(runs)) + 1 > width:
-        label = min(label, LABEL_WIDTH)
-    blocks, start = [], 0
-    while start < len(runs):
-        end, used = start + 1, label + healthy + runs[start] + 3 * frame + 1
-        while end < len(runs) and used + runs[end] + frame <= width:
-            used, end = used + runs[end] + frame, end + 1
-        blocks.append(range(start, end))
-        start = end
-    return blocks, label
+    left = width - healthy - sum(_width(comparison, column) + frame for column in columns) - 2 * frame - 1
+    return None if left < min(label, LABEL_WIDTH) else min(label, left)
 
 
 def _width(comparison: Comparison, column: int) -> int:
     """Return how many characters the column of a run needs."""
     figures = [_cell(figures[column]).cell_len for _, figures in comparison.lines]
-    name = min(cell_len(comparison.runs[column].name), NAME_WIDTH)
+    name = min(NAME_WIDTH, max(map(cell_len, comparison.groups[column].name.split(", "))))
     return max(name, cell_len(comparison.verdict(column)), *figures)
 
 
 def _table(comparison: Comparison, columns: range, label_width: int) -> Table:
-    which = f"runs {columns.start + 1} to {columns.stop}" if len(columns) > 1 else f"run {columns.stop}"
-    part = f", {which} of {len(comparison.runs)}" if len(columns) < len(comparison.runs) else ""
-    table = Table(title=f"Health{part}", title_justify="left")
+    table = Table(title="Health", title_justify="left")
     table.add_column("quantity", max_width=label_width, overflow="fold")
     table.add_column("healthy", overflow="fold")
     for column in columns:
-        name = Text(comparison.runs[column].name)
+        name = Text(comparison.groups[column].name.replace(", ", "\n"))
         table.add_column(name, justify="right", overflow="fold", max_width=_width(comparison, column))
     for line, figures in comparison.lines:
         cells = [_cell(figures[column]) for column in columns]
@@ -136,6 +211,11 @@ def _table(comparison: Comparison, columns: range, label_width: int) -> Table:
 
 def _cell(figure: Figure | None) -> Text:
     return Text("–") if figure is None else Text(str(figure), COLOURS[figure.verdict])
+
+
+def _plain_cell(text: str) -> str:
+    """Return a text for a cell; at its beginning a number is none of a list."""
+    return text if _NUMBER.fullmatch(text) else as_markdown(text)
 
 
 def _row(*cells: str) -> str:

@@ -15,6 +15,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_
 
 from lightning_muon.report.plain_text import from_markdown, printable
 from lightning_muon.report.quantities import QUANTITIES
+from lightning_muon.report.settings import Settings
 
 EVENTS = "events.out.tfevents*"
 METRICS = "metrics.csv"
@@ -44,6 +45,7 @@ class RunLog:
         damage: What could not be read, a line for each file.
         seconds_per_step: The median over all steps; each has the mean of the interval between two logged ones. ``None``
             if the run wrote only CSV, which has no times.
+        settings: What it saved of its settings; ``None`` if that is not known.
     """
 
     name: str
@@ -52,6 +54,12 @@ class RunLog:
     texts: Texts | None
     damage: tuple[str, ...] = ()
     seconds_per_step: float | None = None
+    settings: Settings | None = None
+
+    @property
+    def steps(self) -> int:
+        """How many steps it has made, up to its last logged value; Lightning counts them from 0."""
+        return max((logged[-1][0] + 1 for logged in self.scalars.values() if logged), default=0)
 
     def values(self, tag: str) -> list[float]:
         """Return what was logged under a tag, in the order of the steps."""

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lightning_muon.experiments import Trial
-from lightning_muon.experiments.space import Choices, Range, grid, parse, short_names
+from lightning_muon.experiments.space import Choices, Range, grid, parse
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,5 @@ def test_a_grid_has_all_combinations_with_names_of_folders() -> None:
 
 
 def test_names_are_unique_and_short() -> None:
-    assert short_names(["a.lr", "b.init_args.lr", "c"]) == ["a.lr", "b.lr", "c"]
-    assert short_names(["a.b.lr", "b.lr"]) == ["a.b.lr", "b.lr"]
     names = [trial.name for trial in grid([Choices("text", ("a/b", "a b", "x" * 300, {"class_path": "my.Own"}))])]
     assert names == ["text=a-b", "text=a-b-2", f"text={'x' * 115}", "text=Own"]

@@ -17,6 +17,7 @@ from lightning_muon.callbacks.tensorboard.pages import layout
 from lightning_muon.optim import MuonAdamW
 from lightning_muon.report import QUANTITIES, Comparison, Quantity, RunLog, compare, health, quantities
 from lightning_muon.report.curves import draw_curves
+from lightning_muon.report.groups import Group
 from lightning_muon.report.quantities import quantity
 from lightning_muon.report.run_log import logger_prefix
 
@@ -124,7 +125,7 @@ def axes_of(runs: list[RunLog], folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
     drawn: list[Any] = []
     monkeypatch.setattr(pyplot, "close", drawn.append)
-    assert draw_curves(runs, folder / "curves.png") is None
+    assert draw_curves([Group(run.name, (run,)) for run in runs], folder / "curves.png") is None
     monkeypatch.undo()
     (figure,) = drawn
     pyplot.close(figure)
