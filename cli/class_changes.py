@@ -27,13 +27,12 @@ def _keep_interpolations(parser_or_action: Any, before: Any, new: Any) -> None:
         new: The new class.
     """
     parser = parser_or_action
-    if isinstance(parser_or_action, _typehints.ActionTypeHint):
-        parser = _typehints.ActionTypeHint.get_class_parser(
-            new["class_path"], getattr(parser_or_action, "sub_add_kwargs", {})
-        )
+    if isinstance(parser, _typehints.ActionTypeHint):
+        options = getattr(parser, "sub_add_kwargs", {})
+        parser = parser.get_class_parser(new["class_path"], options)  # type: ignore[no-untyped-call]
     named = isinstance(before, Namespace) and before.get("class_path") is not None
     if not (named and isinstance(parser, ClassesKeepArguments)):
-        _keep_what_is_valid(parser_or_action, before, new)
+        _keep_what_is_valid(parser_or_action, before, new)  # type: ignore[no-untyped-call]
         return
     if before["class_path"] == new["class_path"]:
         return
