@@ -19,6 +19,10 @@ from lightning_muon.cli.errors.suggestions import nearest, nearest_key
 from lightning_muon.cli.given import Given, place_of, plain_key
 
 _UNKNOWN_OPTION = re.compile(r"(?:does not accept option|Option) '([^']+)'")
+# The second form is that of older versions of jsonargparse, such as 4.47.
+_REQUIRED = re.compile(
+    r"arguments are required: ([\w., ]*\w)(?:\. Got value|$)|Option '([\w.]+)' is required", re.MULTILINE
+)
 _CLASS_IN_MESSAGE = re.compile(r"class_path[= ]'([\w.]+)'")
 # What presets of the optimizer set, with the annotation of the argument.
 _OF_THE_OPTIMIZER = {
@@ -64,10 +68,10 @@ def explain(message: str, parser: ArgumentParser, given: Sequence[Given], classe
             return f"unexpected argument '{match[1]}'; options are written --key value, and patterns of files in quotes"
         key = _key_path(message, match[1].lstrip("-").split("=")[0])
         return _explain_unknown_key(key, message, parser, given, classes)
+    if match := _REQUIRED.search(message):
+        return _explain_missing(match[1] or match[2], message, given, classes)
     if (match := _UNKNOWN_OPTION.search(message)) and f'Parser key "{match[1]}"' not in message:
         return _explain_unknown_key(_key_path(message, match[1]), message, parser, given, classes)
-    if match := re.search(r"arguments are required: ([\w., ]*\w)(?:\. Got value|$)", message, re.MULTILINE):
-        return _explain_missing(match[1], message, given, classes)
     if match := re.search(r"argument (?:-\w/)?--([\w.]+)\S*: expected (?:one|at least one) argument", message):
         return f"--{match[1]}: a value is missing after it"
     if _key_path(message):
