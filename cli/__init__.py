@@ -11,7 +11,8 @@ importable modules from anywhere.
 - :mod:`~lightning_muon.cli.choice`: the classes of module and data, chosen before there is a parser.
 - :mod:`~lightning_muon.cli.added_optimizer`: an optimizer for modules that make none.
 - :mod:`~lightning_muon.cli.config_files`: config files, read as YAML, and presets by their names.
-- :mod:`~lightning_muon.cli.layers`: what lies over what: the default config, config files, options.
+- :mod:`~lightning_muon.cli.layers`: what lies over what: the default config, config files, options;
+  :mod:`~lightning_muon.cli.class_changes`: what stays of a class when another takes its place.
 - :mod:`~lightning_muon.cli.given`: what the user wrote, key by key and with its place.
 - :mod:`~lightning_muon.cli.secrets`: values from the environment, which no file of a run holds.
 - :mod:`~lightning_muon.cli.saved_config`: the configuration that is saved with a run, and the folders that it makes.

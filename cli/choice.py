@@ -23,8 +23,8 @@ from torch import nn
 
 from lightning_muon.cli.added_optimizer import with_optimizer
 from lightning_muon.cli.errors.suggestions import nearest
-from lightning_muon.cli.given import INTERPOLATION, Given, flatten, given_in, plain_key
-from lightning_muon.cli.layers import SECTIONS, Layer
+from lightning_muon.cli.given import INTERPOLATION, Given, given_in, plain_key
+from lightning_muon.cli.layers import SECTIONS, Layer, flatten
 
 Maker = Callable[..., Any]  # a class, or a function that returns an object of one
 

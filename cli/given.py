@@ -5,10 +5,10 @@ for or is a default.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_muon.cli.layers import Layer, options
+from lightning_muon.cli.layers import Layer, flatten, options
 
 INTERPOLATION = re.compile(r"\$\{([a-zA-Z][\w.\[\]]*)\}")
 
@@ -60,17 +60,3 @@ def given_in(layers: Sequence[Layer]) -> list[Given]:
         elif layer.option:
             given.append(Given(plain_key(layer.option.lstrip("-")), values[id(layer)], None, asked=True))
     return given
-
-
-def flatten(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the leaves of nested dicts and lists with their dotted keys; an empty dict or list is a leaf."""
-    children: Iterator[tuple[object, object]]
-    if isinstance(node, dict) and node:
-        children = iter(node.items())
-    elif isinstance(node, list) and node:
-        children = iter(enumerate(node))
-    else:
-        yield prefix, node
-        return
-    for name, child in children:
-        yield from flatten(child, f"{prefix}.{name}" if prefix else str(name))

@@ -6,13 +6,21 @@ The classes of module and data are chosen from them before there is a parser; wh
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
 import yaml
 
-from lightning_muon.cli.config_files import find_config, load_yaml, parse_config, read_config_file, text_of
+from lightning_muon.cli.config_files import (
+    ConfigFileError,
+    find_config,
+    load_yaml,
+    parse_config,
+    read_config_file,
+    text_of,
+)
 
 CONFIG_OPTIONS = {"-c", "--config"}
 SECTIONS = ("model", "data")
@@ -92,7 +100,8 @@ def read_layers(default_configs: Sequence[str], args: Sequence[str]) -> list[Lay
             load_yaml(value, layer.option)  # an anchor, and an alias of it
     replaced = {Path(layer.file).resolve().parent for layer in layers if layer.file}
     presets = (file for file in default_configs[1:] if Path(file).resolve().parent not in replaced)
-    return [*(_of_file(file, asked=False) for file in (*default_configs[:1], *presets)), *layers]
+    defaults = (_of_file(file, asked=False) for file in (*default_configs[:1], *presets))
+    return [*defaults, *_behind_their_classes(layers)]
 
 
 def options(layers: Sequence[Layer]) -> Iterator[tuple[Layer, str | None]]:
@@ -123,3 +132,88 @@ def _of_file(file: str, *, asked: bool) -> Layer:
     written = yaml.safe_load(text_of(Path(file)))
     # The parser takes no empty files and sections.
     return Layer((f"--config={file}",), written, file, asked).saying(content)
+
+
+def flatten(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the leaves of nested dicts and lists with their dotted keys; an empty dict or list is a leaf."""
+    children: Iterator[tuple[object, object]]
+    if isinstance(node, dict) and node:
+        children = iter(node.items())
+    elif isinstance(node, list) and node:
+        children = iter(enumerate(node))
+    else:
+        yield prefix, node
+        return
+    for name, child in children:
+        yield from flatten(child, f"{prefix}.{name}" if prefix else str(name))
+
+
+@dataclass(frozen=True, eq=False)
+class _Said:
+    """A config, or an option with its value.
+
+    Attributes:
+        layers: As they were read.
+        option: The key that the option sets; an empty string for a config.
+        classes: The keys that are set to a text, which may name a class.
+        content: The keys that a config says, or an option of the form ``--key {…}``.
+    """
+
+    layers: list[Layer]
+    option: str
+    classes: set[str]
+    content: set[str]
+
+    def is_said_by(self, keys: set[str]) -> bool:
+        """Return whether later keys override the option."""
+        inner = () if self.option in self.classes else (key for key in keys if key.startswith(f"{self.option}."))
+        return self.option in keys or f"{self.option}.class_path" in keys or any(inner)
+
+
+def _behind_their_classes(layers: Sequence[Layer]) -> list[Layer]:
+    """Return layers with each option behind the last class that it may be an argument of.
+
+    ``--model.optimizer.lr 0.1 --model.optimizer AdamW`` is a rate of AdamW, as in the other order; if AdamW had no such
+    argument, the parser would say so. Of an option and a later config that says the same, the config stays.
+    """
+    said = list(_said(layers))
+    options = [one for one in reversed(said) if one.option]
+    # The outer ones first: a class may itself be an argument of another.
+    for one in sorted(options, key=lambda one: one.option.count(".")):
+        at = said.index(one)
+        ends = [end for end, other in enumerate(said) if any(one.option.startswith(f"{key}.") for key in other.classes)]
+        end = max([at, *ends])
+        later = {key for other in said[at + 1 : end + 1] for key in other.content}
+        if end > at:
+            said.remove(one)
+            if not one.is_said_by(later):
+                said.insert(end, one)
+    return [layer for one in said for layer in one.layers]
+
+
+def _said(layers: Sequence[Layer]) -> Iterator[_Said]:
+    groups: list[list[Layer]] = []
+    for layer in layers:
+        if groups and layer.content is None and not layer.option:
+            groups[-1].append(layer)  # a value
+        else:
+            groups.append([layer])
+    for group in groups:
+        first, *values = group
+        value: object = first.content
+        if first.content is None:
+            text = values[0].args[0] if first.value is None and values else first.value
+            with suppress(ConfigFileError):
+                value = load_yaml(text or "", first.option)
+        key = "" if first.content is not None else first.option.lstrip("-")
+        entries = {_without_init_args(at): leaf for at, leaf in flatten(value, key)}
+        yield _Said(
+            group,
+            _without_init_args(key).removesuffix(".class_path"),
+            {at.removesuffix(".class_path") for at, leaf in entries.items() if isinstance(leaf, str)},
+            set(entries) if isinstance(value, dict) else set(),
+        )
+
+
+def _without_init_args(key: str) -> str:
+    return ".".join(part for part in key.split(".") if part not in {"init_args", "dict_kwargs"})

@@ -1,7 +1,6 @@
 """The configuration that is saved with a run, and the folder of a run that did not begin."""
 
 import os
-from argparse import Action
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import reduce
@@ -18,10 +17,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from lightning_muon.cli.choice import Choices
+from lightning_muon.cli.class_changes import ClassesKeepArguments
 from lightning_muon.cli.secrets import Secrets
 
 
-class MaskingParser(LightningArgumentParser):
+class MaskingParser(ClassesKeepArguments):
     """A parser whose YAML, saved with a run or shown by ``--print_config``, holds no value from the environment.
 
     Such a value is as it was written, ``${oc.env:TOKEN}``. Classes that were chosen are named.
@@ -33,16 +33,6 @@ class MaskingParser(LightningArgumentParser):
 
     secrets = Secrets()
     choices: Choices | None = None
-
-    def _check_value_key(self, action: Action, value: Any, key: str, *args: Any, **options: Any) -> Any:
-        """Check a value, but an interpolation only once it is resolved.
-
-        So ``classes: ${from_data:classes}`` stays when another class with an argument ``classes`` is chosen:
-        jsonargparse keeps the arguments that are valid for it.
-        """
-        if isinstance(value, str) and "${" in value:
-            return value
-        return super()._check_value_key(action, value, key, *args, **options)
 
     @override
     def dump(self, namespace: Namespace, format: str = "parser_mode", **options: Any) -> str:

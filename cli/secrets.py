@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from lightning_muon.cli.given import INTERPOLATION, Given, flatten, plain_key
+from lightning_muon.cli.given import INTERPOLATION, Given, plain_key
+from lightning_muon.cli.layers import flatten
 
 _VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*['\"]?(\w+)")
 

@@ -9,7 +9,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_muon.cli.given import flatten, plain_key
+from lightning_muon.cli.given import plain_key
+from lightning_muon.cli.layers import flatten
 
 # What the machine refuses, wherever it happens.
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP}

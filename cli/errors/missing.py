@@ -20,12 +20,22 @@ def check_complete(key: str, value: object, given: Sequence[Given]) -> None:
     Raises:
         ValueError: For the first such class, with the missing options.
     """
-    asked = {entry.key for entry in given}
+    # As null, or by an interpolation. Other values were for the class before.
+    asked = {entry.key for entry in given if entry.value in (None, "null") or "${" in str(entry.value)}
     for at, spec in _classes(key, value):
         missing = [name for name in _untyped(spec["class_path"]) if spec["init_args"].get(name, 0) is None]
         options = [f"{plain_key(at)}.{name}" for name in missing]
         if options := [option for option in options if option not in asked]:
-            raise ValueError(listed(f"a value is missing for {spec['class_path']}:", [f"--{name}" for name in options]))
+            missing = [f"--{name}" for name in options]
+            what = listed(f"a value is missing for {spec['class_path']}:", missing)
+            raise ValueError(f"{what}{for_another_class(options, given)}")
+
+
+def for_another_class(keys: Sequence[str], given: Sequence[Given]) -> str:
+    """Return a phrase about the config file that gives one of the missing values to the class before."""
+    files = (entry.file for entry in reversed(given) if entry.key in keys and entry.file)
+    file = next(files, None)
+    return f"; the value in {file} is for another class" if file else ""
 
 
 def _classes(key: str, value: object) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -14,10 +14,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_muon.cli.errors.interpolation import explain_interpolation, explain_written
+from lightning_muon.cli.errors.missing import for_another_class
 from lightning_muon.cli.errors.suggestions import nearest, nearest_key
 from lightning_muon.cli.given import Given, place_of, plain_key
 
 _UNKNOWN_OPTION = re.compile(r"(?:does not accept option|Option) '([^']+)'")
+# The second form is that of older versions of jsonargparse, such as 4.47.
+_REQUIRED = re.compile(
+    r"arguments are required: ([\w., ]*\w)(?:\. Got value|$)|Option '([\w.]+)' is required", re.MULTILINE
+)
 _CLASS_IN_MESSAGE = re.compile(r"class_path[= ]'([\w.]+)'")
 # What presets of the optimizer set, with the annotation of the argument.
 _OF_THE_OPTIMIZER = {
@@ -63,10 +68,10 @@ def explain(message: str, parser: ArgumentParser, given: Sequence[Given], classe
             return f"unexpected argument '{match[1]}'; options are written --key value, and patterns of files in quotes"
         key = _key_path(message, match[1].lstrip("-").split("=")[0])
         return _explain_unknown_key(key, message, parser, given, classes)
+    if match := _REQUIRED.search(message):
+        return _explain_missing(match[1] or match[2], message, given, classes)
     if (match := _UNKNOWN_OPTION.search(message)) and f'Parser key "{match[1]}"' not in message:
         return _explain_unknown_key(_key_path(message, match[1]), message, parser, given, classes)
-    if match := re.search(r"arguments are required: ([\w., ]+)", message):
-        return _explain_missing(match[1], message, given, classes)
     if match := re.search(r"argument (?:-\w/)?--([\w.]+)\S*: expected (?:one|at least one) argument", message):
         return f"--{match[1]}: a value is missing after it"
     if _key_path(message):
@@ -144,11 +149,13 @@ def _explain_no_optimizer(argument: str, given: Sequence[Given], module: str) ->
 def _explain_missing(missing: str, message: str, given: Sequence[Given], chosen: Mapping[str, str]) -> str:
     outer = _key_path(message)
     names = [re.sub(r"^(fit|validate|test|predict|routes)\.", "", name) for name in missing.replace(",", " ").split()]
-    keys = ", ".join(f"--{outer}.{name}" if outer else f"--{name}" for name in names)
+    keys = [f"{outer}.{name}" if outer else name for name in names]
     classes = _CLASS_IN_MESSAGE.findall(message)
     section = (outer or names[0]).partition(".")[0]
     owner = f" for {classes[-1]}" if outer and classes else (f" for {chosen[section]}" if section in chosen else "")
-    return f"a value is missing{owner}: {keys}{place_of(outer, given) if outer else ''}"
+    place = place_of(outer, given) if outer else ""
+    options = ", ".join(f"--{key}" for key in keys)
+    return f"a value is missing{owner}: {options}{place}{for_another_class(list(map(plain_key, keys)), given)}"
 
 
 def _explain_value(message: str, parser: ArgumentParser, given: Sequence[Given]) -> str:

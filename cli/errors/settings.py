@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
-from lightning_muon.cli.given import Given, flatten, place_of, plain_key, value_of
+from lightning_muon.cli.given import Given, place_of, plain_key, value_of
+from lightning_muon.cli.layers import flatten
 
 # The least value of settings of the trainer that Lightning does not check, or after what follows them.
 _LEAST = {

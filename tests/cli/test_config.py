@@ -77,32 +77,11 @@ def test_default_config_serves_all_subcommands(run: Run, subcommand: str) -> Non
     assert cli.datamodule.batch_size == 7
 
 
-def test_a_torch_optimizer_by_its_short_name_keeps_what_it_knows_and_drops_the_rest(
-    run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cli = run("fit", "--model.optimizer", "AdamW", "--model.optimizer.lr", "0.01")
-    optimizer = cli.trainer.optimizers[0]
-    assert type(optimizer) is torch.optim.AdamW
-    assert optimizer.defaults["lr"] == 0.01
-    assert optimizer.defaults["weight_decay"] == 0.25
-    assert "momentum" not in optimizer.defaults
-    assert "discard" not in capsys.readouterr().err
-
-
 def test_muon_by_its_short_name(run: Run) -> None:
     args = ["--model.optimizer", "MuonAdamW", "--model.optimizer.lr", "0.01", "--model.optimizer.update_scale", "mup"]
     optimizer = run("fit", *args).trainer.optimizers[0]
     assert type(optimizer) is MuonAdamW
     assert optimizer.defaults["update_scale"] == "mup"
-
-
-def test_adamw_over_a_muon_preset(run: Run) -> None:
-    Path("muon.yaml").write_text(
-        "model: {optimizer: {class_path: MuonAdamW, init_args: {update_scale: mup, weight_decay: 0.5}}}"
-    )
-    optimizer = run("fit", "--config", "muon.yaml", "--model.optimizer", "AdamW").trainer.optimizers[0]
-    assert type(optimizer) is torch.optim.AdamW
-    assert optimizer.defaults["weight_decay"] == 0.5
 
 
 def test_the_saved_config_repeats_the_run_exactly(run: Run) -> None:
