@@ -101,8 +101,8 @@ OPTIMIZERS = [growing, with_cosine, by_torch, adamw_with_lr_tensor]
 @pytest.mark.parametrize(
     ("make_optimizer", "per"),
     [
-        *((make, "group") for make in OPTIMIZERS[:3]),
-        pytest.param(OPTIMIZERS[3], "group", marks=pytest.mark.slow),
+        *(pytest.param(make, "group", marks=pytest.mark.slow) for make in (*OPTIMIZERS[:2], OPTIMIZERS[3])),
+        (OPTIMIZERS[2], "group"),
         (growing, "matrix"),
         *(pytest.param(make, "matrix", marks=pytest.mark.slow) for make in OPTIMIZERS[1:]),
     ],
@@ -147,7 +147,7 @@ def test_groups_are_steered_each_by_itself(
     assert all(group["weight_decay"] == 0.0 for group in trainer.optimizers[0].param_groups)
 
 
-@pytest.mark.parametrize("per", ["group", "matrix"])
+@pytest.mark.parametrize("per", ["group", pytest.param("matrix", marks=pytest.mark.slow)])
 def test_the_end_of_bf16_headroom_is_a_target(
     regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any, per: str
 ) -> None:
@@ -162,6 +162,7 @@ def test_the_end_of_bf16_headroom_is_a_target(
     assert "(the target is 2^7 · lr 0.005 · update RMS 0.2)" in events(trainer).texts("weight_decay/decisions")[0]
 
 
+@pytest.mark.slow  # five seconds
 def test_the_target_of_bf16_outlasts_the_schedule(regression: Module, fit: Fit) -> None:
     """At the end of a cosine updates vanish, and the weights need not follow."""
     watch = Watch()

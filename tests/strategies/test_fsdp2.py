@@ -33,7 +33,11 @@ def on_one_device(train: Train) -> list[dict[str, Any]]:
         (1, "fsdp2"),
         (2, {"blocks": ["Block"]}),
         pytest.param(3, {"reshard_after_forward": False}, marks=pytest.mark.slow),
-        (4, {"replicate_size": 2, "accumulate_sharded": True, "find_unused_parameters": True}),
+        pytest.param(
+            4,
+            {"replicate_size": 2, "accumulate_sharded": True, "find_unused_parameters": True},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_it_equals_one_device(

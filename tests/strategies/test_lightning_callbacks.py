@@ -14,6 +14,7 @@ Train = Callable[..., list[dict[str, Any]]]
 AssertEqual = Callable[..., None]
 
 
+@pytest.mark.slow  # ten seconds, for what Lightning's callback does
 def test_averages_are_those_of_one_device(train: Train, assert_equal: AssertEqual, tmp_path: Path) -> None:
     """Weights and validation loss are averages; checkpoints have both, go on exactly, and move between the two."""
     names = ("exponential", "equal")
@@ -72,6 +73,7 @@ def test_modules_among_the_hyperparameters_are_left_out(
     }
 
 
+@pytest.mark.slow  # seven seconds
 def test_a_backbone_that_is_unfrozen_later(tmp_path: Path) -> None:
     """Its parameters are routed, averaged over the ranks, and go on from a checkpoint; monitors wait for them."""
     program = Path(__file__).with_name("finetuning.py")

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.processes import launch
@@ -21,6 +22,7 @@ def assert_same(way: str, found: dict[str, Any], expected: dict[str, Any]) -> No
             torch.testing.assert_close(state[name], value, **CLOSE, msg=lambda m, n=name: f"{way}, {n}: {m}")
 
 
+@pytest.mark.slow  # six seconds
 def test_a_gan_under_fsdp2(tmp_path: Path) -> None:
     first, second = launch(PROGRAM, "run", 2, str(tmp_path), timeout=90)
     expected = first["one device"]

@@ -18,6 +18,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow  # nine seconds; tests/callbacks/test_prediction_writer.py has the ranks of one callback
 def test_prompts_on_two_ranks_have_the_texts_of_one(baked_project: Path, folder: Path) -> None:
     def in_project(function: str, world_size: int) -> None:
         source, configs = baked_project / "src", str(baked_project / "configs")
