@@ -12,7 +12,7 @@ from lightning_muon.optim.update.options import check_number
 def with_rates(routes: Iterable[Route], lr_by_role: Mapping[str, float]) -> list[Route]:
     """Return routes with the learning rate of their role among their options, where they have none of their own.
 
-    What is frozen has it too: it counts when it is trained later. A role that no parameter has is warned of.
+    What is frozen has it too: it counts when it is trained later. Rates of which none counts are warned of.
 
     Raises:
         ValueError: If a role is unknown, or its rate is not a number of at least zero.
@@ -22,15 +22,13 @@ def with_rates(routes: Iterable[Route], lr_by_role: Mapping[str, float]) -> list
             raise ValueError(f"lr_by_role has the unknown role {role!r}; roles are {', '.join(ROLES)}")
         check_number("lr_by_role", role, lr, 0.0)
     rated = [_with_rate(route, lr_by_role) for route in routes]
-    found = {route.role for route in rated}
-    for role in lr_by_role:
-        if role not in found:
-            roles = ", ".join(role for role in ROLES if role in found)
-            warnings.warn(
-                f"lr_by_role: the rate of {role} has no effect: no parameter has this role."
-                f" Roles of the model: {roles}.",
-                stacklevel=3,
-            )
+    found = [role for role in ROLES if any(route.role == role for route in rated)]
+    if lr_by_role and not lr_by_role.keys() & set(found):
+        warnings.warn(
+            f"lr_by_role has no effect: no parameter is {' or '.join(lr_by_role)}."
+            f" Roles of the model: {', '.join(found)}.",
+            stacklevel=3,
+        )
     return rated
 
 
