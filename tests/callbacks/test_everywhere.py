@@ -102,7 +102,7 @@ def test_torch_muon_under_manual_optimization(regression: Module, fit: Fit) -> N
     assert quantities(trainer.callback_metrics) == ALL
 
 
-@pytest.mark.parametrize("way", ["in place", "wrapped"])
+@pytest.mark.parametrize("way", ["in place", pytest.param("wrapped", marks=pytest.mark.slow)])
 def test_compiled_nets(regression: Module, fit: Fit, way: str) -> None:
     class Compiled(regression):  # type: ignore[valid-type,misc]
         def __init__(self) -> None:

@@ -27,7 +27,7 @@ FRESH = "--ckpt_path last: there is no checkpoint yet, the run starts afresh\n"
     [
         ([*CSV, "--trainer.logger.name=mine"], "logs/mine/version_0"),
         pytest.param([*CSV, "--trainer.logger.name="], "logs/version_0", marks=pytest.mark.slow),
-        ([*CSV, "--trainer.logger.version=one"], "logs/lightning_logs/one"),
+        pytest.param([*CSV, "--trainer.logger.version=one"], "logs/lightning_logs/one", marks=pytest.mark.slow),
         pytest.param(
             ["--trainer.logger=true", "--trainer.default_root_dir=root"],
             "root/lightning_logs/version_0",

@@ -112,7 +112,9 @@ def test_earlier_groups_resume_at_the_same_rates_and_weights(
     assert schedules[0]["_last_lr"] == schedules[1]["_last_lr"]
 
 
-@pytest.mark.parametrize("schedule", [RESTARTS, CONSTANT], ids=["restarts", "constant"])
+@pytest.mark.parametrize(
+    "schedule", [pytest.param(RESTARTS, marks=pytest.mark.slow), CONSTANT], ids=["restarts", "constant"]
+)
 def test_new_rates_by_role_are_used_from_a_checkpoint_on(
     run: Run, schedule: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

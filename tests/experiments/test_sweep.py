@@ -95,6 +95,7 @@ def test_the_page_of_hyperparameters_has_what_varies_and_the_metric(tmp_path: Pa
         ]
 
 
+@pytest.mark.slow  # four seconds
 def test_a_search_goes_to_the_best_and_is_the_same_after_kills(tmp_path: Path) -> None:
     space = [Range("lr", 1e-4, 1.0, log=True), Range("batch", 1, 8), Choices("config", ("a", "b"))]
     records = sweep(tmp_path / "whole", space, read_config, trials=16)

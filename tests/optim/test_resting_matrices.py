@@ -59,7 +59,9 @@ def test_without_gradient_nothing_moves(place: str, options: dict[str, Any]) -> 
     assert place == "matrix" or bool((weight != before).any())  # the others move
 
 
-@pytest.mark.parametrize("options", OPTIONS[:7], ids=str)
+@pytest.mark.parametrize(
+    "options", [*OPTIONS[:3], *(pytest.param(one, marks=pytest.mark.slow) for one in OPTIONS[3:7])], ids=str
+)
 def test_it_rests_for_ever_and_wakes_up(options: dict[str, Any]) -> None:
     """The momentum ends in 1500 steps (0.95¹⁵⁰⁰ = 4e-34); the first new gradient G moves W along −polar(G)."""
     weight, optimizer = make(**options)

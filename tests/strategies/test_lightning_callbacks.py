@@ -55,7 +55,7 @@ def test_the_average_of_epochs_is_refused(train: Train) -> None:
     assert result["error"].startswith("MisconfigurationException: StochasticWeightAveraging does not work with fsdp2")
 
 
-@pytest.mark.parametrize("state_dict_type", ["sharded", "full"])
+@pytest.mark.parametrize("state_dict_type", ["sharded", pytest.param("full", marks=pytest.mark.slow)])
 def test_modules_among_the_hyperparameters_are_left_out(
     state_dict_type: str, train: Train, assert_equal: AssertEqual, tmp_path: Path
 ) -> None:
