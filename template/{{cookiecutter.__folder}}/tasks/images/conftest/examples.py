@@ -4,6 +4,7 @@ def examples(tmp_path: Path) -> Path:
     import numpy as np
     from PIL import Image
 
+    (tmp_path / "small.yaml").write_text(NETWORK)
     folder, generator = tmp_path / "pictures", np.random.default_rng(0)
     for channel, name in enumerate(("red", "green", "blue")):
         (folder / name).mkdir(parents=True)
