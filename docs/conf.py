@@ -4,6 +4,7 @@ The pages are Markdown as GitHub shows it, without anything of Sphinx. ``index.m
 are the navigation of the site, in their order. ``reference/`` has a page for each room.
 """
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from sphinx.util.logging import getLogger
 project = "lightning-muon"
 html_title = "lightning-muon"
 html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["style.css"]
 html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False
@@ -31,9 +34,9 @@ myst_heading_anchors = 4
 autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented"
+autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True, "show-inheritance": True}
+toc_object_entries_show_parents = "hide"
 maximum_signature_line_length = 90
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
@@ -41,7 +44,12 @@ napoleon_use_rtype = False
 # What is ours and is named in a docstring must be on a page. Names of other libraries have no page here, nothing is
 # fetched; the modules and functions inside a room are no public names.
 nitpicky = True
-nitpick_ignore = [("py:exc", "MisconfigurationException")]
+nitpick_ignore = [
+    ("py:exc", "MisconfigurationException"),
+    ("py:class", "LightningModule"),
+    ("py:class", "LightningDataModule"),
+    ("py:class", "Table"),
+]
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!lightning_muon\.).*\..*"),
     (r"py:mod", r"lightning_muon\..*"),
@@ -62,6 +70,17 @@ def add_navigation(app: Sphinx, name: str, source: list[str]) -> None:
         entries = "\n".join(f"{link['title']} <{link['page']}>" for link in INDEX_LINK.finditer(section))
         caption = section.partition("\n")[0]
         source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{entries}\n```\n" if entries else ""
+
+
+def is_left_out(app: Sphinx, what: str, name: str, value: object, skip: bool, options: object) -> bool:
+    """Leave out the methods that torch and Lightning call: they are documented there."""
+    return skip or getattr(getattr(value, "fget", value), "__override__", False)
+
+
+def leave_out_map(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Leave out what the docstring of a room says to those who work on it: which file has what."""
+    if what == "module":
+        lines[:] = itertools.takewhile(lambda line: not line.startswith("- "), lines)
 
 
 def find_public(app: Sphinx, env: BuildEnvironment, node: nodes.Element, text: nodes.Element) -> nodes.Node | None:
@@ -89,6 +108,8 @@ def write_formula(writer: Any, node: nodes.math | nodes.math_block) -> None:
 def setup(app: Sphinx) -> None:
     """Connect the functions above."""
     app.connect("source-read", add_navigation)
+    app.connect("autodoc-skip-member", is_left_out)
+    app.connect("autodoc-process-docstring", leave_out_map)
     app.connect("missing-reference", find_public)
     app.add_html_math_renderer("mathml", (write_formula, None), (write_formula, None))
 
