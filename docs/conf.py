@@ -6,7 +6,6 @@ are the navigation of the site, in their order. ``reference/`` has a page for ea
 
 import itertools
 import re
-from pathlib import Path
 from typing import Any
 
 from docutils import nodes
