@@ -34,10 +34,11 @@ autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 toc_object_entries_show_parents = "hide"
 maximum_signature_line_length = 90
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 napoleon_use_rtype = False
 
 # What is ours and is named in a docstring must be on a page. Names of other libraries have no page here, nothing is
@@ -76,6 +77,13 @@ def is_left_out(app: Sphinx, what: str, name: str, value: object, skip: bool, op
     return skip or getattr(getattr(value, "fget", value), "__override__", False)
 
 
+def with_plain_defaults(
+    app: Sphinx, what: str, name: str, value: object, options: object, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Write the default of a dataclass field that a function makes as an ellipsis: Sphinx needs an expression."""
+    return signature and re.sub(r"<[\w ]+>", "...", signature), returns
+
+
 def leave_out_map(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
     """Leave out what the docstring of a room says to those who work on it: which file has what."""
     if what == "module":
@@ -108,6 +116,7 @@ def setup(app: Sphinx) -> None:
     """Connect the functions above."""
     app.connect("source-read", add_navigation)
     app.connect("autodoc-skip-member", is_left_out)
+    app.connect("autodoc-process-signature", with_plain_defaults)
     app.connect("autodoc-process-docstring", leave_out_map)
     app.connect("missing-reference", find_public)
     app.add_html_math_renderer("mathml", (write_formula, None), (write_formula, None))

@@ -33,7 +33,7 @@ def test_every_page_is_in_the_map_once() -> None:
 def test_the_reference_has_every_public_name_once(room: str) -> None:
     page = (DOCS / "reference" / f"{room}.rst").read_text()
     assert f".. automodule:: lightning_muon.{room}\n" in page
-    entries = re.findall(r"^\.\. auto(?:class|data|exception|function):: (\w+)$", page, re.MULTILINE)
+    entries = re.findall(r"^\.\. (?:auto|py:)(?:class|data|exception|function):: (\w+)$", page, re.MULTILINE)
     assert Counter(entries) == Counter(public_names(room))
 
 
