@@ -13,7 +13,7 @@ PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 BAKE := $(BIN)/python -m cookiecutter . --no-input --default-config
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-corpus demo test test-all test-corpus lint clean
+.PHONY: help install install-corpus demo test test-all test-corpus lint docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,16 @@ lint: install ## Check style and types, here and in a generated project
 	cd $(LINT) && ../../../$(BIN)/python -m ruff check . && ../../../$(BIN)/python -m ruff format --check .
 	cd $(LINT) && ../../../$(BIN)/python -m mypy --cache-dir ../../.mypy_cache
 	$(BIN)/python -m mypy --cache-dir build/.mypy_cache
+
+docs: .venv/.docs ## Build the documentation in build/docs; a broken link or name is an error
+	rm -rf build/docs
+	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going --doctree-dir build/doctrees docs build/docs
+	@echo 'The documentation: build/docs/index.html'
+
+# Sphinx needs Python 3.11.
+.venv/.docs: .venv/.installed
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,docs]'
+	@touch $@
 
 clean: ## Remove .venv, build and the caches of tools
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -43,7 +43,7 @@ def main(
         args: The command line, by default that of the program.
 
     Returns:
-        The command line that ran: its ``trainer``, ``model``, ``datamodule`` and ``config``.
+        The command line that ran, with its ``trainer``, ``model``, ``datamodule`` and ``config``.
 
     Raises:
         SystemExit: With code 0 after a command that is none of ``MuonCLI``; with code 2 after an error of the user,

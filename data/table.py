@@ -98,7 +98,7 @@ class TableDataModule(EpochDataModule):
 
     @property
     def numbers(self) -> int:
-        """How many features are numbers: as ``${from_data:numbers}`` an argument of the network, like the next two."""
+        """How many features are numbers; ``${from_data:numbers}`` passes it to the network, like the next two."""
         return self.encoding.number_count
 
     @property

@@ -47,5 +47,5 @@ class Result:
 
     @property
     def loss(self) -> float:
-        """The value to be minimized: infinite unless the run finished."""
+        """The value to be minimized, infinite unless the run finished."""
         return self.value if self.status == "finished" and self.value is not None else float("inf")

@@ -1,6 +1,6 @@
 """What finished runs say: read what one or many have logged, judge their health, compare them, write a report.
 
-It needs neither torch nor Lightning, and imports no other room:
+It needs neither torch nor Lightning, and imports no other room.
 
 - ``quantities``: the table of all that the callbacks log, with unit, chart, healthy range and advice for each quantity;
   ``quantity`` is what an entry is made of

@@ -151,5 +151,5 @@ class Quantity:
 
     @property
     def if_not(self) -> str:
-        """What to say outside of the healthy range: the problem and the advice."""
+        """What to say outside of the healthy range, the problem and the advice."""
         return ": ".join(filter(None, (self.problem, self.advice)))

@@ -1,4 +1,4 @@
-"""The examples of the page "In a Lightning project" run unchanged."""
+"""The examples of the page "In your Lightning project" run unchanged."""
 
 import re
 from collections.abc import Callable

@@ -47,9 +47,3 @@ def test_every_preset_is_on_its_page() -> None:
     configs = README.parent / "configs"
     names = {str(path.relative_to(configs).with_suffix("")) for path in configs.rglob("*.yaml")} - {"default"}
     assert {name for name in names if f"`{name}`" not in page} == set()
-
-
-def test_what_it_links_to_is_there() -> None:
-    links = re.findall(r"\]\((?!http)([^)#]+)", README.read_text())
-    assert links
-    assert all((README.parent / link).exists() for link in links)

@@ -68,7 +68,7 @@ class Route:
 
     @property
     def updated_by(self) -> str:
-        """What updates it: an algorithm, or the class of an optimizer."""
+        """What updates it, an algorithm or the class of an optimizer."""
         return self.optimizer or self.algorithm
 
     @property

@@ -66,8 +66,8 @@ def route_parameters(
             An ``lr`` in the options of a rule overrides it. Groups that are added later follow it too.
 
     Returns:
-        One group per algorithm, role and set of options: ``params``, and beside it ``param_names``, ``reasons`` and,
-        for Muon, ``layouts``, in the same order; ``algorithm``; ``role``; ``name``, which Lightning's
+        One group per algorithm, role and set of options, with ``params``; ``param_names``, ``reasons`` and, for Muon,
+        ``layouts`` in the order of these; ``algorithm``; ``role``; ``name``, which Lightning's
         ``LearningRateMonitor`` shows. The name is that of the role: ``matrix``, ``router``, ``embedding``, ``head``,
         ``adapter``, ``vector`` or ``other``; with the algorithm, as in ``head_muon``, where a rule chose another than
         the role's.

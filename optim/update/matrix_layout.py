@@ -138,7 +138,7 @@ class MatrixLayout:
 
         A part is one matrix, or a whole entry of the stack where blocks share memory rows, as those that are stored
         (in, out), or alternate. The result has, for each run of equal parts in the order of memory, their number, the
-        shape of each, and the layout of a stack (parts, *shape of each).
+        shape of each, and the layout of a stack ``(parts, *shape of each)``.
         """
         stack = shape[0] if self.stacked else 1
         rows, *rest = shape[self.stacked :]

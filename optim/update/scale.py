@@ -32,7 +32,7 @@ def scale_factor(update_scale: UpdateScale, fan_out: int, fan_in: int) -> float:
     ``"nuclear_norm"``        1, and see below       PolarGrad, arXiv:2505.21799
     ========================  =====================  ================================================================
 
-    The nuclear norm depends on the matrix, not on its shape: :func:`nuclear_norm` computes it.
+    The nuclear norm, by which ``MuonAdamW`` multiplies in PolarGrad, depends on the matrix, not on its shape.
 
     Args:
         update_scale: The name of the scale; or a function of your own, ``f(fan_out, fan_in)``, or its import path
