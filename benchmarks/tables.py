@@ -56,7 +56,8 @@ def _table(match: re.Match[str], results: Path) -> str:
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1)]
     lines += [[shown(row.get(column)) for column in columns] for row in rows]
     table = _markdown(lines)
-    return f"{table}\n<sub>`python -m benchmarks.{module}`, {record['date']}, {_machine(record['machine'])}</sub>\n"
+    command = record.get("command", f"python -m benchmarks.{module}")
+    return f"{table}\n<sub>`{command}`, {record['date']}, {_machine(record['machine'])}</sub>\n"
 
 
 def _quantity_table(monitor: str) -> str:

@@ -103,6 +103,15 @@ def markdown(outcome: Outcome, plots: Sequence[str] = ()) -> str:
     return "\n".join(page) + "\n"
 
 
+def rows(outcome: Outcome) -> list[dict[str, str]]:
+    """Return both tables as one: for each optimizer its cells by the names of their columns."""
+    tables = _tables(outcome).values()
+    return [
+        {name: cell for header, cells in tables for name, cell in zip(header, cells(line), strict=True)}
+        for line in standings(outcome)
+    ]
+
+
 def _tables(outcome: Outcome) -> Mapping[str, tuple[list[str], Cells]]:
     """Return title, header and cells of each table."""
     parameters = outcome.setting.parameters

@@ -4,13 +4,15 @@
 ``--folder`` where it was.
 """
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.embedded_text.project import QUICK, compare, parser_of, write_record
-from lightning_muon.experiments.output import HORIZONS, TUNING
+from lightning_muon.experiments.outcome import Outcome
+from lightning_muon.experiments.output import HORIZONS, TUNING, rows
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     folder = options.folder.absolute() / options.size
     command = [f"--optimizers={','.join(optimizers)}", f"--tune={','.join(tuned)}", f"--seeds={seeds}"]
     outcome = compare(folder, [*command, f"--jobs={options.jobs}", *extra])
+    outcome["rows"] = rows(Outcome.from_json(json.dumps(outcome)))
     title = f"{size.words}, {' '.join(extra)}; tuned: {', '.join(tuned)}; {options.jobs} runs at a time"
     record = write_record(options.results, f"comparison-{options.size}", title, folder, outcome)
     options.images.mkdir(parents=True, exist_ok=True)

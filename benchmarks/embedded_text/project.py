@@ -73,7 +73,8 @@ def write_record(results: Path, name: str, title: str, folder: Path, content: di
     done = [record.result for record in records if record.result]
     hours = sum(result.steps * (result.seconds_per_step or 0.0) for result in done) / 3600
     path = results / f"{name}-{re.sub(r'[^a-z0-9]+', '_', card)}.json"
-    about = {"date": datetime.now(timezone.utc).date().isoformat(), "machine": machine()}
+    about = {"command": f"python -m {__package__}.{name.replace('-', ' --size ')}", "machine": machine()}
+    about["date"] = datetime.now(timezone.utc).date().isoformat()
     write(path, {"title": title, **about, "runs": len(done), "hours of training": round(hours, 2), **content})
     print(f"record:     {path}")
     return path
