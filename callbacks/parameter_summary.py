@@ -48,7 +48,12 @@ class ParameterSummary(RichModelSummary):
         columns = {title.strip(): list(map(str, cells)) for title, cells in summary_data}
         counts = columns.get("Params", [])
         has_parameters = [count.strip() != "0" for count in counts]
-        shown = [title for title, cells in columns.items() if title != "FLOPs" or total_flops]
+        left_out = {
+            "",
+            *([] if total_flops else ["FLOPs"]),
+            *(["Mode"] if len(set(columns.get("Mode", []))) < 2 else []),
+        }
+        shown = [title for title in columns if title not in left_out]
         table = Table(header_style="bold", title="Model", title_justify="left")
         for title in shown:
             table.add_column(title.lower(), justify="right" if title in _COUNTS else "left", no_wrap=title == "Name")

@@ -26,6 +26,7 @@ from lightning_muon.callbacks.speed import samples_and_tokens
 from lightning_muon.report.plain_text import printable
 
 _EVERY_SECONDS = 0.5  # between two texts on the bar
+_RATE_SECONDS = 5.0  # the least that the speed between two logged steps is a mean of
 _BAR_WIDTH = 20
 
 
@@ -95,12 +96,13 @@ class StepProgressBar(RichProgressBar):
         return [
             TextColumn("{task.description}"),
             CustomBarColumn(
+                table_column=Column(no_wrap=True),  # where it is narrow, the text behind it gets shorter
                 bar_width=_BAR_WIDTH,
                 complete_style=theme.progress_bar,
                 finished_style=theme.progress_bar_finished,
                 pulse_style=theme.progress_bar_pulse,
             ),
-            _Figures(Column(no_wrap=True, overflow="ellipsis")),
+            _Figures(),
         ]
 
     @override
@@ -128,9 +130,10 @@ class StepProgressBar(RichProgressBar):
         self._first = self._since = self._paused_at = None
         self._metrics, self._rate = {}, ""
         self._shown_at, self._shown_step = -math.inf, -1
-        if self.is_enabled:
-            self.train_progress_bar_id = self._add_task(self._total or math.inf, self._position(trainer))
-            self._draw(trainer)
+        if self.is_enabled and self.progress is not None:
+            self.train_progress_bar_id = self.progress.add_task(
+                self._position(trainer), total=self._total or math.inf, completed=self._steps, figures=""
+            )
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -158,7 +161,7 @@ class StepProgressBar(RichProgressBar):
         is_free = trainer.strategy.root_device.type == "cpu" and self.is_enabled  # no device has to wait
         now = time.monotonic()
         if is_due or (is_free and now - self._shown_at >= _EVERY_SECONDS):
-            self._read(trainer, pl_module, outputs)
+            self._read(trainer, pl_module, outputs, is_due=is_due)
         if self._draws:
             if is_due or now - self._shown_at >= _EVERY_SECONDS:
                 self._draw(trainer)
@@ -208,17 +211,20 @@ class StepProgressBar(RichProgressBar):
 
     # ---- what is shown
 
-    def _read(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> None:
+    def _read(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *, is_due: bool) -> None:
         """Read the metrics, for which a device has to finish its step, and then the clock."""
         self._metrics = self.get_metrics(trainer, pl_module) or _loss_of(trainer, outputs)
         now = time.monotonic()
         if self._first is None:
             self._first = now, self._steps, self._batches
-        elif self._since is not None and self._samples and now > self._since:
-            rates = samples_and_tokens(trainer, pl_module, self._samples, now - self._since)
-            name, rate = list(rates.items())[-1]
-            self._rate = f"{tqdm.format_sizeof(rate)} {name.partition('_')[0]}/s"
-        if self._since is None or self._samples:
+        elif self._since is not None and self._samples:
+            seconds = now - self._since
+            # Of a few steps it would jump.
+            if is_due or not self._rate or seconds >= _RATE_SECONDS:
+                rates = samples_and_tokens(trainer, pl_module, self._samples, max(seconds, 1e-9))
+                name, rate = list(rates.items())[-1]
+                self._rate = f"{tqdm.format_sizeof(rate)} {name.partition('_')[0]}/s"
+        if is_due:
             self._since, self._samples = now, 0
 
     def _draw(self, trainer: Trainer) -> None:
@@ -248,7 +254,7 @@ class StepProgressBar(RichProgressBar):
         # What the user logs for this place comes between the two that a narrow terminal should still show.
         first, *others = [f"{name} {_written(value)}" for name, value in self._metrics.items()] or [""]
         left = self._time_left(trainer)
-        time_left = "" if left is None else f"{tqdm.format_interval(left)} left"
+        time_left = "" if left is None or self._steps == self._total else f"{tqdm.format_interval(left)} left"
         return [text for text in (first, self._rate, time_left, *others) if text]
 
     def _time_left(self, trainer: Trainer) -> float | None:
@@ -271,13 +277,10 @@ class StepProgressBar(RichProgressBar):
 class _Figures(ProgressColumn):
     """The text of the bar of training; the batches and the time of other bars."""
 
-    def __init__(self, column: Column) -> None:
-        super().__init__(column)
-
     @override
     def render(self, task: Task) -> Text:
         if (text := task.fields.get("figures")) is not None:
-            return Text(text)
+            return Text(text, no_wrap=True, overflow="ellipsis")
         total = "" if task.total in (None, math.inf) else f"/{task.total:.0f}"
         elapsed = "" if task.elapsed is None else f"  {timedelta(seconds=int(task.elapsed))}"
         return Text(f"{task.completed:.0f}{total}{elapsed}")

@@ -311,8 +311,7 @@ class MuonCLI(LightningCLI):
 
     @override
     def _set_seed(self) -> None:
-        if self._get(self.config, "quiet"):
-            hush_all_but_warnings()
+        hush_all_but_warnings(self._get(self.config, "quiet"))
         super()._set_seed()
 
     @override

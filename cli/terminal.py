@@ -17,10 +17,10 @@ _LOGGERS = (
     "lightning.fabric.utilities.rank_zero",
     "lightning.fabric.utilities.seed",
 )
-# Nobody can act on these; the last two are said again, or at the end of the run.
+# Nobody can act on these, or they are said again: when the checkpoint is restored, and at the end of the run.
 _NOISE = re.compile(
-    r"(.*Tip: For seamless|(GPU|TPU|HPU) available: False|Restoring states from the checkpoint path"
-    r"|`Trainer.fit` stopped: `max_)"
+    r".*Tip: For seamless|(GPU|TPU|HPU) available: False|Trainer already configured with model summary"
+    r"|Restoring states from the checkpoint path|\[rank: [1-9]\d*\] Seed set|`Trainer.fit` stopped: `max_"
 )
 
 
@@ -36,50 +36,40 @@ def settle_terminal(config: dict[str, Any], *, fitting: bool, quiet: bool) -> No
 
     Args:
         config: The arguments of the trainer, which it changes.
-        fitting: Whether the run trains, and saves checkpoints.
+        fitting: Whether the run trains.
         quiet: Whether nothing is shown.
     """
-    hush_lightning(fitting=fitting)
+    hush_lightning()
     given: list[Callback] = list(config.get("callbacks") or [])
     if quiet:
         config["callbacks"] = [one for one in given if not isinstance(one, ProgressBar | ModelSummary)]
         config["enable_progress_bar"] = config["enable_model_summary"] = False
         return
     own: list[Callback] = [PrintRouting()] if fitting else []
-    shows = not config.get("barebones")
-    if (
-        shows
-        and config.get("enable_progress_bar") is not False
-        and not any(isinstance(one, ProgressBar) for one in given)
+    for option, kind, callback in (
+        ("enable_progress_bar", ProgressBar, StepProgressBar()),
+        ("enable_model_summary", ModelSummary, ParameterSummary()),
     ):
-        own.append(StepProgressBar())
-    if (
-        shows
-        and config.get("enable_model_summary") is not False
-        and not any(isinstance(one, ModelSummary) for one in given)
-    ):
-        own.append(ParameterSummary())
+        is_free = not (config.get("barebones") or any(isinstance(one, kind) for one in given))
+        own += [callback] if is_free and config.get(option) is not False else []
     config["callbacks"] = [*given, *own]
 
 
-def hush_lightning(*, fitting: bool) -> None:
-    """Filter out Lightning's advertisements, and its warnings about its own code and what a user cannot change.
-
-    Args:
-        fitting: Whether the run saves checkpoints. Otherwise the warning about their folder is filtered out too.
-    """
+def hush_lightning() -> None:
+    """Filter out Lightning's advertisements, and its warnings about its own code and what a user cannot change."""
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+    warnings.filterwarnings("ignore", message=r"`torch.distributed.\w+` is deprecated", category=FutureWarning)
     # It logs nevertheless: steps are counted over epochs.
     warnings.filterwarnings("ignore", message=r"The number of training batches \(\d+\) is smaller than the logging")
-    if not fitting:
-        warnings.filterwarnings("ignore", message="The dirpath has changed")
+    # A run that goes on has a folder of its own.
+    warnings.filterwarnings("ignore", message="The dirpath has changed")
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_is_worth_reading)
 
 
-def hush_all_but_warnings() -> None:
-    """Show nothing of Lightning's below a warning, its seed included."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
+def hush_all_but_warnings(quiet: bool) -> None:
+    """Show of Lightning's messages only warnings and errors, from the seed on, if the run is to be quiet."""
+    for name in ("lightning.pytorch", "lightning.fabric") if quiet else ():
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
