@@ -15,6 +15,8 @@ from lightning.pytorch.callbacks.progress.rich_progress import CustomBarColumn
 from lightning.pytorch.utilities.data import _extract_batch_size
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich import get_console
+from rich.console import Console
+from rich.file_proxy import FileProxy
 from rich.progress import ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
@@ -27,7 +29,7 @@ from lightning_muon.report.plain_text import printable
 
 _EVERY_SECONDS = 0.5  # between two texts on the bar
 _RATE_SECONDS = 5.0  # the least that the speed between two logged steps is a mean of
-_BAR_WIDTH = 20
+_TEXT_WIDTH = 66  # characters beside the bar: step, loss, speed and time left
 
 
 class StepProgressBar(RichProgressBar):
@@ -89,6 +91,7 @@ class StepProgressBar(RichProgressBar):
         if self._console is not None and self.is_enabled:
             # It would stay hidden after a process that is killed.
             self._console.show_cursor(True)
+            _redirect(self._console)
 
     @override
     def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
@@ -97,7 +100,7 @@ class StepProgressBar(RichProgressBar):
             TextColumn("{task.description}"),
             CustomBarColumn(
                 table_column=Column(no_wrap=True),  # where it is narrow, the text behind it gets shorter
-                bar_width=_BAR_WIDTH,
+                bar_width=min(40, max(10, get_console().width - _TEXT_WIDTH)),
                 complete_style=theme.progress_bar,
                 finished_style=theme.progress_bar_finished,
                 pulse_style=theme.progress_bar_pulse,
@@ -284,6 +287,33 @@ class _Figures(ProgressColumn):
         total = "" if task.total in (None, math.inf) else f"/{task.total:.0f}"
         elapsed = "" if task.elapsed is None else f"  {timedelta(seconds=int(task.elapsed))}"
         return Text(f"{task.completed:.0f}{total}{elapsed}")
+
+
+class _Unbroken:
+    """A console that leaves it to the terminal to break a long line, such as a command to copy."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def __enter__(self) -> "_Unbroken":
+        self._console.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._console.__exit__(*exception)
+
+    def print(self, text: Any) -> None:
+        self._console.print(text, soft_wrap=True)
+
+
+def _redirect(console: Console) -> None:
+    """Write what others print above the bar, line by line as it is; leave a file that stderr goes to alone."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, FileProxy):
+            file = stream.rich_proxied_file
+            is_shared = name == "stdout" or file.isatty()
+            setattr(sys, name, FileProxy(_Unbroken(console), file) if is_shared else file)  # type: ignore[arg-type]
 
 
 def _can_draw() -> bool:
