@@ -20,7 +20,8 @@ _LOGGERS = (
 # Nobody can act on these, or they are said again: when the checkpoint is restored, and at the end of the run.
 _NOISE = re.compile(
     r".*Tip: For seamless|(GPU|TPU|HPU) available: False|Trainer already configured with model summary"
-    r"|Restoring states from the checkpoint path|\[rank: [1-9]\d*\] Seed set|`Trainer.fit` stopped: `max_"
+    r"|Loading `train_dataloader` to estimate|Restoring states from the checkpoint path"
+    r"|\[rank: [1-9]\d*\] Seed set|`Trainer.fit` stopped: `max_"
 )
 
 
