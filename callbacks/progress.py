@@ -178,7 +178,6 @@ class StepProgressBar(RichProgressBar):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._shows and self._first is not None:
-            self._metrics = self.get_metrics(trainer, pl_module) or self._metrics
             if self._draws:
                 self._draw(trainer)
                 self.refresh(hard=True)

@@ -62,6 +62,7 @@ def test_what_the_user_gives_stays(run: RunTiny) -> None:
 
 def test_quiet_shows_warnings_and_the_end(run: RunTiny, capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         run("fit", "--quiet", *SHOWN, "--trainer.callbacks+=TQDMProgressBar", f"--trainer.callbacks+={__name__}.Warns")
     output, errors = capsys.readouterr()
     assert output.split()[:3] == ["after", "4", "steps"]
@@ -90,8 +91,9 @@ def test_the_end_says_how_good_how_healthy_where_and_what_next(
 
 
 def test_filters_concern_what_nobody_can_change() -> None:
-    hush_lightning()
     with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        hush_lightning()
         rank_zero_warn("`isinstance(treespec, LeafSpec)` is deprecated, use something else")
         rank_zero_warn("the loss is odd")
     assert [str(one.message) for one in told] == ["the loss is odd"]
