@@ -29,7 +29,7 @@ from lightning_muon.report.plain_text import printable
 
 _EVERY_SECONDS = 0.5  # between two texts on the bar
 _RATE_SECONDS = 5.0  # the least that the speed between two logged steps is a mean of
-_TEXT_WIDTH = 66  # characters beside the bar: step, loss, speed and time left
+_TEXT_WIDTH = 90  # characters beside the bar: step, loss, speed, time left, and the loss of the validation
 
 
 class StepProgressBar(RichProgressBar):
