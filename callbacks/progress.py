@@ -20,7 +20,7 @@ from rich.file_proxy import FileProxy
 from rich.progress import ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 from typing_extensions import override
 
 from lightning_muon.callbacks.hyperparameter_schedule import steps_of_run
