@@ -90,6 +90,13 @@ def test_the_end_says_how_good_how_healthy_where_and_what_next(
     assert lines["report"].endswith("tiny.py report logs/version_0")
 
 
+def test_the_end_names_no_measurements(run: RunTiny, capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit", "--trainer.limit_val_batches=0", "--trainer.log_every_n_steps=1", "--trainer.callbacks+=SpeedMonitor")
+    output = capsys.readouterr().out
+    assert "train/loss" in output
+    assert "throughput" not in output
+
+
 def test_filters_concern_what_nobody_can_change() -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
