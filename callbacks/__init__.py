@@ -14,6 +14,8 @@ They serve ``MuonAdamW``, ``torch.optim.Muon``, and every optimizer whose parame
 - :class:`RunGuard`: ends a run that went bad, or skips its bad steps, and keeps such weights out of checkpoints.
 - :class:`MuonDashboard`: TensorBoard pages with all of this.
 - :class:`PredictionWriter`: what ``predict`` finds, as a file of JSON lines or CSV; :func:`writes_predictions`.
+- :class:`StepProgressBar`: steps, loss, tokens a second and time left on the terminal; plain lines without one.
+- :class:`ParameterSummary`: the parts of the model that have parameters.
 - :class:`StopOnSignal`: SIGTERM and Ctrl-C end a run after its step, with a checkpoint, on all ranks alike.
 
 Inside, ``monitor`` decides when to measure, and ``logging`` how to log. ``matrices`` finds Muon's matrices,
@@ -28,7 +30,9 @@ from lightning_muon.callbacks.gradients import GradientMonitor
 from lightning_muon.callbacks.hyperparameter_schedule import HyperparameterSchedule
 from lightning_muon.callbacks.optimizer_time import OptimizerTimeMonitor
 from lightning_muon.callbacks.orthogonality import OrthogonalityMonitor
+from lightning_muon.callbacks.parameter_summary import ParameterSummary
 from lightning_muon.callbacks.prediction_writer import PredictionWriter, writes_predictions
+from lightning_muon.callbacks.progress import StepProgressBar
 from lightning_muon.callbacks.run_guard import NonFiniteError, RunGuard
 from lightning_muon.callbacks.speed import SpeedMonitor
 from lightning_muon.callbacks.stop_on_signal import StopOnSignal
@@ -44,9 +48,11 @@ __all__ = [
     "NonFiniteError",
     "OptimizerTimeMonitor",
     "OrthogonalityMonitor",
+    "ParameterSummary",
     "PredictionWriter",
     "RunGuard",
     "SpeedMonitor",
+    "StepProgressBar",
     "StopOnSignal",
     "TargetBatch",
     "UpdateRMSMonitor",

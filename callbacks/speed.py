@@ -124,11 +124,7 @@ class SpeedMonitor(Callback):
         self._stop_counting()
 
     def _rates(self, trainer: Trainer, pl_module: LightningModule, seconds: float) -> dict[str, float]:
-        rates: dict[str, float] = {}
-        if self._samples:
-            rates["samples_per_second"] = self._samples * replicas(trainer) / seconds
-            if tokens := known_attribute(trainer, pl_module, "tokens_per_sample"):
-                rates["tokens_per_second"] = tokens * rates["samples_per_second"]
+        rates = samples_and_tokens(trainer, pl_module, self._samples, seconds)
         flops: Any = getattr(pl_module, "flops_per_batch", None) or self._measured
         if flops:
             flops_per_second = flops * self._batches / seconds
@@ -144,6 +140,16 @@ class SpeedMonitor(Callback):
         counter, self._counter = self._counter, None
         counter.__exit__(None, None, None)
         return counter.get_total_flops()
+
+
+def samples_and_tokens(trainer: Trainer, pl_module: LightningModule, samples: int, seconds: float) -> dict[str, float]:
+    """Return the samples a second of all ranks, and the tokens if it is known how many a sample has; from one rank."""
+    if not samples:
+        return {}
+    rates = {"samples_per_second": samples * replicas(trainer) / seconds}
+    if tokens := known_attribute(trainer, pl_module, "tokens_per_sample"):
+        rates["tokens_per_second"] = tokens * rates["samples_per_second"]
+    return rates
 
 
 def _can_be_counted(module: LightningModule) -> bool:

@@ -28,7 +28,8 @@ importable modules from anywhere.
   the program ends after one, or on a signal.
 - :mod:`~lightning_muon.cli.process_group`: a new one after torchrun has restarted its processes, and its end.
 - :mod:`~lightning_muon.cli.signals`: what SIGTERM and Ctrl-C do outside of training.
-- :mod:`~lightning_muon.cli.output`: messages, the summary of a run, and how the program is called.
+- :mod:`~lightning_muon.cli.terminal`: what a run shows while it goes on; :mod:`~lightning_muon.cli.summary`: what it
+  shows at its end; :mod:`~lightning_muon.cli.output`: messages, and how the program is called.
 """
 
 from typing import TYPE_CHECKING, Any

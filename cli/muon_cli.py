@@ -33,24 +33,18 @@ from lightning_muon.cli.errors.settings import check_lengths, check_settings
 from lightning_muon.cli.from_data import FromData
 from lightning_muon.cli.given import INTERPOLATION, Given, given_in, value_of
 from lightning_muon.cli.layers import SECTIONS, Layer, default_files, read_layers
-from lightning_muon.cli.output import (
-    OTHER_COMMANDS,
-    hush_lightning,
-    print_summary,
-    program_name,
-    resume_command,
-    say,
-)
+from lightning_muon.cli.output import OTHER_COMMANDS, program_name, resume_command, say
 from lightning_muon.cli.process_group import await_gloo_threads_at_exit, leave_the_store_of_earlier_attempts
 from lightning_muon.cli.resume.callback import KeepCommandLineOnResume
 from lightning_muon.cli.resume.checks import check_checkpoint
 from lightning_muon.cli.resume.newest import LAST, newest_checkpoint
 from lightning_muon.cli.resume.plan import ModuleArguments, ResumePlan
 from lightning_muon.cli.resume.reading import is_url
-from lightning_muon.cli.routing_table import PrintRouting
 from lightning_muon.cli.run_length import ScheduleOfRun, lift_limit
 from lightning_muon.cli.saved_config import MaskingParser, NewFolders, SaveRunConfig, try_integers_first
 from lightning_muon.cli.secrets import Secrets
+from lightning_muon.cli.summary import print_summary
+from lightning_muon.cli.terminal import add_terminal_options, hush_all_but_warnings, settle_terminal
 from lightning_muon.cli.weights import StartingWeights, add_weights_options
 
 # Otherwise `${model.dim}` would be looked up at the parser's root, which lies above the subcommand.
@@ -88,7 +82,8 @@ class MuonCLI(LightningCLI):
     - SIGTERM and Ctrl-C end a fit after its step, with a checkpoint and the command to resume, within ``--grace``
       seconds, see :class:`~lightning_muon.callbacks.StopOnSignal`; anything else ends at once. The exit codes are 143
       and 130.
-    - ``fit`` begins with the table of which algorithm updates which parameter, if ``route_parameters`` made the groups.
+    - ``fit`` begins with the table of which algorithm updates which parameter, if ``route_parameters`` made the groups,
+      and shows its progress by :class:`~lightning_muon.callbacks.StepProgressBar`; ``--quiet`` shows its end only.
     - An error of the user is one line on stderr and exit code 2; a run that ``RunGuard`` ends is one line, with the
       command to resume, and exit code 1. ``LIGHTNING_MUON_DEBUG=1`` shows the traceback.
 
@@ -170,6 +165,7 @@ class MuonCLI(LightningCLI):
             help="Seconds from SIGTERM or Ctrl-C to the end of a fit: for its step and a checkpoint.",
         )
         add_weights_options(parser)
+        add_terminal_options(parser)
         try_integers_first(parser)
 
     @override
@@ -314,6 +310,11 @@ class MuonCLI(LightningCLI):
     # ---- running
 
     @override
+    def _set_seed(self) -> None:
+        hush_all_but_warnings(self._get(self.config, "quiet"))
+        super()._set_seed()
+
+    @override
     def before_instantiate_classes(self) -> None:
         leave_the_store_of_earlier_attempts()
         self.parser.add_instantiator(ScheduleOfRun(lambda: self.trainer), LRScheduler, subclasses=True)
@@ -321,7 +322,6 @@ class MuonCLI(LightningCLI):
         callbacks: list[Callback] = [KeepCommandLineOnResume(self.resume, self.secrets)]
         if self.subcommand == "fit":
             callbacks.append(StopOnSignal(self.config["fit"]["grace"], partial(resume_command, self._args)))
-            callbacks.append(PrintRouting())
         if self.subcommand == "predict" and (output := self.config["predict"]["output"]):
             callbacks.append(PredictionWriter(output))
             self.config["predict"]["return_predictions"] = False
@@ -329,7 +329,7 @@ class MuonCLI(LightningCLI):
 
     @override
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        hush_lightning(fitting=self.subcommand == "fit")
+        settle_terminal(config, fitting=self.subcommand == "fit", quiet=self._get(self.config, "quiet"))
         if self.subcommand == "predict":
             # It logs nothing: no empty run beside the real ones.
             config["logger"] = False
@@ -380,7 +380,7 @@ class MuonCLI(LightningCLI):
             say("no --ckpt_path: the model predicts untrained")
 
     def after_fit(self) -> None:
-        """Print the final metrics, and what to do with the run."""
+        """Print how good and how healthy the run is, and what to do with it."""
         print_summary(self.trainer, self.model)
 
     def undo(self) -> None:

@@ -49,7 +49,7 @@ def line_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
         (
             "fit --chekpoint 3",
             "unknown key 'chekpoint'; the keys are config, seed_everything, trainer, model, data, grace, weights, "
-            "fresh, ckpt_path, weights_only",
+            "fresh, quiet, ckpt_path, weights_only",
         ),
         ("fit --data.nope 3", "unknown key 'data.nope'; data takes dim, batch_size"),
         (

@@ -23,7 +23,7 @@ class Data(BoringDataModule):
 TWO_FITS = """
 from lightning_muon.cli import main
 
-TRAINER = ["accelerator=cpu", "devices=2", "strategy=ddp", "max_steps=2", "enable_progress_bar=false"]
+TRAINER = ["accelerator=cpu", "devices=2", "strategy=ddp", "max_steps=2"]
 ARGUMENTS = ["fit", *(f"--trainer.{option}" for option in TRAINER)]
 CHECKPOINT = "lightning_logs/version_0/checkpoints/epoch=0-step=2.ckpt"
 for further in ([], [f"--ckpt_path={CHECKPOINT}", "--trainer.max_steps=3"]):
@@ -42,6 +42,8 @@ def test_fit_saves_its_config_and_resumes_on_two_ranks() -> None:
     assert sorted(str(path) for path in Path().rglob("config*.yaml")) == [
         f"lightning_logs/version_{number}/config.yaml" for number in range(2)
     ]
+    progress = [line.split("  ")[0] for line in run.stdout.splitlines() if line.startswith("step")]
+    assert progress == ["step 1/2", "step 2/2", "step 3/3"], "of rank 0 alone, and the resumed run goes on at its step"
 
 
 # A thread that is last to use a tensor, as gloo's are: it needs the interpreter once more after the last line.
