@@ -29,7 +29,8 @@ ALL = WEIGHTS | UPDATES | GRADIENTS | {"weight_decay", "optimizer_share", "optim
 def monitors() -> list[Callback]:
     """Every callback of the package that only watches, at every step."""
     found: list[Callback] = []
-    others = {"HyperparameterSchedule", "NonFiniteError", "PredictionWriter", "StopOnSignal", "TargetBatch"}
+    others = {"HyperparameterSchedule", "NonFiniteError", "ParameterSummary", "PredictionWriter", "StepProgressBar"}
+    others |= {"StopOnSignal", "TargetBatch"}
     for name in [name for name in callbacks.__all__ if name[0].isupper() and name not in others]:
         options: dict[str, Any] = {} if name == "MuonDashboard" else {"every_n_steps": 1}
         if name == "WeightRMSMonitor":

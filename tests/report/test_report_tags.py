@@ -39,7 +39,9 @@ def monitors() -> list[Any]:
         "MuonDashboard",
         "HyperparameterSchedule",
         "NonFiniteError",
+        "ParameterSummary",
         "PredictionWriter",
+        "StepProgressBar",
         "StopOnSignal",
         "TargetBatch",
     }
