@@ -19,6 +19,7 @@ from lightning_muon.callbacks.tensorboard.run_hyperparameters import (
     page_entry,
     run_hyperparameters,
 )
+from lightning_muon.report.tags import tag_of
 
 
 class MuonDashboard(Callback):
@@ -148,7 +149,7 @@ class MuonDashboard(Callback):
             matrix = whole(sampled.parameter)
             if trainer.is_global_zero and (values := singular_values(matrix, **sampled.layout)) is not None:
                 for writer in _writers(trainer):
-                    writer.experiment.add_histogram(f"weight_spectrum/{name}", values, step)
+                    writer.experiment.add_histogram(tag_of(f"weight_spectrum/{name}"), values, step)
 
 
 def _writers(trainer: Trainer) -> list[TensorBoardLogger]:

@@ -16,6 +16,7 @@ from lightning_muon.report.quantity import Line
 from lightning_muon.report.ranking import Metric, metric_of
 from lightning_muon.report.run_log import RunLog, RunLogError, find_runs, read_run, run_names
 from lightning_muon.report.settings import read_settings
+from lightning_muon.report.tags import name_of
 
 RunVerdict = Literal["ok", "watch", "bad", "not measured", "too short to judge"]
 _NOT_MEASURED = (
@@ -50,7 +51,7 @@ class Comparison:
             RunLogError: If no run has logged the metric.
         """
         runs = list(runs)
-        by = metric_of(runs, metric)
+        by = metric_of(runs, None if metric is None else name_of(metric))
         found, differences = group_runs(runs)
         pairs = sorted(
             ((group, _too_short(group)) for group in found),

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 
 from lightning_muon.report.quantity import Chart, Line, Panel, Quantity, Range, final, growth, late_growth, lowest, peak
+from lightning_muon.report.tags import LIMITS, VERDICT, WATCH
 
 SUMMARY = "(max|mean|min)"
 MORE_DECAY = "raise weight_decay or add AutoWeightDecay"
@@ -20,13 +21,15 @@ SINGULAR_VALUES = Chart(
     "Health", 7, "Singular values of the update: largest up to 1.3", f"singular_value_(min|max)/{SUMMARY}"
 )
 CONDITION = Chart(
-    "Health", 11, "Condition of gradient and momentum: use log scale", f"(gradient|momentum)_condition/{SUMMARY}"
+    "Health",
+    11,
+    "Condition of gradient and momentum, log10: 7 is lost rank",
+    f"(gradient|momentum)_condition_log10/{SUMMARY}",
 )
 CONDITION_PANEL = Panel(
     9,
-    "condition number: gradient solid, momentum dashed",
-    ("gradient_condition/mean", "momentum_condition/mean"),
-    scale="log",
+    "log10 of the condition number: gradient solid, momentum dashed",
+    ("gradient_condition_log10/mean", "momentum_condition_log10/mean"),
 )
 STABLE_RANK = Chart("Health", 12, "Stable rank of gradient and momentum", f"(gradient|momentum)_stable_rank/{SUMMARY}")
 
@@ -222,16 +225,16 @@ QUANTITIES = (
     ),
     *(
         Quantity(
-            tag=f"{source}_condition/…",
+            tag=f"{source}_condition_log10/…",
             monitor="GradientMonitor",
-            meaning=f"condition number of the {source}, κ = σ_max / σ_min, from 1 to 10⁷",
-            unit="none, a ratio",
+            meaning=f"condition number of the {source}, log₁₀ κ with κ = σ_max / σ_min, from 0 to 7",
+            unit="powers of ten",
             usual="no fixed range: it is what the polar factor removes",
-            problem="rank is lost if it stays at 10⁷, where it ends",
+            problem="rank is lost if it stays at 7, where it ends",
             advice="look for dead units, or for a batch that is smaller than the matrix",
             chart=CONDITION,
             panel=CONDITION_PANEL,
-            report=(Line(f"condition number of the {source}, median", f"{source}_condition/mean"),),
+            report=(Line(f"condition number of the {source}, log10, median", f"{source}_condition_log10/mean"),),
         )
         for source in ("gradient", "momentum")
     ),
@@ -360,7 +363,7 @@ NAMES = "|".join(quantity.name for quantity in QUANTITIES if "/" in quantity.tag
 # A loss is any tag with the word in it, such as `train/loss`, `val_loss`, `Loss/train`, `training_loss`, except in the
 # name of a matrix or a group. The `^` keeps the search from starting behind what looks like a prefix, as in
 # `lr-loss_head`.
-LOSS = rf"^(?!(.+-)?(lr-|({NAMES})/)).*[Ll]oss.*"
+LOSS = rf"^(?!(.+-)?(lr-|({NAMES}|{WATCH}|{VERDICT}|{LIMITS})/)).*[Ll]oss.*"
 _VALIDATION = r"(.*[/_.-])?(val|valid|validation|eval)([/_.-]|$)"
 # The template also logs the loss of a model that only knows frequencies, for comparison.
 OWN_LOSS = rf"(?!.*unigram){LOSS}"
@@ -368,19 +371,6 @@ VALIDATION_LOSS = rf"(?={_VALIDATION}){OWN_LOSS}"
 OTHER_LOSS = rf"(?!{_VALIDATION}){OWN_LOSS}"
 
 LEARNING_RATE = r"lr-.+(?<!-momentum)(?<!-weight_decay)"
-
-_SECTIONS = ("Health", "Training", "Cost")
-CHARTS = sorted(
-    {  # quantities may share a chart
-        *(quantity.chart for quantity in QUANTITIES if quantity.chart is not None),
-        Chart("Training", 1, "Loss", LOSS),
-        Chart("Training", 2, "Other validation metrics", r"(val|valid|validation|eval)[/_](?!.*[Ll]oss).+"),
-        Chart("Training", 3, "Learning rate", LEARNING_RATE),
-        Chart("Cost", 2, "Batches per second", r"(train|device)[|/]batches_per_sec(ond)?"),
-        Chart("Cost", 3, "Samples per second", r"(train|device)[|/]samples_per_sec(ond)?"),
-    },
-    key=lambda chart: (_SECTIONS.index(chart.category), chart.place, chart.title),
-)
 
 
 def quantity(name: str) -> Quantity:

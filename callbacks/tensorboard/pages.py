@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from lightning_muon.callbacks.matrices import labelled_groups, module_names, own_names
 from lightning_muon.optim.update.matrix_layout import MatrixLayout
+from lightning_muon.report.charts import CHARTS
 from lightning_muon.report.plain_text import code, code_block, markdown
-from lightning_muon.report.quantities import CHARTS
 
 # What `torch.utils.tensorboard.SummaryWriter.add_custom_scalars` takes: category → title → [kind, regexes].
 Layout = dict[str, dict[str, list[str | list[str]]]]

@@ -31,7 +31,7 @@ from lightning_muon.callbacks.sampling import sampled_matrices
 from lightning_muon.callbacks.shards import whole
 from lightning_muon.callbacks.tensorboard.pages import layout, singular_values
 from lightning_muon.optim import MatrixLayout, MuonAdamW
-from lightning_muon.report.quantities import CHARTS
+from lightning_muon.report.charts import CHARTS
 
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]
@@ -72,7 +72,7 @@ def test_charts_are_those_that_the_run_has_tags_for(
     ]
     assert shown["Training"] == ["Loss", "Learning rate"]
     # Each tag is on at most one chart, and those of the monitors that change are all on one.
-    tags = [tag for tag in read(trainer).Tags()["scalars"] if tag not in {"epoch", "hp_metric", "weight_bits"}]
+    tags = [tag for tag in read(trainer).Tags()["scalars"] if tag not in {"epoch", "hp_metric", "watch/weight_bits"}]
     for tag in tags:
         assert sum(chart.draws([tag]) for chart in CHARTS) == 1, tag
 
@@ -87,10 +87,10 @@ def test_without_monitors_there_are_no_empty_charts(
 @pytest.mark.parametrize(
     ("tag", "title"),
     [
-        ("weight_rms/max", "Weight RMS: grows, then levels off"),
-        ("prefix-weight_rms/max", "Weight RMS: grows, then levels off"),
-        ("weight_rms/net.0.weight", None),
-        ("optimizer_share", "Optimizer's share of the step"),
+        ("watch/weight_rms/max", "Weight RMS: grows, then levels off"),
+        ("prefix-watch/weight_rms/max", "Weight RMS: grows, then levels off"),
+        ("watch/weight_rms/net.0.weight", None),
+        ("watch/optimizer_share", "Optimizer's share of the step"),
         ("train/loss_step", "Loss"),
         ("val_loss", "Loss"),
         ("val/accuracy", "Other validation metrics"),
@@ -103,8 +103,8 @@ def test_without_monitors_there_are_no_empty_charts(
         ("eval_loss", "Loss"),
         ("eval_accuracy", "Other validation metrics"),
         ("prefix-training_loss", "Loss"),
-        ("weight_rms/loss_head.weight", None),
-        ("prefix-weight_rms/loss_head.weight", None),
+        ("watch/weight_rms/loss_head.weight", None),
+        ("prefix-watch/weight_rms/loss_head.weight", None),
         ("lr-loss_head", "Learning rate"),
         ("trainable/accuracy", None),
     ],
@@ -177,7 +177,7 @@ def test_warnings_of_the_monitors_are_a_card(
     said = events(trainer).texts("warnings")
     assert any("WeightRMSMonitor, step 0: weight_rms is not finite for net.0.weight" in text for text in said)
     # What has no singular values has no histogram, and does not stop the run; the other matrix became NaN with it.
-    assert "weight_spectrum/net.0.weight" not in read(trainer).Tags()["histograms"]
+    assert "watch/weight_spectrum/net.0.weight" not in read(trainer).Tags()["histograms"]
 
 
 def test_histograms_are_of_the_singular_values(regression: Module, fit: Fit, tensorboard: TensorBoardLogger) -> None:
@@ -186,7 +186,7 @@ def test_histograms_are_of_the_singular_values(regression: Module, fit: Fit, ten
     )
     histograms = read(trainer)
     for name in ("net.0.weight", "net.2.weight"):
-        written = histograms.Histograms(f"weight_spectrum/{name}")
+        written = histograms.Histograms(f"watch/weight_spectrum/{name}")
         assert [event.step for event in written] == [0, 4, 8, 10]
         last = written[-1].histogram_value
         exact = torch.linalg.svdvals(trainer.lightning_module.get_parameter(name).detach().double())
@@ -219,10 +219,10 @@ def test_number_and_size_of_the_decompositions_are_bounded(
     regression: Module, fit: Fit, tensorboard: TensorBoardLogger, tmp_path: Path, events: Any
 ) -> None:
     few = fit(regression(MuonAdamW), callbacks=[MuonDashboard(sample=1)], logger=tensorboard)
-    assert read(few).Tags()["histograms"] == ["weight_spectrum/net.0.weight"]
+    assert read(few).Tags()["histograms"] == ["watch/weight_spectrum/net.0.weight"]
     small = TensorBoardLogger(tmp_path / "small", default_hp_metric=False)
     trainer = fit(regression(MuonAdamW), callbacks=[MuonDashboard(max_elements=8 * 16)], logger=small)
-    assert read(trainer).Tags()["histograms"] == ["weight_spectrum/net.0.weight"]
+    assert read(trainer).Tags()["histograms"] == ["watch/weight_spectrum/net.0.weight"]
     none = TensorBoardLogger(tmp_path / "none", default_hp_metric=False)
     with pytest.warns(UserWarning, match="max_elements=9") as caught:
         trainer = fit(regression(MuonAdamW), callbacks=[MuonDashboard(max_elements=9)], logger=none)
@@ -251,7 +251,7 @@ def test_other_loggers_are_left_alone(
     for logger in (tensorboard, second):
         logger.experiment.flush()
         tags = EventAccumulator(logger.log_dir).Reload().Tags()
-        assert {"custom_scalars__config__", "routing/text_summary"} <= set(tags["tensors"])
+        assert {"custom_scalars__config__", "watch/routing/text_summary"} <= set(tags["tensors"])
     assert trainer.global_step == 10
 
 
@@ -270,7 +270,7 @@ def test_a_resumed_run_goes_on_with_its_page(regression: Module, fit: Fit, tmp_p
         regression(MuonAdamW), callbacks=monitors(), logger=logger(), max_steps=10, max_epochs=2, ckpt_path=saved
     )
     assert page(resumed) == page(first)
-    steps = [event.step for event in read(resumed).Histograms("weight_spectrum/net.0.weight")]
+    steps = [event.step for event in read(resumed).Histograms("watch/weight_spectrum/net.0.weight")]
     assert steps == [0, 6, 10]
 
 
@@ -287,8 +287,8 @@ def test_every_rank_takes_part(regression: Module, fit: Fit, tmp_path: Path) -> 
         limit_val_batches=2,
     )
     tags = EventAccumulator(logger.log_dir).Reload().Tags()
-    assert {"custom_scalars__config__", "routing/text_summary"} <= set(tags["tensors"])
-    assert "weight_spectrum/net.0.weight" in tags["histograms"]
+    assert {"custom_scalars__config__", "watch/routing/text_summary"} <= set(tags["tensors"])
+    assert "watch/weight_spectrum/net.0.weight" in tags["histograms"]
 
 
 def look_at_shards(rank: int, folder: str) -> None:

@@ -203,7 +203,10 @@ def test_cost_and_a_few_spikes_are_told_and_are_no_illness(tmp_path: Path) -> No
     [
         ({"val/loss": [1.0] * 4}, "not measured"),
         ({"val/loss": [1.0] * 4, "optimizer_share": [0.1], "update_rms/muon": [0.2]}, "not measured"),
-        ({"val/loss": [1.0] * 4, "momentum_condition/mean": [3.0]}, "not measured"),  # for which no range is known
+        (
+            {"val/loss": [1.0] * 4, "momentum_condition_log10/mean": [3.0]},
+            "not measured",
+        ),  # for which no range is known
         ({"val/loss": [math.nan]}, "bad"),
         ({"val/loss": [1.0], "orthogonality_error/mean": [0.4] * 4}, "ok"),
     ],
