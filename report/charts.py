@@ -1,24 +1,55 @@
-"""The charts of TensorBoard's page Custom Scalars."""
+"""The charts of TensorBoard's page Custom Scalars.
 
+A chart has its title, its expression and its place whatever a run logs, so that TensorBoard can merge the pages of
+several runs. Those of the first section are on every page: without them, the charts of runs side by side would move.
+"""
+
+from collections.abc import Sequence
 from dataclasses import replace
 
 from lightning_muon.report.quantities import LEARNING_RATE, LOSS, QUANTITIES
-from lightning_muon.report.quantity import Chart
-from lightning_muon.report.tags import WATCH
+from lightning_muon.report.quantity import Chart, Quantity
+from lightning_muon.report.tags import HEALTH, LIMITS, VERDICT, WATCH
 
-_SECTIONS = ("Health", "Training", "Cost")
+
+def _of_quantities() -> set[Chart]:
+    """Return the charts of the table, with the ends of healthy ranges as lines; quantities may share a chart."""
+    found: dict[Chart, list[Quantity]] = {}
+    for entry in QUANTITIES:
+        if entry.chart is not None:
+            found.setdefault(entry.chart, []).append(entry)
+    return {_with_limits(chart, entries) for chart, entries in found.items()}
+
+
+def _with_limits(chart: Chart, entries: Sequence[Quantity]) -> Chart:
+    limits = [f"{LIMITS}/{entry.name}" for entry in entries if entry.healthy.bound is not None]
+    tags = "|".join([f"{WATCH}/({chart.tags})", *limits])
+    if len(entries) > 1 or not entries[0].tag.endswith("/…"):
+        return replace(chart, tags=tags)
+    name = f"{WATCH}/{entries[0].name}"
+    margins = [(f"{name}/mean", f"{name}/min", f"{name}/max"), *((limit, limit, limit) for limit in limits)]
+    return replace(chart, tags=tags, margins=tuple(margins))
+
+
+SECTIONS = ("Overview", "Health", "Training", "Cost")
+# Below the band between the two limits a run is healthy, above it is bad.
+BAND = (HEALTH, f"{LIMITS}/verdict_watch", f"{LIMITS}/verdict_bad")
+FIRST = (
+    Chart("Overview", 1, "Health: under the band is ok, above it is bad", "|".join(BAND), margins=(BAND,)),
+    Chart("Overview", 2, "Loss", LOSS),
+    Chart("Overview", 3, "Samples per second", rf"{WATCH}/throughput/samples_per_second"),
+    Chart("Overview", 4, "Learning rate", LEARNING_RATE),
+)
 CHARTS = sorted(
-    {  # quantities may share a chart
-        *(
-            replace(quantity.chart, tags=f"{WATCH}/({quantity.chart.tags})")
-            for quantity in QUANTITIES
-            if quantity.chart is not None
+    {
+        *FIRST,
+        Chart(
+            "Health", 0, "Each quantity: 1 is its limit, above 2 is bad", rf"{VERDICT}/.+|{LIMITS}/quantity_(watch|bad)"
         ),
-        Chart("Training", 1, "Loss", LOSS),
+        *_of_quantities(),
         Chart("Training", 2, "Other validation metrics", r"(val|valid|validation|eval)[/_](?!.*[Ll]oss).+"),
-        Chart("Training", 3, "Learning rate", LEARNING_RATE),
         Chart("Cost", 2, "Batches per second", r"(train|device)[|/]batches_per_sec(ond)?"),
-        Chart("Cost", 3, "Samples per second", r"(train|device)[|/]samples_per_sec(ond)?"),
+        Chart("Cost", 3, "Samples per second of Lightning", r"(train|device)[|/]samples_per_sec(ond)?"),
     },
-    key=lambda chart: (_SECTIONS.index(chart.category), chart.place, chart.title),
+    key=lambda chart: (SECTIONS.index(chart.category), chart.place, chart.title),
 )

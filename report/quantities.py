@@ -7,8 +7,20 @@ made from it. A new quantity is one entry here, and the code that measures it.
 import re
 from collections.abc import Iterable
 
-from lightning_muon.report.quantity import Chart, Line, Panel, Quantity, Range, final, growth, late_growth, lowest, peak
-from lightning_muon.report.tags import LIMITS, VERDICT, WATCH
+from lightning_muon.report.quantity import (
+    Chart,
+    Line,
+    Panel,
+    Quantity,
+    Range,
+    final,
+    growth,
+    late_growth,
+    late_peak,
+    lowest,
+    peak,
+)
+from lightning_muon.report.tags import GLANCE, LIMITS, VERDICT, WATCH
 
 SUMMARY = "(max|mean|min)"
 MORE_DECAY = "raise weight_decay or add AutoWeightDecay"
@@ -44,7 +56,8 @@ def _two_curves(place: int, what: str, name: str, solid: str, dashed: str, shows
 def _levelling_off(label: str, tag: str, problem: str) -> Line:
     """Return the line of a size that should not grow any more at the end of a run."""
     healthy, advice = Range("under 10 %", 0.1, bad=1.0), f"{problem} {MORE_DECAY}"
-    return Line(f"{label}, growth in the last quarter", tag, late_growth, "{:+.1%}", healthy, advice)
+    label = f"{label}, growth in the last quarter"
+    return Line(label, tag, late_growth, "{:+.1%}", healthy, advice, at_the_end=True)
 
 
 # In the order of the docs and of the report.
@@ -61,8 +74,8 @@ QUANTITIES = (
         chart=Chart("Health", 1, "Weight RMS: grows, then levels off", f"weight_rms/{SUMMARY}"),
         panel=_two_curves(2, "weight RMS", "weight_rms", "max", "mean"),
         report=(
+            Line("weight RMS, largest in the last quarter", "weight_rms/max", late_peak),
             Line("weight RMS, peak of the largest", "weight_rms/max", peak),
-            Line("weight RMS, final of the largest", "weight_rms/max", final),
             Line("weight RMS, growth since the start", "weight_rms/max", growth, "×{:.3g}"),
             _levelling_off(
                 "weight RMS", "weight_rms/max", "the weights still grow: harmless in a short run; in a long one"
@@ -140,6 +153,7 @@ QUANTITIES = (
         chart=Chart("Health", 6, "Layer output RMS: levels off", f"output_rms/{SUMMARY}"),
         panel=_two_curves(6, "layer output RMS", "output_rms", "max", "mean", shows_bound=False),
         report=(
+            Line("layer output RMS, largest in the last quarter", "output_rms/max", late_peak),
             Line("layer output RMS, peak of the largest", "output_rms/max", peak),
             _levelling_off("layer output RMS", "output_rms/max", "the outputs still grow, and the weights with them:"),
         ),
@@ -282,7 +296,6 @@ QUANTITIES = (
         meaning="samples of all ranks a second, without validation",
         unit="samples per second",
         advice="find what takes the time by the presets of configs/profiler",
-        chart=Chart("Cost", 2, "Samples per second", r"throughput/samples_per_second"),
         report=(Line("samples per second", "throughput/samples_per_second"),),
     ),
     Quantity(
@@ -363,7 +376,7 @@ NAMES = "|".join(quantity.name for quantity in QUANTITIES if "/" in quantity.tag
 # A loss is any tag with the word in it, such as `train/loss`, `val_loss`, `Loss/train`, `training_loss`, except in the
 # name of a matrix or a group. The `^` keeps the search from starting behind what looks like a prefix, as in
 # `lr-loss_head`.
-LOSS = rf"^(?!(.+-)?(lr-|({NAMES}|{WATCH}|{VERDICT}|{LIMITS})/)).*[Ll]oss.*"
+LOSS = rf"^(?!(.+-)?(lr-|({NAMES}|{GLANCE}|{WATCH}|{VERDICT}|{LIMITS})/)).*[Ll]oss.*"
 _VALIDATION = r"(.*[/_.-])?(val|valid|validation|eval)([/_.-]|$)"
 # The template also logs the loss of a model that only knows frequencies, for comparison.
 OWN_LOSS = rf"(?!.*unigram){LOSS}"

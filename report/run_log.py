@@ -16,7 +16,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_
 from lightning_muon.report.plain_text import from_markdown, printable
 from lightning_muon.report.quantities import QUANTITIES
 from lightning_muon.report.settings import Settings
-from lightning_muon.report.tags import LIMITS, VERDICT, WATCH, is_ours, name_of, of_today
+from lightning_muon.report.tags import GLANCE, LIMITS, VERDICT, WATCH, is_ours, name_of, of_today
 
 EVENTS = "events.out.tfevents*"
 METRICS = "metrics.csv"
@@ -26,7 +26,7 @@ Texts = dict[str, list[tuple[int, str]]]
 
 _TEXT = "/text_summary"  # TensorBoard's writer appends it to the tag of a text
 _MONITOR_TAG = re.compile(
-    f"(?P<prefix>(.+?-)??)(({WATCH}|{VERDICT}|{LIMITS})/.+|"
+    f"(?P<prefix>(.+?-)??)(({WATCH}|{VERDICT}|{LIMITS}|{GLANCE})/.+|"
     f"{'|'.join({f'{entry.name}/.+' if '/' in entry.tag else entry.tag for entry in QUANTITIES})})"
 )
 
@@ -159,13 +159,13 @@ def logger_prefix(tags: Iterable[str]) -> str:
 
 
 def _by_name(scalars: Scalars) -> Scalars:
-    """Return scalars by the names of today, without a logger's prefix and the namespace, and without the limits."""
+    """Return scalars by the names of today, without prefix, namespace, limits and copies."""
     prefix = logger_prefix(scalars)
     stripped = {tag: tag.removeprefix(prefix) for tag in scalars}
     found: Scalars = {}
     for tag, logged in scalars.items():
         plain = stripped[tag] if stripped[tag] not in scalars or is_ours(stripped[tag]) else tag
-        if not plain.startswith(f"{LIMITS}/"):
+        if not plain.startswith((f"{LIMITS}/", f"{GLANCE}/")):
             name, values = of_today(name_of(plain), logged)
             # A run may have begun with the tags of an older version.
             found[name] = sorted([*found.get(name, []), *values], key=lambda value: value[0])

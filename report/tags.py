@@ -1,18 +1,20 @@
 """Under which tags values and texts are logged.
 
 A quantity has a name in the table, such as ``weight_rms/max``. Its tag is in one namespace, ``watch/weight_rms/max``,
-so that loggers show all of them behind the losses of ``train/`` and ``val/``, and behind ``verdict/``. Runs that were
-logged before there was a namespace have the names as tags, and are read all the same.
+so that loggers show all of them behind the losses of ``train/`` and ``val/``, and behind ``verdict/``. What one should
+see first is in ``glance/``, which sorts before them: TensorBoard opens the first groups only. Runs that were logged
+before there was a namespace have the names as tags, and are read all the same.
 """
 
 import math
 from collections.abc import Callable
 
 WATCH = "watch"  # what the callbacks measure
-VERDICT = "verdict"  # the verdict on it: TensorBoard sorts by name, so it comes between the losses and WATCH
+VERDICT = "verdict"  # the verdict on each quantity: it comes between the losses and WATCH
 LIMITS = "watch_limits"  # the ends of healthy ranges, as lines in the charts
+GLANCE = "glance"  # the verdict on the run, the picture, and copies of loss and speed
 
-OVERALL = f"{VERDICT}/all"  # the worst of the lines; it sorts before them
+HEALTH = f"{GLANCE}/health"  # the worst verdict; it sorts before the loss
 
 # Quantities that had another name and scale in older runs.
 _RENAMED: dict[str, tuple[str, Callable[[float], float]]] = {
@@ -28,7 +30,7 @@ def tag_of(name: str) -> str:
 
 def is_ours(tag: str) -> bool:
     """Return whether a tag is in one of the namespaces."""
-    return tag.startswith((f"{WATCH}/", f"{VERDICT}/", f"{LIMITS}/"))
+    return tag.partition("/")[0] in {WATCH, VERDICT, LIMITS, GLANCE}
 
 
 def name_of(tag: str) -> str:
