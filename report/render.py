@@ -75,7 +75,7 @@ def print_comparison(comparison: Comparison, *, figures: bool = False) -> None:
         console.print(_table(comparison, columns, label_width or LABEL_WIDTH))
     for column, group in enumerate(comparison.groups):
         remarks = comparison.remarks(column)
-        if remarks:
+        if remarks and len(comparison.groups) > 1:
             console.print(Text(group.name, "bold"))
         for remark in remarks:
             _print_line(console, f"- {remark}")
