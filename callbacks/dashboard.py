@@ -35,14 +35,14 @@ from lightning_muon.report.tags import tag_of
 class MuonDashboard(Callback, Listener):
     """Lay out TensorBoard so that each page shows at one look how a run is.
 
-    - **Verdict**: ``glance/health``, up to 1 where the run is healthy and above 2 where it is bad, and a line of this
-      scale for each quantity, ``verdict/<quantity>``, judged as ``report`` does, from all that the monitors log. Beside
-      it in ``glance/`` are copies of loss and speed: it is the first group that a logger shows. With matplotlib there
-      is the run in one picture: ``health.png`` in its folder, and in the loggers.
+    - **Verdict**: ``at_a_glance/health``, up to 1 where the run is healthy and above 2 where it is bad, and a line of
+      this scale for each quantity, ``verdict/<quantity>``, judged as ``report`` does, from all that the monitors log.
+      Beside it are copies of loss and speed, in the group that a logger shows first. With matplotlib there is the run
+      in one picture: ``health.png`` in its folder, and in the loggers.
     - **Custom Scalars**: health, loss, speed and learning rate first, then the charts of each quantity. A chart appears
-      when the run logs its tags, from any callback; those of the first row have their place always.
-    - **Text**: ``glance/verdict``, what is wrong since when and what to do; ``watch/routing``, the algorithm of each
-      parameter and the reason; ``watch/config``, the configuration of the run; and ``watch/warnings``.
+      when the run logs its tags, from any callback; those of the first section have their place always.
+    - **Text**: ``at_a_glance/verdict``, what is wrong since when and what to do; ``watch/routing``, the algorithm of
+      each parameter and the reason; ``watch/config``, the configuration of the run; and ``watch/warnings``.
     - **HParams**: optimizer, learning rate, weight decay and others, and the metric that ``ModelCheckpoint`` or
       ``EarlyStopping`` monitors. With ``TensorBoardLogger(default_hp_metric=True)`` Lightning has filled this page
       already; then its ``hp_metric`` gets the value of that metric.

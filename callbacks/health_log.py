@@ -29,11 +29,9 @@ SHARE_OF_PICTURES = 0.002
 # Lines of the chart of verdicts: where `watch` begins, and where `bad` does.
 LINES = {
     f"{LIMITS}/{of}_{verdict}": limit
-    for of in ("verdict", "quantity")
+    for of in ("health", "quantity")
     for verdict, limit in (("watch", 1.0), ("bad", 2.0))
 }
-# The ends of healthy ranges are drawn when a value has come so near to them; before, they would flatten its chart.
-NEAR = 0.1
 
 
 class HealthLog:
@@ -90,7 +88,7 @@ class HealthLog:
             limits = {
                 f"{LIMITS}/{entry.name}": float(entry.healthy.bound)
                 for entry in QUANTITIES
-                if entry.healthy.bound is not None and entry.chart and severities.get(entry.name, 0.0) >= NEAR
+                if entry.limit_is_drawn and entry.name in severities and entry.healthy.bound is not None
             }
             write_scalars(trainer, {**scalars, **LINES, **limits})
         told = (health.verdict, tuple(one.line.label for one in health.unhealthy))
@@ -126,7 +124,7 @@ def as_text(health: RunHealth) -> str:
     lines = [f"## {markdown(health.headline)}", ""]
     for one in health.unhealthy:
         since = "" if one.since is None else f" since step {one.since}"
-        advice = f" {markdown(one.line.advice)}." if one.line.advice else ""
+        advice = f" {markdown(one.line.advice[:1].upper() + one.line.advice[1:])}." if one.line.advice else ""
         tag = code(tag_of(one.line.tags)) if one.line.tags and "\\" not in one.line.tags else ""
         lines.append(f"- **{one.verdict}**{since}: {markdown(str(one))}.{advice} {tag}".rstrip())
     return "\n".join(lines)

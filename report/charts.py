@@ -22,30 +22,29 @@ def _of_quantities() -> set[Chart]:
 
 
 def _with_limits(chart: Chart, entries: Sequence[Quantity]) -> Chart:
-    limits = [f"{LIMITS}/{entry.name}" for entry in entries if entry.healthy.bound is not None]
+    limits = [f"{LIMITS}/{entry.name}" for entry in entries if entry.limit_is_drawn]
     tags = "|".join([f"{WATCH}/({chart.tags})", *limits])
     if len(entries) > 1 or not entries[0].tag.endswith("/…"):
-        return replace(chart, tags=tags)
+        return replace(chart, tags=tags, category="Updates" if chart.category == "Health" else chart.category)
     name = f"{WATCH}/{entries[0].name}"
     margins = [(f"{name}/mean", f"{name}/min", f"{name}/max"), *((limit, limit, limit) for limit in limits)]
     return replace(chart, tags=tags, margins=tuple(margins))
 
 
-SECTIONS = ("Overview", "Health", "Training", "Cost")
-# Below the band between the two limits a run is healthy, above it is bad.
-BAND = (HEALTH, f"{LIMITS}/verdict_watch", f"{LIMITS}/verdict_bad")
+# TensorBoard shows charts with bands behind the others of a section, so those without are in a section of their own.
+SECTIONS = ("Overview", "Health", "Updates", "Training", "Cost")
 FIRST = (
-    Chart("Overview", 1, "Health: under the band is ok, above it is bad", "|".join(BAND), margins=(BAND,)),
+    Chart("Overview", 1, "Health: under 1 is ok, above 2 is bad", rf"{HEALTH}|{LIMITS}/health_(watch|bad)"),
     Chart("Overview", 2, "Loss", LOSS),
-    Chart("Overview", 3, "Samples per second", rf"{WATCH}/throughput/samples_per_second"),
-    Chart("Overview", 4, "Learning rate", LEARNING_RATE),
+    Chart(
+        "Overview", 3, "Each quantity: 1 is its limit, above 2 is bad", rf"{VERDICT}/.+|{LIMITS}/quantity_(watch|bad)"
+    ),
+    Chart("Overview", 4, "Samples per second", rf"{WATCH}/throughput/samples_per_second"),
+    Chart("Overview", 5, "Learning rate", LEARNING_RATE),
 )
 CHARTS = sorted(
     {
         *FIRST,
-        Chart(
-            "Health", 0, "Each quantity: 1 is its limit, above 2 is bad", rf"{VERDICT}/.+|{LIMITS}/quantity_(watch|bad)"
-        ),
         *_of_quantities(),
         Chart("Training", 2, "Other validation metrics", r"(val|valid|validation|eval)[/_](?!.*[Ll]oss).+"),
         Chart("Cost", 2, "Batches per second", r"(train|device)[|/]batches_per_sec(ond)?"),

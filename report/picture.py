@@ -124,7 +124,7 @@ def _draw_verdict(axis: Any, run: RunLog, health: RunHealth) -> None:
         axis.text(last, height, label, color=f"C{number}", fontsize=8.5, va="center")
     axis.set_ylim(0, max(top, height + top * _BETWEEN_NAMES))
     if steps:
-        axis.set_xlim(steps[0], steps[-1] + 0.55 * (steps[-1] - steps[0] or 1))  # room for the names
+        axis.set_xlim(steps[0], steps[-1] + 0.8 * (steps[-1] - steps[0] or 1))  # room for the names
     _finish(axis, "each quantity: 1 is its limit, above 2 is bad")
 
 

@@ -30,7 +30,7 @@ LOSE_LESS = (
     " decay (AutoWeightDecay)"
 )
 SINGULAR_VALUES = Chart(
-    "Health", 7, "Singular values of the update: largest up to 1.3", f"singular_value_(min|max)/{SUMMARY}"
+    "Health", 7, "Singular values of the update: healthy up to 1.3", f"singular_value_(min|max)/{SUMMARY}"
 )
 CONDITION = Chart(
     "Health",
@@ -71,7 +71,7 @@ QUANTITIES = (
         healthy=Range("under 1", 1.0, bad=4.0),
         problem="the weights are large",
         advice=MORE_DECAY,
-        chart=Chart("Health", 1, "Weight RMS: grows, then levels off", f"weight_rms/{SUMMARY}"),
+        chart=Chart("Health", 1, "Weight RMS: healthy under 1", f"weight_rms/{SUMMARY}"),
         panel=_two_curves(2, "weight RMS", "weight_rms", "max", "mean"),
         report=(
             Line("weight RMS, largest in the last quarter", "weight_rms/max", late_peak),
@@ -89,7 +89,7 @@ QUANTITIES = (
         unit="that of the weights",
         usual="a small multiple of the RMS",
         advice="find the layer by per_parameter, and clip gradients",
-        chart=Chart("Health", 5, "Largest weight: a small multiple of the RMS", f"weight_absmax/{SUMMARY}"),
+        chart=Chart("Health", 5, "Largest weight, a small multiple of the RMS", f"weight_absmax/{SUMMARY}"),
         report=(Line("largest weight", "weight_absmax/max", final),),
     ),
     Quantity(
@@ -102,7 +102,9 @@ QUANTITIES = (
         problem="the largest weight nears the end of bfloat16's range",
         advice=f"the run diverges; go back to a checkpoint, lower the learning rate, and {MORE_DECAY}",
         limit=16.0,
-        chart=Chart("Health", 10, "Room to bf16's overflow, in doublings", f"doublings_to_overflow/{SUMMARY}"),
+        chart=Chart(
+            "Health", 10, "Doublings to the overflow of bf16: healthy above 16", f"doublings_to_overflow/{SUMMARY}"
+        ),
         report=(Line("doublings until bf16 overflows, fewest", "doublings_to_overflow/min", lowest, "{:.1f}"),),
     ),
     Quantity(
@@ -114,7 +116,7 @@ QUANTITIES = (
         healthy=Range("above 1", 1.0, bad=0.5),  # under half a spacing the typical update is rounded away
         problem=LOST,
         advice=LOSE_LESS,
-        chart=Chart("Health", 2, "bf16 headroom: above 1 where weights are bfloat16", f"bf16_headroom/{SUMMARY}"),
+        chart=Chart("Health", 4, "bf16 headroom: healthy above 1", f"bf16_headroom/{SUMMARY}"),
         panel=_two_curves(3, "bf16 headroom", "bf16_headroom", "min", "mean"),
         report=(Line("bf16 headroom, median of the smallest", "bf16_headroom/min", only_half_precision=True),),
     ),
@@ -150,7 +152,7 @@ QUANTITIES = (
         healthy=Range("under 1000", 1e3, bad=65504.0),
         problem="the outputs are large, and what later layers add is rounded away",
         advice="normalize what goes in, lower the learning rate, or let the weights decay (AutoWeightDecay)",
-        chart=Chart("Health", 6, "Layer output RMS: levels off", f"output_rms/{SUMMARY}"),
+        chart=Chart("Health", 2, "Layer output RMS: healthy under 1000", f"output_rms/{SUMMARY}"),
         panel=_two_curves(6, "layer output RMS", "output_rms", "max", "mean", shows_bound=False),
         report=(
             Line("layer output RMS, largest in the last quarter", "output_rms/max", late_peak),
@@ -168,9 +170,7 @@ QUANTITIES = (
         problem="near 1 the momentum has lost rank",
         advice="look at the gradients of the worst layer (per_parameter), or take an orthogonalizer that lifts small"
         " singular values",
-        chart=Chart(
-            "Health", 3, "Orthogonality error: about 0.4, near 1 rank is lost", f"orthogonality_error/{SUMMARY}"
-        ),
+        chart=Chart("Health", 3, "Orthogonality error: healthy up to 0.7", f"orthogonality_error/{SUMMARY}"),
         panel=_two_curves(4, "orthogonality error", "orthogonality_error", "mean", "max"),
         report=(
             Line("orthogonality error, median of the mean", "orthogonality_error/mean"),
@@ -195,7 +195,7 @@ QUANTITIES = (
         usual="about 1.2",
         # Five steps of Newton-Schulz with Jordan's coefficients end at 1.2024 at most; the rest is room for rounding,
         # and for optimizers whose scale is not known.
-        healthy=Range("up to 1.3", 1.3, bad=2.0),
+        healthy=Range("up to 1.3", 1.3, bad=2.0, origin=1.0),
         problem="the iteration for the polar factor diverges",
         advice="take its default options, or another orthogonalizer",
         chart=SINGULAR_VALUES,
@@ -230,7 +230,7 @@ QUANTITIES = (
         usual="constant, or on its way to a level",
         problem="at its upper bound while the RMS is over the target",
         advice="lower the learning rate, or raise bounds",
-        chart=Chart("Health", 4, "Weight decay: a ramp is AutoWeightDecay at work", r"weight_decay/.+"),
+        chart=Chart("Health", 4, "Weight decay", r"weight_decay/.+"),
         panel=Panel(7, "weight decay", ("weight_decay/.+",)),
         report=(
             Line("weight decay, largest", "weight_decay/.+", peak),

@@ -22,12 +22,14 @@ class Range:
         bound: The last healthy value.
         bad: Beyond this value the verdict is ``bad``. If it is less than ``bound``, healthy values are above.
         beyond: The verdict on values between the two.
+        origin: The best value, from which the way to the bound is measured.
     """
 
     words: str = ""
     bound: float | None = None
     bad: float = math.inf
     beyond: Verdict = "watch"
+    origin: float = 0.0
 
     def judge(self, value: float) -> Verdict | None:
         """Return the verdict on a finite value; ``None`` where no range is known."""
@@ -49,7 +51,9 @@ class Range:
             return WORST
         is_least = self.bad < self.bound
         if verdict == "ok":
-            part = self.bound / value if is_least else value / self.bound if self.bound > 0 else 0.0
+            if self.bound <= 0:
+                return 0.0
+            part = self.bound / value if is_least else (value - self.origin) / (self.bound - self.origin)
             return min(max(part, 0.0), 1.0)
         if self.bad == self.bound or (is_least and value <= 0):
             beyond = math.inf
@@ -134,7 +138,7 @@ class Line:
 class Chart:
     """A chart on TensorBoard's Custom Scalars page."""
 
-    category: Literal["Overview", "Health", "Training", "Cost"]  # the section of the page
+    category: Literal["Overview", "Health", "Updates", "Training", "Cost"]  # the section of the page
     place: int  # in the section, from 1
     title: str  # the quantity, and what to look for
     tags: str  # regular expression for the whole of a tag
@@ -183,6 +187,11 @@ class Quantity:
     def name(self) -> str:
         """The tag up to its slash."""
         return self.tag.partition("/")[0]
+
+    @property
+    def limit_is_drawn(self) -> bool:
+        """Whether its chart has the end of the healthy range as a line: where that does not flatten the others."""
+        return self.healthy.bound is not None and self.chart is not None and (not self.panel or self.panel.shows_bound)
 
     @property
     def if_not(self) -> str:

@@ -2,8 +2,8 @@
 
 A quantity has a name in the table, such as ``weight_rms/max``. Its tag is in one namespace, ``watch/weight_rms/max``,
 so that loggers show all of them behind the losses of ``train/`` and ``val/``, and behind ``verdict/``. What one should
-see first is in ``glance/``, which sorts before them: TensorBoard opens the first groups only. Runs that were logged
-before there was a namespace have the names as tags, and are read all the same.
+see first is in ``at_a_glance/``, which sorts before them: TensorBoard opens only the first two groups. Runs that were
+logged before there was a namespace have the names as tags, and are read all the same.
 """
 
 import math
@@ -12,7 +12,7 @@ from collections.abc import Callable
 WATCH = "watch"  # what the callbacks measure
 VERDICT = "verdict"  # the verdict on each quantity: it comes between the losses and WATCH
 LIMITS = "watch_limits"  # the ends of healthy ranges, as lines in the charts
-GLANCE = "glance"  # the verdict on the run, the picture, and copies of loss and speed
+GLANCE = "at_a_glance"  # the verdict on the run, the picture, and copies of loss and speed
 
 HEALTH = f"{GLANCE}/health"  # the worst verdict; it sorts before the loss
 

@@ -28,6 +28,9 @@ GRADIENTS = {f"{what}_{how}" for what in ("gradient", "momentum") for how in ("c
 ALL = WEIGHTS | UPDATES | GRADIENTS | {"weight_decay", "optimizer_share", "optimizer_state", "throughput"}
 
 
+VERDICTS = {"at_a_glance", "verdict", "watch_limits"}  # by the dashboard, of what the others log
+
+
 def monitors() -> list[Callback]:
     """Every callback of the package that only watches, at every step."""
     found: list[Callback] = []
@@ -42,7 +45,7 @@ def monitors() -> list[Callback]:
 
 def quantities(tags: Any) -> set[str]:
     """What was measured, by the first part of the tags."""
-    return {tag.split("/")[0] for tag in tags} - {"train", "val", "hp_metric", "epoch", "step"}
+    return {tag.split("/")[0] for tag in tags} - {"train", "val", "hp_metric", "epoch", "step", *VERDICTS}
 
 
 def compare(module: Callable[[], LightningModule], fit: Fit, **options: Any) -> Trainer:
@@ -162,7 +165,7 @@ def test_a_resumed_run_logs_what_the_whole_run_logs(regression: Module, fit: Fit
         return {
             tag: values
             for tag, values in found.items()
-            if tag.split("/")[0] not in {"optimizer_share", "optimizer_state", "throughput", "epoch"}
+            if tag.split("/")[0] not in {"optimizer_share", "optimizer_state", "throughput", "epoch", *VERDICTS}
         }
 
     whole = run("whole", regression(MuonAdamW), max_epochs=2)

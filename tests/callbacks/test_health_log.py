@@ -42,15 +42,17 @@ def test_the_last_verdict_is_that_of_the_report(
     regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any, make: Any, expected: str
 ) -> None:
     trainer = fit(regression(make), callbacks=monitors(), logger=tensorboard, **LONG)
-    scalars, texts = events(trainer).scalars(), events(trainer).texts("glance/verdict")
+    scalars, texts = events(trainer).scalars(), events(trainer).texts("at_a_glance/verdict")
     run = read_run(Path(str(trainer.log_dir)), "run")
     health = health_of(run)
     assert compare([run.path], limit=1).verdicts() == [health.verdict]
     assert (health.verdict == "bad") == (expected == "bad")
-    assert scalars["glance/health"][-1][1] == pytest.approx(health.severity, rel=1e-5)
+    assert scalars["at_a_glance/health"][-1][1] == pytest.approx(health.severity, rel=1e-5)
     for name, severity in health.severities().items():
         assert scalars[f"verdict/{name}"][-1][1] == pytest.approx(severity, rel=1e-5, abs=1e-6), name
-    assert scalars["glance/health"][-1][1] == max(scalars[f"verdict/{name}"][-1][1] for name in health.severities())
+    assert scalars["at_a_glance/health"][-1][1] == max(
+        scalars[f"verdict/{name}"][-1][1] for name in health.severities()
+    )
     assert texts[-1].startswith("## ")
     assert health.verdict in texts[-1]
     if expected == "bad":
@@ -61,8 +63,8 @@ def test_the_last_verdict_is_that_of_the_report(
             or "raise weight_decay" in texts[-1]
         )
     # The first group of every logger: the verdict, and copies of the losses.
-    assert [value for _, value in scalars["glance/loss"]] == [value for _, value in scalars["train/loss"]]
-    assert [value for _, value in scalars["glance/val_loss"]] == [value for _, value in scalars["val/loss"]]
+    assert [value for _, value in scalars["at_a_glance/loss"]] == [value for _, value in scalars["train/loss"]]
+    assert [value for _, value in scalars["at_a_glance/val_loss"]] == [value for _, value in scalars["val/loss"]]
 
 
 def test_every_logger_gets_the_verdict(regression: Module, fit: Fit, tmp_path: Path) -> None:
@@ -70,7 +72,7 @@ def test_every_logger_gets_the_verdict(regression: Module, fit: Fit, tmp_path: P
     fit(regression(MuonAdamW), callbacks=monitors(), logger=logger, **LONG)
     with (Path(logger.log_dir) / "metrics.csv").open() as file:
         found = list(csv.DictReader(file))
-    assert {"glance/health", "verdict/weight_rms", "verdict/orthogonality_error"} <= set(found[0])
+    assert {"at_a_glance/health", "verdict/weight_rms", "verdict/orthogonality_error"} <= set(found[0])
     assert (Path(logger.log_dir) / "health.png").exists() == PLOTS
 
 
@@ -86,7 +88,7 @@ def test_the_picture_is_in_the_folder_and_on_the_page(
     colours = {colour: count for count, colour in picture.getcolors(1 << 24)}
     assert colours[(198, 40, 40)] > picture.width * 20  # the red head
     read = EventAccumulator(str(trainer.log_dir), size_guidance={"images": 0}).Reload()
-    assert [event.step for event in read.Images("glance/picture")] == [80]  # a short run has one, at its end
+    assert [event.step for event in read.Images("at_a_glance/picture")] == [80]  # a short run has one, at its end
 
 
 def test_without_matplotlib_one_line_says_so(
@@ -120,7 +122,7 @@ def test_a_run_that_fails_has_its_verdict(
     module = Fails(sick)
     with pytest.raises(RuntimeError, match="out of luck"):
         fit(module, callbacks=monitors(), logger=tensorboard, **LONG)
-    assert "bad" in events(module.trainer).texts("glance/verdict")[-1]
+    assert "bad" in events(module.trainer).texts("at_a_glance/verdict")[-1]
 
 
 def test_a_resumed_run_is_judged_by_all_that_it_logged(regression: Module, fit: Fit, tmp_path: Path) -> None:

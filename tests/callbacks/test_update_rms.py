@@ -294,9 +294,8 @@ def test_large_parameters_in_a_run(regression: Module, fit: Fit) -> None:
 
 
 def test_the_chart_has_a_line_for_each_group_not_for_each_parameter() -> None:
-    (chart,) = [chart for chart in CHARTS if chart.tags.startswith("update_rms")]
-    assert chart.draws(["update_rms/matrix"])
-    assert not chart.draws(["parameter_update_rms/net.0.weight"])
+    (chart,) = [chart for chart in CHARTS if chart.draws(["watch/update_rms/matrix"])]
+    assert not chart.draws(["watch/parameter_update_rms/net.0.weight"])
 
 
 @pytest.mark.parametrize("argument", ["every_n_steps", "sample", "max_elements", "max_ratio"])
