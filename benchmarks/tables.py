@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.record import RESULTS, shown
 from lightning_muon.report import QUANTITIES
+from lightning_muon.report.tags import tag_of
 
 DOCS = Path(__file__).parents[1] / "docs"
 TABLE = re.compile(
@@ -68,7 +69,7 @@ def _quantity_table(monitor: str) -> str:
     for entry in entries:
         healthy = "; ".join(filter(None, (entry.healthy.words, entry.usual)))
         if_not = re.sub(r"\w+_\w+|AutoWeightDecay", r"`\g<0>`", entry.if_not)
-        lines.append([f"`{entry.tag}`", entry.meaning, entry.unit, healthy, if_not])
+        lines.append([f"`{tag_of(entry.tag)}`", entry.meaning, entry.unit, healthy, if_not])
     return _markdown(lines)
 
 

@@ -1,5 +1,7 @@
 """TensorBoard pages that show at one look how a run is."""
 
+from collections.abc import Mapping
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
@@ -7,34 +9,48 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from typing_extensions import override
 
 from lightning_muon.callbacks.arguments import check_whole
-from lightning_muon.callbacks.logging import log_text, logged_step, warn
+from lightning_muon.callbacks.health_log import HealthLog
+from lightning_muon.callbacks.logging import Listener, log_text, logged_step, warn
 from lightning_muon.callbacks.matrices import module_names, muon_groups
 from lightning_muon.callbacks.monitor import check_only_one
 from lightning_muon.callbacks.sampling import sampled_matrices
 from lightning_muon.callbacks.shards import whole
-from lightning_muon.callbacks.tensorboard.pages import Layout, config_card, layout, routing_card, singular_values
+from lightning_muon.callbacks.tensorboard.pages import (
+    Page,
+    config_card,
+    layout,
+    layout_summary,
+    routing_card,
+    singular_values,
+)
 from lightning_muon.callbacks.tensorboard.run_hyperparameters import (
     Value,
     judging_metrics,
     page_entry,
     run_hyperparameters,
 )
+from lightning_muon.report.tags import tag_of
 
 
-class MuonDashboard(Callback):
+class MuonDashboard(Callback, Listener):
     """Lay out TensorBoard so that each page shows at one look how a run is.
 
-    - **Custom Scalars**: the charts of health first, then those of training, then those of cost. A chart appears when
-      the run logs its tags, from any callback.
-    - **Text**: ``routing``, the algorithm of each parameter and the reason; ``config``, the configuration of the run;
-      and ``warnings``, written by the monitors.
+    - **Verdict**: ``at_a_glance/health``, up to 1 where the run is healthy and above 2 where it is bad, and a line of
+      this scale for each quantity, ``verdict/<quantity>``, judged as ``report`` does, from all that the monitors log.
+      Beside it are copies of loss and speed, in the group that a logger shows first. With matplotlib there is the run
+      in one picture: ``health.png`` in its folder, and in the loggers.
+    - **Custom Scalars**: health, loss, speed and learning rate first, then the charts of each quantity. A chart appears
+      when the run logs its tags, from any callback; those of the first section have their place always.
+    - **Text**: ``at_a_glance/verdict``, what is wrong since when and what to do; ``watch/routing``, the algorithm of
+      each parameter and the reason; ``watch/config``, the configuration of the run; and ``watch/warnings``.
     - **HParams**: optimizer, learning rate, weight decay and others, and the metric that ``ModelCheckpoint`` or
       ``EarlyStopping`` monitors. With ``TensorBoardLogger(default_hp_metric=True)`` Lightning has filled this page
       already; then its ``hp_metric`` gets the value of that metric.
     - **Histograms**: ``weight_spectrum/<name>``, the singular values of some of Muon's matrices, in the first step,
       then every ``spectrum_every_n_steps``, and at the end.
 
-    It logs no other scalar than ``hp_metric``. Without a ``TensorBoardLogger`` it does nothing.
+    It judges where the trainer logs, and waits for nothing between. Without a ``TensorBoardLogger`` it has no pages. It
+    belongs behind the monitors in the list of callbacks: what those behind it log is judged one log later.
 
     Args:
         spectrum_every_n_steps: How often to write histograms of singular values, in optimizer steps; 0 for never. The
@@ -59,11 +75,12 @@ class MuonDashboard(Callback):
         self.spectrum_every_n_steps = spectrum_every_n_steps
         self.sample = sample
         self.max_elements = max_elements
-        self._layout: Layout = {}
+        self._layout: Page = {}
         self._hyperparameters: dict[str, Value] = {}
         self._hyperparameters_end: Summary | None = None  # marks the end of the run on the HParams page
         self._spectrum_at: int | None = None
         self._logged = 0
+        self._health: HealthLog | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -72,6 +89,7 @@ class MuonDashboard(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log_dir = trainer.log_dir  # on every rank: a broadcast
+        self._health = HealthLog(trainer, log_dir) if trainer.is_global_zero and trainer.loggers else None
         self._layout, self._hyperparameters_end, self._spectrum_at, self._logged = {}, None, None, 0
         of_data = {} if trainer.datamodule is None else trainer.datamodule.hparams_initial  # type: ignore[attr-defined]
         saved = {**of_data, **pl_module.hparams_initial}
@@ -85,6 +103,10 @@ class MuonDashboard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if trainer._logger_connector.should_update_logs:
+            metrics = trainer.callback_metrics  # on every rank: reading them may reduce them
+            if self._health is not None:
+                self._health.hear_metrics(trainer, metrics, of_validation=False)
+                self._health.judge(trainer, is_over=False)
             # New charts come early in a run, and reading the metrics is slow: only after 1, 2, 4, 8, … logs.
             self._logged += 1
             if self._logged & (self._logged - 1) == 0:
@@ -97,14 +119,35 @@ class MuonDashboard(Callback):
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._lay_out(trainer)
             self._log_hyperparameters(trainer)
+            metrics = trainer.callback_metrics
+            if self._health is not None:
+                self._health.hear_metrics(trainer, metrics, of_validation=True)
+                self._health.draw_now_and_then(trainer)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._health is not None:
+            self._health.draw(trainer, self._health.judge(trainer, is_over=True))
         self._lay_out(trainer)
         self._log_hyperparameters(trainer)
         self._log_final_metric(trainer)
         if self.spectrum_every_n_steps:
             self._log_spectra(trainer, pl_module)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._health is not None:
+            self._health.draw(trainer, self._health.judge(trainer, is_over=True))
+
+    @override
+    def hear_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        if self._health is not None:
+            self._health.hear(step, scalars)
+
+    @override
+    def hear_text(self, step: int, name: str, text: str) -> None:
+        if self._health is not None:
+            self._health.hear_text(step, name, text)
 
     def _lay_out(self, trainer: Trainer) -> None:
         """Write the layout if there are new charts: TensorBoard uses the last one."""
@@ -112,7 +155,8 @@ class MuonDashboard(Callback):
         if page != self._layout:
             self._layout = page
             for writer in _writers(trainer):
-                writer.experiment.add_custom_scalars(page)
+                prefix = f"{writer._prefix}-" if writer._prefix else ""
+                writer.experiment._get_file_writer().add_summary(layout_summary(page, prefix))
 
     def _log_hyperparameters(self, trainer: Trainer) -> None:
         """Write them once, as soon as there is a metric: TensorBoard keeps the first list of metrics."""
@@ -148,7 +192,7 @@ class MuonDashboard(Callback):
             matrix = whole(sampled.parameter)
             if trainer.is_global_zero and (values := singular_values(matrix, **sampled.layout)) is not None:
                 for writer in _writers(trainer):
-                    writer.experiment.add_histogram(f"weight_spectrum/{name}", values, step)
+                    writer.experiment.add_histogram(tag_of(f"weight_spectrum/{name}"), values, step)
 
 
 def _writers(trainer: Trainer) -> list[TensorBoardLogger]:

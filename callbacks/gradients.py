@@ -35,9 +35,10 @@ class GradientMonitor(StepMonitor):
 
     Each quantity is logged as ``max``, ``mean`` and ``min`` over the sample, to about 1 %:
 
-    - ``gradient_condition/…`` and ``momentum_condition/…``: :math:`\kappa = \sigma_{\max} / \sigma_{\min}`, the
-      anisotropy, which slows plain gradient descent and which the polar factor removes (Lau et al., "PolarGrad", 2025,
-      arXiv:2505.21799). At most 1e7, where float32 does not resolve the smallest singular value: rank is lost.
+    - ``gradient_condition_log10/…`` and ``momentum_condition_log10/…``: :math:`\log_{10} \kappa` of the condition
+      number :math:`\kappa = \sigma_{\max} / \sigma_{\min}`, the anisotropy, which slows plain gradient descent and
+      which the polar factor removes (Lau et al., "PolarGrad", 2025, arXiv:2505.21799). At most 7, where float32 does
+      not resolve the smallest singular value: rank is lost.
     - ``gradient_stable_rank/…`` and ``momentum_stable_rank/…``: :math:`\lVert G \rVert_F^2 / \sigma_{\max}^2`, the
       number of directions that carry the gradient, from 1 to the smaller side (Rudelson and Vershynin, "Sampling from
       large matrices", 2007).
@@ -121,7 +122,7 @@ class GradientMonitor(StepMonitor):
         rows = []
         for owners, projected in itertools.chain.from_iterable(batches for _, batches in measured):
             condition, rank = condition_and_stable_rank(projected.cpu()).unbind(1)
-            worst = torch.column_stack([condition, -rank])  # the largest are the worst
+            worst = torch.column_stack([condition.log10(), -rank])  # the largest are the worst
             rows.append((owners, worst.masked_fill(condition.unsqueeze(1) == 0, -torch.inf)))  # no matrices of zeros
         found = worst_over_ranks(trainer, expected, rows, columns=2)
         self.log_summary(
@@ -129,7 +130,7 @@ class GradientMonitor(StepMonitor):
             {
                 f"{kind}_{quantity}": {name: abs(values[i]) for (of, name), values in found.items() if of == kind}
                 for kind in kinds
-                for i, quantity in enumerate(("condition", "stable_rank"))
+                for i, quantity in enumerate(("condition_log10", "stable_rank"))
             },
         )
 

@@ -26,6 +26,7 @@ from lightning_muon.callbacks.shards import (
     names_with_gradient,
     over_ranks,
 )
+from lightning_muon.optim.update.state import HALF
 
 BLOCKS = "blocks"
 BF16 = torch.finfo(torch.bfloat16)
@@ -53,9 +54,11 @@ class WeightRMSMonitor(StepMonitor):
       last forward pass before the step. Modules inside one that ``torch.compile`` compiled cannot be measured.
     - ``weight_bits``: the smallest number of bits of a weight, one scalar. With 16, updates really are lost.
 
-    ``bf16_headroom`` and ``lost_updates`` are measured on a sample, copied for the step, of those matrices that are not
-    zero, and whose gradient and learning rate are not zero. The other quantities take a pass over the weights. If a
-    limit is passed, one warning names the layer and says what to do. Without Muon matrices only outputs are measured.
+    What bfloat16 would lose, the third to the fifth, is logged where weights are in half precision, or with
+    ``as_if_bf16``. ``bf16_headroom`` and ``lost_updates`` are measured on a sample, copied for the step, of those
+    matrices that are not zero, and whose gradient and learning rate are not zero. The other quantities take a pass over
+    the weights. If a limit is passed, one warning names the layer and says what to do. Without Muon matrices only
+    outputs are measured.
 
     Args:
         every_n_steps: How often to measure. Default: the trainer's ``log_every_n_steps``.
@@ -68,6 +71,7 @@ class WeightRMSMonitor(StepMonitor):
         max_output_rms: Warn if the RMS of an output is larger. Default: never.
         max_lost_updates: Warn if weights in bfloat16 lose a larger fraction of their updates. Null: never.
         min_doublings_to_overflow: Warn if the largest weight has fewer doublings left. Null: never.
+        as_if_bf16: Log what bfloat16 would lose of float32 weights too: what ``bf16-true`` would cost.
 
     Raises:
         MisconfigurationException: If an argument is wrong, a pattern of ``per_parameter`` matches nothing, or the
@@ -90,6 +94,7 @@ class WeightRMSMonitor(StepMonitor):
         max_output_rms: float | None = None,
         max_lost_updates: float | None = 0.5,
         min_doublings_to_overflow: float | None = 16.0,
+        as_if_bf16: bool = False,
     ) -> None:
         super().__init__(every_n_steps, per_parameter)
         check_whole("WeightRMSMonitor", sample=sample)
@@ -99,6 +104,7 @@ class WeightRMSMonitor(StepMonitor):
         self.max_output_rms = max_output_rms
         self.max_lost_updates = max_lost_updates
         self.min_doublings_to_overflow = min_doublings_to_overflow
+        self.as_if_bf16 = as_if_bf16
         self._chosen_outputs = NameChoice("WeightRMSMonitor: outputs", () if outputs == BLOCKS else outputs)
         self._limits = self.make_limits()  # which raises the error of a wrong argument
         self._outputs = OutputMeter({})
@@ -156,6 +162,7 @@ class WeightRMSMonitor(StepMonitor):
             for labelled in muon_groups([optimizer])
             if float(labelled.group.get("lr", 1.0)) != 0
             for name, matrix in labelled.named_parameters(self._names)
+            if self.as_if_bf16 or matrix.dtype in HALF
         }
         names = spread_evenly(names_with_gradient(trainer, moving), self.sample, self._chosen)
         sampled = [moving[name] for name in names]
@@ -184,12 +191,12 @@ class WeightRMSMonitor(StepMonitor):
         found = over_ranks(trainer, shards, [entry_norms(local), largest_entries(local)])
         rms, largest = (found.norm[0] / found.entries.sqrt()).tolist(), found.max[1].tolist()
         present = [(name, index) for index, name in enumerate(matrices) if found.entries[index] > 0]
+        room = {name: doublings_to_overflow(largest[index]) for name, index in present if largest[index] != 0}
+        logs_room = self.as_if_bf16 or any(matrix.dtype in HALF for matrix in matrices.values())
         quantities = {
             "weight_rms": {name: rms[index] for name, index in present},
             "weight_absmax": {name: largest[index] for name, index in present},
-            "doublings_to_overflow": {
-                name: doublings_to_overflow(largest[index]) for name, index in present if largest[index] != 0
-            },
+            **({"doublings_to_overflow": room} if logs_room else {}),
             **_update_quantities(trainer, measured),
             "output_rms": self._outputs.rms(trainer) if self._outputs.modules else {},
         }
@@ -197,8 +204,9 @@ class WeightRMSMonitor(StepMonitor):
         self.log_summary(trainer, quantities, **({"weight_bits": min(bits)} if bits else {}))
         in_bf16 = {name for name, matrix in matrices.items() if matrix.dtype == torch.bfloat16}
         really_lost = {name: lost for name, lost in quantities["lost_updates"].items() if name in in_bf16}
+        limited = {**quantities, "lost_updates": really_lost, "doublings_to_overflow": room}
         for quantity, limit in self._limits.items():
-            limit.watch(trainer, really_lost if quantity == "lost_updates" else quantities[quantity])
+            limit.watch(trainer, limited[quantity])
 
     @override
     def make_limits(self) -> dict[str, Limit]:

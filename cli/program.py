@@ -109,11 +109,14 @@ def run_report(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, metavar="folder", help=output_help)
     parser.add_argument("--metric", metavar="tag", help=metric_help)
     parser.add_argument("--limit", type=positive, default=200, metavar="n", help=limit_help)
+    parser.add_argument("--all", action="store_true", help="print every figure of each run, with its healthy range")
+    check_help = "exit with 1 if a run is bad, for scripts and schedulers"
+    parser.add_argument("--check", action="store_true", help=check_help)
     given = parser.parse_args(arguments)
     try:
         comparison = report.compare(given.log_dir, given.limit, given.metric)
         try:
-            report.print_comparison(comparison)
+            report.print_comparison(comparison, figures=given.all)
         finally:  # also when nobody reads on, as after `| head`
             written, no_plot = report.write_report(comparison, given.output or given.log_dir[0] / "report")
     except (report.RunLogError, report.ReportFileError) as error:
@@ -122,6 +125,8 @@ def run_report(arguments: Sequence[str]) -> None:
         exit_with(str(error))
     for line in filter(None, [f"written: {', '.join(map(str, written))}", no_plot]):
         Console().print(line, soft_wrap=True, markup=False, highlight=False)
+    if given.check and "bad" in comparison.verdicts():
+        raise SystemExit(1)
 
 
 def run_export(arguments: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from lightning_muon.report.differences import Column
 from lightning_muon.report.groups import Group, group_runs
@@ -16,12 +15,8 @@ from lightning_muon.report.quantity import Line
 from lightning_muon.report.ranking import Metric, metric_of
 from lightning_muon.report.run_log import RunLog, RunLogError, find_runs, read_run, run_names
 from lightning_muon.report.settings import read_settings
-
-RunVerdict = Literal["ok", "watch", "bad", "not measured", "too short to judge"]
-_NOT_MEASURED = (
-    "not measured: no monitor has logged this run's health; add WeightRMSMonitor, OrthogonalityMonitor and the like to"
-    " its callbacks"
-)
+from lightning_muon.report.tags import name_of
+from lightning_muon.report.verdict import NOT_MEASURED, RunHealth, RunVerdict, health_of
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Comparison:
             RunLogError: If no run has logged the metric.
         """
         runs = list(runs)
-        by = metric_of(runs, metric)
+        by = metric_of(runs, None if metric is None else name_of(metric))
         found, differences = group_runs(runs)
         pairs = sorted(
             ((group, _too_short(group)) for group in found),
@@ -81,6 +76,10 @@ class Comparison:
         if "watch" in found:
             return "watch"
         return "ok" if all(map(is_monitored, self.groups[column].runs)) else "not measured"
+
+    def health(self, column: int) -> RunHealth:
+        """Return the verdict on the first run of a group, with the step since which it holds."""
+        return health_of(self.groups[column].runs[0])
 
     def remarks(self, column: int) -> list[str]:
         """Return the remarks on a group: damaged files, advice, and the messages of its runs."""
@@ -114,7 +113,7 @@ class Comparison:
     def _not_judged(self, column: int) -> list[str]:
         if reason := self.too_short[column]:
             return [f"too short to judge: {reason}"]
-        return [] if all(map(is_monitored, self.groups[column].runs)) else [_NOT_MEASURED]
+        return [] if all(map(is_monitored, self.groups[column].runs)) else [NOT_MEASURED]
 
 
 def compare(folders: Sequence[str | Path], limit: int, metric: str | None = None) -> Comparison:

@@ -48,11 +48,19 @@ class Figure:
 
 def lines(runs: Iterable[RunLog]) -> list[Line]:
     """Return the lines that have a value in at least one run."""
+    return [line for _, line in named_lines(runs)]
+
+
+def named_lines(runs: Iterable[RunLog]) -> list[tuple[str, Line]]:
+    """Return the lines that have a value in at least one run, each with the name of its quantity."""
     runs = list(runs)
     tags = list(chain.from_iterable(run.scalars for run in runs))
-    losses = chain.from_iterable(map(_lines_of_loss, matching(tags, OWN_LOSS)))
-    table = chain.from_iterable(_lines_of_quantity(quantity, tags) for quantity in QUANTITIES)
-    return [line for line in [*COUNTS, *losses, *table] if any(_measure(line, run) is not None for run in runs)]
+    counts = [(COUNTED[line.label], line) for line in COUNTS]
+    losses = [("loss", line) for tag in matching(tags, OWN_LOSS) for line in _lines_of_loss(tag)]
+    table = [(entry.name, line) for entry in QUANTITIES for line in _lines_of_quantity(entry, tags)]
+    return [
+        (name, line) for name, line in [*counts, *losses, *table] if any(measure(line, run) is not None for run in runs)
+    ]
 
 
 def figure(line: Line, runs: Sequence[RunLog], *, is_judged: bool = True) -> Figure | None:
@@ -66,10 +74,10 @@ def figure(line: Line, runs: Sequence[RunLog], *, is_judged: bool = True) -> Fig
     Returns:
         ``None`` if none of the runs logged it.
     """
-    found = [(value, run) for run in runs if (value := _measure(line, run)) is not None]
+    found = [(value, run) for run in runs if (value := measure(line, run)) is not None]
     if not found:
         return None
-    verdicts = [_judge(line, value, run) for value, run in found if is_judged or _at_any_length(line, value)]
+    verdicts = [judge(line, value, run) for value, run in found if is_judged or _at_any_length(line, value)]
     worst = min(verdicts, key=WORST_FIRST.index, default=None)
     return Figure(_written(line.write, [value for value, _ in found]), worst)
 
@@ -108,7 +116,8 @@ def is_monitored(run: RunLog) -> bool:
     return any(matching(run.scalars, tags) for tags in _JUDGED)
 
 
-def _judge(line: Line, value: float, run: RunLog) -> Verdict | None:
+def judge(line: Line, value: float, run: RunLog) -> Verdict | None:
+    """Return the verdict on a line's value in a run; ``None`` where no range is known, or it does not matter there."""
     if not math.isfinite(value):
         return "bad"
     if line.only_half_precision and not _may_be_in_half_precision(run):
@@ -173,7 +182,7 @@ def _lines_of_quantity(quantity: Quantity, tags: Iterable[str]) -> Iterator[Line
             yield line
 
 
-def _measure(line: Line, run: RunLog) -> float | None:
+def measure(line: Line, run: RunLog) -> float | None:
     """Return the value of a line; ``None`` if the run did not log it."""
     if line in COUNTS:
         return COUNTS[line](run)
@@ -194,6 +203,13 @@ def _count(label: str, healthy: Range = UNKNOWN, advice: str = "") -> Line:
     return Line(label, "", final, COUNT, healthy, advice, of_any_length=True)
 
 
+# The names of these lines, as those of quantities.
+COUNTED = {
+    "steps": "steps",
+    "tags with NaN or infinity": "not_finite",
+    "warnings": "warnings",
+    "decisions about the weight decay": "decisions",
+}
 # Lines about the run as a whole, with their measurement.
 COUNTS: dict[Line, Callable[[RunLog], float | None]] = {
     _count("steps"): lambda run: run.steps,

@@ -1,6 +1,7 @@
 """The overview of several runs: a row for each group, with what differs, its metric and its verdict."""
 
 import re
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,6 +51,11 @@ def overview(comparison: Comparison) -> Overview:
         columns.append(("seed", [group.seeds or "–" for group in groups]))
     if metric is not None:
         columns.append((metric.tag, [metric.text(group) or "–" for group in groups]))
+    for unit in ("tokens", "samples"):
+        speeds = [group_speed(group, unit) for group in groups]
+        if any(speeds):
+            columns.append((f"{unit}/s", [speed or "–" for speed in speeds]))
+            break
     steps = [str(group.steps) for group in groups]
     if all(steps != cells for _, cells in columns):  # they may all be as many as was asked for
         columns.append(("steps", steps))
@@ -57,6 +63,12 @@ def overview(comparison: Comparison) -> Overview:
     columns.append(("verdict", list(comparison.verdicts())))
     rows = [list(row) for row in zip(*(cells for _, cells in columns), strict=True)]
     return Overview([title for title, _ in columns], rows, keys, right)
+
+
+def group_speed(group: Group, unit: str) -> str:
+    """Return the median of tokens or samples a second over a group's runs; empty if it was not logged."""
+    rates = [rate for run in group.runs for rate in run.values(f"throughput/{unit}_per_second")]
+    return f"{statistics.median(rates):,.0f}" if rates else ""
 
 
 def fitting(table: Overview, width: int, comparison: Comparison) -> Overview:

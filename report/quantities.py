@@ -7,7 +7,20 @@ made from it. A new quantity is one entry here, and the code that measures it.
 import re
 from collections.abc import Iterable
 
-from lightning_muon.report.quantity import Chart, Line, Panel, Quantity, Range, final, growth, late_growth, lowest, peak
+from lightning_muon.report.quantity import (
+    Chart,
+    Line,
+    Panel,
+    Quantity,
+    Range,
+    final,
+    growth,
+    late_growth,
+    late_peak,
+    lowest,
+    peak,
+)
+from lightning_muon.report.tags import GLANCE, LIMITS, VERDICT, WATCH
 
 SUMMARY = "(max|mean|min)"
 MORE_DECAY = "raise weight_decay or add AutoWeightDecay"
@@ -17,16 +30,18 @@ LOSE_LESS = (
     " decay (AutoWeightDecay)"
 )
 SINGULAR_VALUES = Chart(
-    "Health", 7, "Singular values of the update: largest up to 1.3", f"singular_value_(min|max)/{SUMMARY}"
+    "Health", 7, "Singular values of the update: healthy up to 1.3", f"singular_value_(min|max)/{SUMMARY}"
 )
 CONDITION = Chart(
-    "Health", 11, "Condition of gradient and momentum: use log scale", f"(gradient|momentum)_condition/{SUMMARY}"
+    "Health",
+    11,
+    "Condition of gradient and momentum, log10: 7 is lost rank",
+    f"(gradient|momentum)_condition_log10/{SUMMARY}",
 )
 CONDITION_PANEL = Panel(
     9,
-    "condition number: gradient solid, momentum dashed",
-    ("gradient_condition/mean", "momentum_condition/mean"),
-    scale="log",
+    "log10 of the condition number: gradient solid, momentum dashed",
+    ("gradient_condition_log10/mean", "momentum_condition_log10/mean"),
 )
 STABLE_RANK = Chart("Health", 12, "Stable rank of gradient and momentum", f"(gradient|momentum)_stable_rank/{SUMMARY}")
 
@@ -41,7 +56,8 @@ def _two_curves(place: int, what: str, name: str, solid: str, dashed: str, shows
 def _levelling_off(label: str, tag: str, problem: str) -> Line:
     """Return the line of a size that should not grow any more at the end of a run."""
     healthy, advice = Range("under 10 %", 0.1, bad=1.0), f"{problem} {MORE_DECAY}"
-    return Line(f"{label}, growth in the last quarter", tag, late_growth, "{:+.1%}", healthy, advice)
+    label = f"{label}, growth in the last quarter"
+    return Line(label, tag, late_growth, "{:+.1%}", healthy, advice, at_the_end=True)
 
 
 # In the order of the docs and of the report.
@@ -55,11 +71,11 @@ QUANTITIES = (
         healthy=Range("under 1", 1.0, bad=4.0),
         problem="the weights are large",
         advice=MORE_DECAY,
-        chart=Chart("Health", 1, "Weight RMS: grows, then levels off", f"weight_rms/{SUMMARY}"),
+        chart=Chart("Health", 1, "Weight RMS: healthy under 1", f"weight_rms/{SUMMARY}"),
         panel=_two_curves(2, "weight RMS", "weight_rms", "max", "mean"),
         report=(
+            Line("weight RMS, largest in the last quarter", "weight_rms/max", late_peak),
             Line("weight RMS, peak of the largest", "weight_rms/max", peak),
-            Line("weight RMS, final of the largest", "weight_rms/max", final),
             Line("weight RMS, growth since the start", "weight_rms/max", growth, "×{:.3g}"),
             _levelling_off(
                 "weight RMS", "weight_rms/max", "the weights still grow: harmless in a short run; in a long one"
@@ -73,7 +89,7 @@ QUANTITIES = (
         unit="that of the weights",
         usual="a small multiple of the RMS",
         advice="find the layer by per_parameter, and clip gradients",
-        chart=Chart("Health", 5, "Largest weight: a small multiple of the RMS", f"weight_absmax/{SUMMARY}"),
+        chart=Chart("Health", 5, "Largest weight, a small multiple of the RMS", f"weight_absmax/{SUMMARY}"),
         report=(Line("largest weight", "weight_absmax/max", final),),
     ),
     Quantity(
@@ -86,7 +102,9 @@ QUANTITIES = (
         problem="the largest weight nears the end of bfloat16's range",
         advice=f"the run diverges; go back to a checkpoint, lower the learning rate, and {MORE_DECAY}",
         limit=16.0,
-        chart=Chart("Health", 10, "Room to bf16's overflow, in doublings", f"doublings_to_overflow/{SUMMARY}"),
+        chart=Chart(
+            "Health", 10, "Doublings to the overflow of bf16: healthy above 16", f"doublings_to_overflow/{SUMMARY}"
+        ),
         report=(Line("doublings until bf16 overflows, fewest", "doublings_to_overflow/min", lowest, "{:.1f}"),),
     ),
     Quantity(
@@ -98,7 +116,7 @@ QUANTITIES = (
         healthy=Range("above 1", 1.0, bad=0.5),  # under half a spacing the typical update is rounded away
         problem=LOST,
         advice=LOSE_LESS,
-        chart=Chart("Health", 2, "bf16 headroom: above 1 where weights are bfloat16", f"bf16_headroom/{SUMMARY}"),
+        chart=Chart("Health", 4, "bf16 headroom: healthy above 1", f"bf16_headroom/{SUMMARY}"),
         panel=_two_curves(3, "bf16 headroom", "bf16_headroom", "min", "mean"),
         report=(Line("bf16 headroom, median of the smallest", "bf16_headroom/min", only_half_precision=True),),
     ),
@@ -134,9 +152,10 @@ QUANTITIES = (
         healthy=Range("under 1000", 1e3, bad=65504.0),
         problem="the outputs are large, and what later layers add is rounded away",
         advice="normalize what goes in, lower the learning rate, or let the weights decay (AutoWeightDecay)",
-        chart=Chart("Health", 6, "Layer output RMS: levels off", f"output_rms/{SUMMARY}"),
+        chart=Chart("Health", 2, "Layer output RMS: healthy under 1000", f"output_rms/{SUMMARY}"),
         panel=_two_curves(6, "layer output RMS", "output_rms", "max", "mean", shows_bound=False),
         report=(
+            Line("layer output RMS, largest in the last quarter", "output_rms/max", late_peak),
             Line("layer output RMS, peak of the largest", "output_rms/max", peak),
             _levelling_off("layer output RMS", "output_rms/max", "the outputs still grow, and the weights with them:"),
         ),
@@ -151,9 +170,7 @@ QUANTITIES = (
         problem="near 1 the momentum has lost rank",
         advice="look at the gradients of the worst layer (per_parameter), or take an orthogonalizer that lifts small"
         " singular values",
-        chart=Chart(
-            "Health", 3, "Orthogonality error: about 0.4, near 1 rank is lost", f"orthogonality_error/{SUMMARY}"
-        ),
+        chart=Chart("Health", 3, "Orthogonality error: healthy up to 0.7", f"orthogonality_error/{SUMMARY}"),
         panel=_two_curves(4, "orthogonality error", "orthogonality_error", "mean", "max"),
         report=(
             Line("orthogonality error, median of the mean", "orthogonality_error/mean"),
@@ -178,7 +195,7 @@ QUANTITIES = (
         usual="about 1.2",
         # Five steps of Newton-Schulz with Jordan's coefficients end at 1.2024 at most; the rest is room for rounding,
         # and for optimizers whose scale is not known.
-        healthy=Range("up to 1.3", 1.3, bad=2.0),
+        healthy=Range("up to 1.3", 1.3, bad=2.0, origin=1.0),
         problem="the iteration for the polar factor diverges",
         advice="take its default options, or another orthogonalizer",
         chart=SINGULAR_VALUES,
@@ -213,7 +230,7 @@ QUANTITIES = (
         usual="constant, or on its way to a level",
         problem="at its upper bound while the RMS is over the target",
         advice="lower the learning rate, or raise bounds",
-        chart=Chart("Health", 4, "Weight decay: a ramp is AutoWeightDecay at work", r"weight_decay/.+"),
+        chart=Chart("Health", 4, "Weight decay", r"weight_decay/.+"),
         panel=Panel(7, "weight decay", ("weight_decay/.+",)),
         report=(
             Line("weight decay, largest", "weight_decay/.+", peak),
@@ -222,16 +239,16 @@ QUANTITIES = (
     ),
     *(
         Quantity(
-            tag=f"{source}_condition/…",
+            tag=f"{source}_condition_log10/…",
             monitor="GradientMonitor",
-            meaning=f"condition number of the {source}, κ = σ_max / σ_min, from 1 to 10⁷",
-            unit="none, a ratio",
+            meaning=f"condition number of the {source}, log₁₀ κ with κ = σ_max / σ_min, from 0 to 7",
+            unit="powers of ten",
             usual="no fixed range: it is what the polar factor removes",
-            problem="rank is lost if it stays at 10⁷, where it ends",
+            problem="rank is lost if it stays at 7, where it ends",
             advice="look for dead units, or for a batch that is smaller than the matrix",
             chart=CONDITION,
             panel=CONDITION_PANEL,
-            report=(Line(f"condition number of the {source}, median", f"{source}_condition/mean"),),
+            report=(Line(f"condition number of the {source}, log10, median", f"{source}_condition_log10/mean"),),
         )
         for source in ("gradient", "momentum")
     ),
@@ -279,7 +296,6 @@ QUANTITIES = (
         meaning="samples of all ranks a second, without validation",
         unit="samples per second",
         advice="find what takes the time by the presets of configs/profiler",
-        chart=Chart("Cost", 2, "Samples per second", r"throughput/samples_per_second"),
         report=(Line("samples per second", "throughput/samples_per_second"),),
     ),
     Quantity(
@@ -360,7 +376,7 @@ NAMES = "|".join(quantity.name for quantity in QUANTITIES if "/" in quantity.tag
 # A loss is any tag with the word in it, such as `train/loss`, `val_loss`, `Loss/train`, `training_loss`, except in the
 # name of a matrix or a group. The `^` keeps the search from starting behind what looks like a prefix, as in
 # `lr-loss_head`.
-LOSS = rf"^(?!(.+-)?(lr-|({NAMES})/)).*[Ll]oss.*"
+LOSS = rf"^(?!(.+-)?(lr-|({NAMES}|{GLANCE}|{WATCH}|{VERDICT}|{LIMITS})/)).*[Ll]oss.*"
 _VALIDATION = r"(.*[/_.-])?(val|valid|validation|eval)([/_.-]|$)"
 # The template also logs the loss of a model that only knows frequencies, for comparison.
 OWN_LOSS = rf"(?!.*unigram){LOSS}"
@@ -368,19 +384,6 @@ VALIDATION_LOSS = rf"(?={_VALIDATION}){OWN_LOSS}"
 OTHER_LOSS = rf"(?!{_VALIDATION}){OWN_LOSS}"
 
 LEARNING_RATE = r"lr-.+(?<!-momentum)(?<!-weight_decay)"
-
-_SECTIONS = ("Health", "Training", "Cost")
-CHARTS = sorted(
-    {  # quantities may share a chart
-        *(quantity.chart for quantity in QUANTITIES if quantity.chart is not None),
-        Chart("Training", 1, "Loss", LOSS),
-        Chart("Training", 2, "Other validation metrics", r"(val|valid|validation|eval)[/_](?!.*[Ll]oss).+"),
-        Chart("Training", 3, "Learning rate", LEARNING_RATE),
-        Chart("Cost", 2, "Batches per second", r"(train|device)[|/]batches_per_sec(ond)?"),
-        Chart("Cost", 3, "Samples per second", r"(train|device)[|/]samples_per_sec(ond)?"),
-    },
-    key=lambda chart: (_SECTIONS.index(chart.category), chart.place, chart.title),
-)
 
 
 def quantity(name: str) -> Quantity:

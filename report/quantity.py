@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+WORST = 10.0  # the end of the scale of severities
+
 # ``costly`` tells where the time goes; the run is as healthy as its other verdicts say.
 Verdict = Literal["ok", "costly", "watch", "bad"]
 
@@ -20,12 +22,14 @@ class Range:
         bound: The last healthy value.
         bad: Beyond this value the verdict is ``bad``. If it is less than ``bound``, healthy values are above.
         beyond: The verdict on values between the two.
+        origin: The best value, from which the way to the bound is measured.
     """
 
     words: str = ""
     bound: float | None = None
     bad: float = math.inf
     beyond: Verdict = "watch"
+    origin: float = 0.0
 
     def judge(self, value: float) -> Verdict | None:
         """Return the verdict on a finite value; ``None`` where no range is known."""
@@ -33,6 +37,33 @@ class Range:
             return None
         sign = -1 if self.bad < self.bound else 1
         return "bad" if sign * value > sign * self.bad else self.beyond if sign * value > sign * self.bound else "ok"
+
+    def severity(self, value: float) -> float | None:
+        """Return a value on the scale of all verdicts, on which quantities of any unit are one chart.
+
+        Up to 1 it is healthy: the part of the limit that it has reached. Up to 2 is ``watch``, above is ``bad``; there
+        the scale is logarithmic. ``None`` where no range is known.
+        """
+        verdict = self.judge(value) if math.isfinite(value) else "bad" if self.bound is not None else None
+        if verdict is None or self.bound is None:
+            return None
+        if not math.isfinite(value):
+            return WORST
+        is_least = self.bad < self.bound
+        if verdict == "ok":
+            if self.bound <= 0:
+                return 0.0
+            part = self.bound / value if is_least else (value - self.origin) / (self.bound - self.origin)
+            return min(max(part, 0.0), 1.0)
+        if self.bad == self.bound or (is_least and value <= 0):
+            beyond = math.inf
+        elif math.isinf(self.bad):
+            beyond = 1 - (self.bound + 1) / (value + 1)
+        elif self.bound > 0:
+            beyond = math.log(value / self.bound) / math.log(self.bad / self.bound)
+        else:
+            beyond = (value - self.bound) / (self.bad - self.bound)
+        return min(1 + beyond, WORST) if verdict == "bad" else min(max(1 + beyond, 1.0), 2.0)
 
 
 UNKNOWN = Range()
@@ -51,6 +82,11 @@ def best(logged: Sequence[float]) -> float:
 def peak(logged: Sequence[float]) -> float:
     """Return the largest value; NaN if one value is."""
     return math.nan if any(map(math.isnan, logged)) else max(logged)
+
+
+def late_peak(logged: Sequence[float]) -> float:
+    """Return the largest value in the last quarter; NaN if one value is. What was steered away does not count."""
+    return peak(logged) if any(map(math.isnan, logged)) else max(logged[len(logged) * 3 // 4 :])
 
 
 def lowest(logged: Sequence[float]) -> float:
@@ -95,16 +131,19 @@ class Line:
     advice: str = ""  # what a value outside of the range means, and what to do then
     only_half_precision: bool = False  # judged only in runs that keep weights in 16 bits
     of_any_length: bool = False  # judged in the shortest run too
+    at_the_end: bool = False  # judged when the run is over: on its way there it need not hold
 
 
 @dataclass(frozen=True)
 class Chart:
     """A chart on TensorBoard's Custom Scalars page."""
 
-    category: Literal["Health", "Training", "Cost"]  # the section of the page
+    category: Literal["Overview", "Health", "Updates", "Training", "Cost"]  # the section of the page
     place: int  # in the section, from 1
     title: str  # the quantity, and what to look for
     tags: str  # regular expression for the whole of a tag
+    # Lines in bands instead: of each the tags of the line, and of the lower and the upper end of its band.
+    margins: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def pattern(self) -> str:
@@ -148,6 +187,11 @@ class Quantity:
     def name(self) -> str:
         """The tag up to its slash."""
         return self.tag.partition("/")[0]
+
+    @property
+    def limit_is_drawn(self) -> bool:
+        """Whether its chart has the end of the healthy range as a line: where that does not flatten the others."""
+        return self.healthy.bound is not None and self.chart is not None and (not self.panel or self.panel.shows_bound)
 
     @property
     def if_not(self) -> str:

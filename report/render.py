@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -18,9 +18,12 @@ from rich.text import Text
 from lightning_muon.report.comparison import Comparison
 from lightning_muon.report.curves import COLOURED, draw_curves
 from lightning_muon.report.health import Figure
-from lightning_muon.report.overview import broken, fitting, overview
+from lightning_muon.report.overview import broken, fitting, group_speed, overview
+from lightning_muon.report.picture import draw_picture
 from lightning_muon.report.plain_text import code, printable
 from lightning_muon.report.plain_text import markdown as as_markdown
+from lightning_muon.report.quantities import OWN_LOSS, matching
+from lightning_muon.report.quantity import best
 
 PAGE, PLOT = "report.md", "curves.png"
 COLOURS = {
@@ -47,13 +50,20 @@ class ReportFileError(ValueError):
     """The report cannot be written; the message is one line for the user."""
 
 
-def print_comparison(comparison: Comparison) -> None:
-    """Print the runs, the best first; and their health, if they are few: what is wrong with most of them if not."""
+def print_comparison(comparison: Comparison, *, figures: bool = False) -> None:
+    """Print the runs, the best first, with loss, speed and verdict, and what to do.
+
+    Args:
+        comparison: The runs.
+        figures: Print the table of all figures too, if it is not too wide.
+    """
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=_PIPE_WIDTH)
     if len(comparison.groups) > 1:
         _print_overview(console, comparison)
+    else:
+        _print_run(console, comparison)
     columns = range(len(comparison.groups))
     label_width = _label_width(comparison, columns, console.width)
     if label_width is None and len(columns) > 1:
@@ -61,17 +71,18 @@ def print_comparison(comparison: Comparison) -> None:
             _print_line(console, f"- {remark}")
         _print_line(console, f"{PAGE} has the health of each, side by side")
         return
-    console.print(_table(comparison, columns, label_width or LABEL_WIDTH))
+    if figures:
+        console.print(_table(comparison, columns, label_width or LABEL_WIDTH))
     for column, group in enumerate(comparison.groups):
         remarks = comparison.remarks(column)
-        if remarks:
+        if remarks and len(comparison.groups) > 1:
             console.print(Text(group.name, "bold"))
         for remark in remarks:
             _print_line(console, f"- {remark}")
 
 
 def write_report(comparison: Comparison, folder: Path) -> tuple[list[Path], str | None]:
-    """Write ``report.md`` and ``curves.png``.
+    """Write ``report.md``, ``curves.png`` and a picture of each of the first runs, ``health-1.png`` and so on.
 
     A file is replaced only when its successor is complete.
 
@@ -89,8 +100,13 @@ def write_report(comparison: Comparison, folder: Path) -> tuple[list[Path], str 
         folder.mkdir(parents=True, exist_ok=True)
         with replaced(folder / PLOT) as unfinished:
             no_plot = draw_curves(comparison.groups, unfinished)
+        pictures = [] if no_plot else [f"health-{place}.png" for place in range(1, len(comparison.groups) + 1)]
+        for column, picture in enumerate(pictures[:SIDE_BY_SIDE]):
+            with replaced(folder / picture) as unfinished:
+                draw_picture(comparison.groups[column].runs[0], comparison.health(column), unfinished)
         with replaced(folder / PAGE) as unfinished:
-            unfinished.write_text(markdown(comparison, None if no_plot else PLOT), encoding="utf-8")
+            plot = None if no_plot else PLOT
+            unfinished.write_text(markdown(comparison, plot, pictures[:SIDE_BY_SIDE]), encoding="utf-8")
     except OSError as error:
         raise ReportFileError(
             f"cannot write the report to '{folder}': {error.strerror}; --output names another folder"
@@ -100,6 +116,24 @@ def write_report(comparison: Comparison, folder: Path) -> tuple[list[Path], str 
 
 def _print_line(console: Console, text: str) -> None:
     console.print(printable(text), markup=False, highlight=False)
+
+
+def _print_run(console: Console, comparison: Comparison) -> None:
+    """Print how good one run is, how fast, and its verdict."""
+    group, health = comparison.groups[0], comparison.health(0)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_row("run", Text(group.name))
+    table.add_row("steps", str(group.steps))
+    for tag in matching(group.runs[0].scalars, OWN_LOSS):
+        values = group.runs[0].values(tag)
+        table.add_row(Text(printable(tag)), f"{values[-1]:.4g}, best {best(values):.4g}")
+    for unit in ("tokens", "samples"):
+        if speed := group_speed(group, unit):
+            table.add_row("speed", f"{speed} {unit} a second")
+            break
+    headline = health.headline if len(group.runs) == 1 else comparison.verdict(0)
+    table.add_row("verdict", Text(printable(headline), COLOURS[comparison.verdict(0)]))
+    console.print(table)
 
 
 def _print_overview(console: Console, comparison: Comparison) -> None:
@@ -132,8 +166,8 @@ def _title(comparison: Comparison) -> str:
     return f"{runs}, by {printable(comparison.metric.tag)}" if comparison.metric else runs
 
 
-def markdown(comparison: Comparison, plot: str | None) -> str:
-    """Return the report as Markdown, with a link to the plot if there is one."""
+def markdown(comparison: Comparison, plot: str | None, pictures: Sequence[str] = ()) -> str:
+    """Return the report as Markdown, with links to the plot and to the pictures of the first runs, if there are any."""
     groups = comparison.groups
     names = [as_markdown(group.name) for group in groups]
     if len(groups) == 1:
@@ -153,6 +187,7 @@ def markdown(comparison: Comparison, plot: str | None) -> str:
         lines += ["", f"## {name}", "", *(f"{code(str(run.path))}  " for run in group.runs)]
         remarks = comparison.remarks(column)
         lines += ["", *(f"- {as_markdown(remark)}" for remark in remarks)] if remarks else []
+        lines += ["", f"![{name} in one picture]({pictures[column]})"] if column < len(pictures) else []
     return "\n".join(lines) + "\n"
 
 

@@ -16,6 +16,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_
 from lightning_muon.report.plain_text import from_markdown, printable
 from lightning_muon.report.quantities import QUANTITIES
 from lightning_muon.report.settings import Settings
+from lightning_muon.report.tags import GLANCE, LIMITS, VERDICT, WATCH, is_ours, name_of, of_today
 
 EVENTS = "events.out.tfevents*"
 METRICS = "metrics.csv"
@@ -25,7 +26,8 @@ Texts = dict[str, list[tuple[int, str]]]
 
 _TEXT = "/text_summary"  # TensorBoard's writer appends it to the tag of a text
 _MONITOR_TAG = re.compile(
-    f"(?P<prefix>(.+?-)??)({'|'.join({f'{entry.name}/.+' if '/' in entry.tag else entry.tag for entry in QUANTITIES})})"
+    f"(?P<prefix>(.+?-)??)(({WATCH}|{VERDICT}|{LIMITS}|{GLANCE})/.+|"
+    f"{'|'.join({f'{entry.name}/.+' if '/' in entry.tag else entry.tag for entry in QUANTITIES})})"
 )
 
 
@@ -40,8 +42,9 @@ class RunLog:
     Attributes:
         name: A name that tells it apart from other runs.
         path: Its folder.
-        scalars: Steps and values by tag, in the order of the steps; tags are without a logger's prefix.
-        texts: Steps and texts by tag; ``None`` if the run wrote only CSV, which has no texts.
+        scalars: Steps and values by tag, in the order of the steps. Tags are without a logger's prefix, and those of
+            the monitors without their namespace: ``weight_rms/max``.
+        texts: Steps and texts by tag, likewise; ``None`` if the run wrote only CSV, which has no texts.
         damage: What could not be read, a line for each file.
         seconds_per_step: The median over all steps; each has the mean of the interval between two logged ones. ``None``
             if the run wrote only CSV, which has no times.
@@ -128,11 +131,12 @@ def read_run(path: Path, name: str) -> RunLog:
             refused.append(RunLogError(f"'{error.filename or file}' cannot be read: {error.strerror}"))
         except RunLogError as error:
             refused.append(error)
-    scalars = _without_prefix(metrics) | _without_prefix(written)
+    scalars = _by_name(metrics) | _by_name(written)
     if refused and not scalars:
         raise refused[0]
     damage += [f"left out: {error}" for error in refused]
-    return RunLog(name, path, scalars, texts if event_files else None, tuple(damage), _median(intervals))
+    named = {name_of(tag): given for tag, given in texts.items()} if event_files else None
+    return RunLog(name, path, scalars, named, tuple(damage), _median(intervals))
 
 
 def _median(weighted: list[tuple[float, int]]) -> float | None:
@@ -154,10 +158,18 @@ def logger_prefix(tags: Iterable[str]) -> str:
     return max(before, key=lambda prefix: (before[prefix], len(prefix)), default="")
 
 
-def _without_prefix(scalars: Scalars) -> Scalars:
+def _by_name(scalars: Scalars) -> Scalars:
+    """Return scalars by the names of today, without prefix, namespace, limits and copies."""
     prefix = logger_prefix(scalars)
     stripped = {tag: tag.removeprefix(prefix) for tag in scalars}
-    return {tag if stripped[tag] in scalars else stripped[tag]: logged for tag, logged in scalars.items()}
+    found: Scalars = {}
+    for tag, logged in scalars.items():
+        plain = stripped[tag] if stripped[tag] not in scalars or is_ours(stripped[tag]) else tag
+        if not plain.startswith((f"{LIMITS}/", f"{GLANCE}/")):
+            name, values = of_today(name_of(plain), logged)
+            # A run may have begun with the tags of an older version.
+            found[name] = sorted([*found.get(name, []), *values], key=lambda value: value[0])
+    return found
 
 
 def _read_events(file: Path, scalars: Scalars, texts: Texts, intervals: list[tuple[float, int]]) -> list[str]:

@@ -26,7 +26,7 @@ def test_the_lightning_example(
     names: dict[str, Any] = {"YourModule": YourModule}
     exec(BLOCKS[0], names)  # noqa: S102 - that is the test
     metrics = names["trainer"].callback_metrics
-    assert {"weight_rms/max", "orthogonality_error/max", "weight_decay/matrix"} <= set(metrics)
+    assert {"watch/weight_rms/max", "watch/orthogonality_error/max", "watch/weight_decay/matrix"} <= set(metrics)
     assert isinstance(names["trainer"].optimizers[0], MuonAdamW)
 
 

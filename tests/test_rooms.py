@@ -30,6 +30,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "optim": (),
     "callbacks": (
         "report.quantities",
+        "report.charts",  # which charts the page has
+        "report.health",  # how a run is judged, while it goes on as when it is over
+        "report.picture",
+        "report.quantity",
+        "report.run_log",
+        "report.verdict",
+        "report.tags",  # under which names that is logged
         "report.plain_text",  # names that are not ours, in Markdown and on the terminal
         # Facts that the callbacks share with the optimizer, whatever the optimizer:
         "optim.routing.repeated",  # which modules are the blocks of a model

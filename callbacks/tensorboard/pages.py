@@ -7,29 +7,63 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import LightningModule
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.custom_scalar.layout_pb2 import Category, Layout, MarginChartContent, MultilineChartContent
+from tensorboard.plugins.custom_scalar.layout_pb2 import Chart as TensorBoardChart
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.tensorboard.summary import custom_scalars
 
 from lightning_muon.callbacks.matrices import labelled_groups, module_names, own_names
 from lightning_muon.optim.update.matrix_layout import MatrixLayout
+from lightning_muon.report.charts import CHARTS, FIRST
 from lightning_muon.report.plain_text import code, code_block, markdown
-from lightning_muon.report.quantities import CHARTS
+from lightning_muon.report.quantity import Chart
+from lightning_muon.report.tags import is_ours
 
-# What `torch.utils.tensorboard.SummaryWriter.add_custom_scalars` takes: category → title → [kind, regexes].
-Layout = dict[str, dict[str, list[str | list[str]]]]
+# Section → title → chart.
+Page = dict[str, dict[str, Chart]]
 
 
-def layout(tags: Iterable[str]) -> Layout:
-    """Return the layout of the charts for the tags that a run has logged; charts without tags are left out.
+def layout(tags: Iterable[str]) -> Page:
+    """Return the layout of the charts for the tags that a run has logged.
 
-    A chart does not depend on what else is on the page, so that TensorBoard can merge the pages of several runs.
+    Charts without tags are left out, except those of the first section where monitors are on: so they keep their places
+    when TensorBoard merges the pages of several runs.
     """
     tags = list(tags)
-    page: Layout = {}
+    is_monitored = any(map(is_ours, tags))
+    page: Page = {}
     for chart in CHARTS:
-        if chart.draws(tags):
-            page.setdefault(chart.category, {})[chart.title] = ["Multiline", [chart.pattern]]
+        if chart.draws(tags) or (is_monitored and chart in FIRST):
+            page.setdefault(chart.category, {})[chart.title] = chart
     return page
+
+
+def layout_summary(page: Page, prefix: str) -> Summary:
+    """Return a page as TensorBoard reads it.
+
+    Args:
+        page: What :func:`layout` returns.
+        prefix: What the logger puts before each tag, with its hyphen; a band has its tags by name.
+    """
+    categories = []
+    for section, charts in page.items():
+        found = []
+        for chart in charts.values():
+            if chart.margins:
+                series = [
+                    MarginChartContent.Series(value=prefix + value, lower=prefix + lower, upper=prefix + upper)
+                    for value, lower, upper in chart.margins
+                ]
+                found.append(TensorBoardChart(title=chart.title, margin=MarginChartContent(series=series)))
+            else:
+                content = MultilineChartContent(tag=[chart.pattern])
+                found.append(TensorBoardChart(title=chart.title, multiline=content))
+        categories.append(Category(title=section, chart=found))
+    summary: Summary = custom_scalars({})  # which writes one line in a band at most
+    summary.value[0].tensor.string_val[0] = Layout(category=categories).SerializeToString()
+    return summary
 
 
 def routing_card(optimizers: Iterable[Optimizer], module: LightningModule) -> str:

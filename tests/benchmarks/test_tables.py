@@ -55,4 +55,4 @@ def test_the_docs_hold_what_was_measured(page: Path) -> None:
 @pytest.mark.parametrize("entry", QUANTITIES, ids=lambda entry: entry.tag)
 def test_every_quantity_is_in_the_docs(entry: Quantity) -> None:
     """With the test above: as its entry says it."""
-    assert (DOCS / "reading-the-monitors.md").read_text().count(f"\n| `{entry.tag}` |") == 1
+    assert (DOCS / "reading-the-monitors.md").read_text().count(f"\n| `watch/{entry.tag}` |") == 1

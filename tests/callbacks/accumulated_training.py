@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_muon.callbacks import SpeedMonitor, TargetBatch
+from tests.callbacks.watched import watched
 
 
 class Samples(BoringModel):
@@ -62,5 +63,5 @@ def run(ranks: int, samples: int) -> dict[str, Any]:
         "steps": trainer.global_step,
         "estimated": model.steps,
         "weights": torch.cat([p.detach().flatten() for p in model.parameters()]),
-        "speed": float(trainer.callback_metrics["throughput/samples_per_second"]),
+        "speed": float(watched(trainer)["throughput/samples_per_second"]),
     }

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_muon.optim import route_parameters
+from lightning_muon.report.tags import name_of, tag_of
 
 MakeOptimizer = Callable[[list[dict[str, Any]], int], Optimizer]
 
@@ -30,11 +31,12 @@ class Events:
 
     def scalars(self) -> dict[str, list[tuple[int, float]]]:
         tags = self._events.Tags()["scalars"]
-        return {tag: [(event.step, event.value) for event in self._events.Scalars(tag)] for tag in tags}
+        return {name_of(tag): [(event.step, event.value) for event in self._events.Scalars(tag)] for tag in tags}
 
     def texts(self, tag: str) -> list[str]:
-        name = f"{tag}/text_summary"
-        if name not in self._events.Tags()["tensors"]:
+        written = self._events.Tags()["tensors"]
+        name = next((f"{one}/text_summary" for one in (tag, tag_of(tag)) if f"{one}/text_summary" in written), None)
+        if name is None:
             return []
         return [event.tensor_proto.string_val[0].decode() for event in self._events.Tensors(name)]
 

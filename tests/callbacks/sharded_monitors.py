@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.data import DataLoader
+from watched import watched
 
 from lightning_muon.callbacks import (
     AutoWeightDecay,
@@ -104,7 +105,7 @@ class Metrics(Callback):
         self.before = {name: elements.clone() for name, elements in whole_weights(pl_module).items()}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self.steps.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+        self.steps.append({name: float(value) for name, value in watched(trainer).items()})
         self.expected.append({})
         for name, elements in whole_weights(pl_module).items():
             self.expected[-1][f"weight_rms/{name}"] = float(elements.square().mean().sqrt())
@@ -129,12 +130,12 @@ class Metrics(Callback):
         after = whole_weights(pl_module)
         names = {id(p): name.replace("_fsdp_wrapped_module.", "") for name, p in pl_module.named_parameters()}
         for group in trainer.optimizers[0].param_groups:
-            decay = float(trainer.callback_metrics.get(f"weight_decay/{group['name']}", group["weight_decay"]))
+            decay = float(watched(trainer).get(f"weight_decay/{group['name']}", group["weight_decay"]))
             sampled = []
             for name in (names[id(p)] for p in group["params"]):
                 update = ((1 - group["lr"] * decay) * self.before[name] - after[name]) / group["lr"]
                 expected[f"parameter_update_rms/{name}"] = float(update.square().mean().sqrt())
-                if f"parameter_update_rms/{name}" in trainer.callback_metrics:
+                if f"parameter_update_rms/{name}" in watched(trainer):
                     sampled.append(update)
             if sampled:
                 expected[f"update_rms/{group['name']}"] = float(torch.cat(sampled).square().mean().sqrt())
@@ -151,7 +152,7 @@ def anisotropy(kind: str, matrices: dict[str, Tensor]) -> dict[str, float]:
             stable_rank = min(float((v / v[0]).square().sum()) for v in values)
         else:
             condition = stable_rank = math.nan
-        expected |= {f"{kind}_condition/{name}": condition, f"{kind}_stable_rank/{name}": stable_rank}
+        expected |= {f"{kind}_condition_log10/{name}": math.log10(condition), f"{kind}_stable_rank/{name}": stable_rank}
     return expected
 
 
@@ -226,7 +227,7 @@ def fit(way: str, callbacks: list[Callback], nan_at: int | None = None, **option
 
 def monitors(every: int, every_decision: int) -> list[Callback]:
     return [
-        WeightRMSMonitor(every, per_parameter=True, sample=3, outputs=["net.*", "attention"]),
+        WeightRMSMonitor(every, per_parameter=True, sample=3, outputs=["net.*", "attention"], as_if_bf16=True),
         OrthogonalityMonitor(every, per_parameter=True),
         UpdateRMSMonitor(every, per_parameter=True, sample=3),
         GradientMonitor(every, per_parameter=True, sample=4),

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from lightning_muon.callbacks import AutoWeightDecay, OrthogonalityMonitor
 from lightning_muon.optim import MatrixLayout
+from tests.callbacks.watched import watched
 
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]
@@ -36,7 +37,7 @@ def logged(metrics: Any, name: str) -> tuple[float, ...]:
 
 
 def measured(trainer: Trainer) -> set[str]:
-    names = {tag.split("/", 1)[1] for tag in trainer.callback_metrics if tag.startswith("orthogonality_error")}
+    names = {tag.split("/", 1)[1] for tag in watched(trainer) if tag.startswith("orthogonality_error")}
     return names - {"max", "mean", "min"}
 
 
@@ -67,7 +68,7 @@ class Logged(Callback):
         self.steps: list[dict[str, Any]] = []
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self.steps.append(dict(trainer.callback_metrics))
+        self.steps.append(dict(watched(trainer)))
 
 
 @pytest.mark.parametrize("adjust", [None, "original", "match_rms_adamw"])
@@ -95,7 +96,7 @@ def test_torchs_muon_knows_no_layout(regression: Module, fit: Fit, caught: list[
     monitor = OrthogonalityMonitor(per_parameter=True)
     trainer = fit(regression(fused), precision="64-true", callbacks=[monitor], max_steps=1)
     for name, factor in zip(MATRICES, caught, strict=True):
-        assert logged(trainer.callback_metrics, name) == pytest.approx(values_of(factor), rel=1e-5, abs=5e-4)
+        assert logged(watched(trainer), name) == pytest.approx(values_of(factor), rel=1e-5, abs=5e-4)
 
 
 @pytest.mark.parametrize("with_scaler", [False, True])
@@ -165,7 +166,7 @@ def test_of_others_the_spread(regression: Module, fit: Fit) -> None:
     assert len(factors["attention.in_proj_weight"]) == 3
     assert measured(trainer) == factors.keys()
     for name, of_one in factors.items():
-        assert logged(trainer.callback_metrics, name) == pytest.approx(values_of(of_one), rel=1e-4, abs=5e-4), name
+        assert logged(watched(trainer), name) == pytest.approx(values_of(of_one), rel=1e-4, abs=5e-4), name
 
 
 def test_stacked_matrices_are_told_apart(fit: Fit, regression: Module) -> None:
@@ -197,7 +198,7 @@ def test_stacked_matrices_are_told_apart(fit: Fit, regression: Module) -> None:
     module = Experts()
     trainer = fit(module, precision="64-true", callbacks=[monitor], max_steps=1)
     expected = values_of(module.optimizer.factors["experts"][[0, 2]])
-    assert logged(trainer.callback_metrics, "experts") == pytest.approx(expected, rel=1e-4, abs=5e-4)
+    assert logged(watched(trainer), "experts") == pytest.approx(expected, rel=1e-4, abs=5e-4)
 
 
 class TunedAdamW(torch.optim.AdamW):
@@ -225,7 +226,7 @@ def test_of_those_that_do_not_orthogonalize_nothing_is_said(regression: Module, 
         warnings.simplefilter("always")
         trainer = fit(regression(optimizer), callbacks=[OrthogonalityMonitor()])
     assert not [warning for warning in said if "Orthogonality" in str(warning.message)]
-    assert not any(tag.startswith(("orthogonality", "singular")) for tag in trainer.callback_metrics)
+    assert not any(tag.startswith(("orthogonality", "singular")) for tag in watched(trainer))
 
 
 def test_half_precision_hides_the_step(regression: Module, fit: Fit) -> None:
@@ -233,7 +234,7 @@ def test_half_precision_hides_the_step(regression: Module, fit: Fit) -> None:
         trainer = fit(regression(torch_muon), precision="bf16-true", callbacks=[OrthogonalityMonitor()])
     assert sum("OrthogonalityMonitor" in str(one.message) for one in said) == 1
     assert not measured(trainer)
-    assert "orthogonality_error/max" not in trainer.callback_metrics
+    assert "orthogonality_error/max" not in watched(trainer)
 
 
 def test_too_large_ones_are_left_out(regression: Module, fit: Fit) -> None:
@@ -279,8 +280,8 @@ def test_a_gradient_of_nan_is_named(regression: Module, fit: Fit) -> None:
 
     with pytest.warns(UserWarning, match=r"step 9: orthogonality_error is not finite for net\.2\.weight\. This"):
         trainer = fit(Broken(torch_muon), callbacks=[OrthogonalityMonitor(per_parameter=True)])
-    assert math.isnan(trainer.callback_metrics["singular_value_max/net.2.weight"])
-    assert not math.isnan(trainer.callback_metrics["singular_value_max/net.0.weight"])
+    assert math.isnan(watched(trainer)["singular_value_max/net.2.weight"])
+    assert not math.isnan(watched(trainer)["singular_value_max/net.0.weight"])
 
 
 def test_a_skipped_step_leaves_nothing(

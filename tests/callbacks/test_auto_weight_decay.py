@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_muon.callbacks import AutoWeightDecay, WeightRMSMonitor
 from tests.callbacks.decay_runs import Script, decay, healthy, unstable
+from tests.callbacks.watched import watched
 
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]
@@ -22,7 +23,7 @@ def test_an_unstable_run_is_stopped_from_growing(
     """Without decay and with a large lr the RMS keeps growing; with the callback it settles."""
     options = {"max_epochs": 20, "log_every_n_steps": 5}
     free = fit(regression(unstable), callbacks=[WeightRMSMonitor()], **options)
-    grown = float(free.callback_metrics["weight_rms/max"])
+    grown = float(watched(free)["weight_rms/max"])
 
     auto = AutoWeightDecay(limit=0.8, weight_decay=0.5, ramp_steps=20, horizon=0)
     trainer = fit(regression(unstable), callbacks=[auto, WeightRMSMonitor()], logger=tensorboard, **options)
@@ -183,7 +184,7 @@ def test_it_is_not_released_on_the_way_up(regression: Module, fit: Fit) -> None:
 def test_the_decay_is_a_metric(regression: Module, fit: Fit) -> None:
     auto = AutoWeightDecay(limit=1e-6, weight_decay=0.5, ramp_steps=18)
     trainer = fit(regression(healthy), callbacks=[auto])
-    assert float(trainer.callback_metrics["weight_decay/matrix"]) == pytest.approx(0.1 + 0.4 * 9 / 18)
+    assert float(watched(trainer)["weight_decay/matrix"]) == pytest.approx(0.1 + 0.4 * 9 / 18)
 
 
 @pytest.mark.parametrize("log_every_n_steps", [0, 50])

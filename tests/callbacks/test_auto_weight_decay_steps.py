@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_muon.callbacks import AutoWeightDecay
+from tests.callbacks.watched import watched
 
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]
@@ -54,7 +55,7 @@ def test_rates_that_are_tensors_and_numbers(regression: Module, fit: Fit) -> Non
 
     auto = AutoWeightDecay(target_rms=0.1, per="matrix", horizon=5, ramp_steps=2, bounds=(0.0, 9.0))
     trainer = fit(regression(make), callbacks=[auto], max_epochs=3)
-    assert float(trainer.callback_metrics["weight_decay/one"]) > 0
+    assert float(watched(trainer)["weight_decay/one"]) > 0
 
 
 def test_a_step_that_calls_that_of_its_parent_is_one(regression: Module, fit: Fit) -> None:

@@ -25,13 +25,20 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing.spawn import start_processes
 
-from lightning_muon.callbacks import AutoWeightDecay, MuonDashboard, OrthogonalityMonitor, WeightRMSMonitor
+from lightning_muon.callbacks import (
+    AutoWeightDecay,
+    MuonDashboard,
+    OrthogonalityMonitor,
+    SpeedMonitor,
+    WeightRMSMonitor,
+)
 from lightning_muon.callbacks.matrices import module_names
 from lightning_muon.callbacks.sampling import sampled_matrices
 from lightning_muon.callbacks.shards import whole
 from lightning_muon.callbacks.tensorboard.pages import layout, singular_values
 from lightning_muon.optim import MatrixLayout, MuonAdamW
-from lightning_muon.report.quantities import CHARTS
+from lightning_muon.report.charts import CHARTS
+from lightning_muon.report.run_log import read_run
 
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]
@@ -61,18 +68,18 @@ def test_charts_are_those_that_the_run_has_tags_for(
 ) -> None:
     trainer = fit(regression(MuonAdamW), callbacks=monitors(), logger=tensorboard, limit_val_batches=2, max_epochs=2)
     shown = page(trainer)
-    assert list(shown) == ["Health", "Training"]
-    assert [title.split(":")[0] for title in shown["Health"]] == [
-        *("Weight RMS", "bf16 headroom", "Orthogonality error", "Weight decay", "Largest weight"),
-        *(
-            "Singular values of the update",
-            "Fraction of updates that bfloat16 weights would lose",
-            "Room to bf16's overflow, in doublings",
-        ),
-    ]
-    assert shown["Training"] == ["Loss", "Learning rate"]
+    assert list(shown) == ["Overview", "Health", "Updates"]
+    titles = {section: [title.split(":")[0] for title in charts] for section, charts in shown.items()}
+    assert titles["Overview"] == ["Health", "Loss", "Each quantity", "Samples per second", "Learning rate"]
+    assert titles["Health"] == ["Weight RMS", "Orthogonality error", "Largest weight, a small multiple of the RMS"]
+    assert titles["Updates"] == ["Weight decay", "Singular values of the update"]
     # Each tag is on at most one chart, and those of the monitors that change are all on one.
-    tags = [tag for tag in read(trainer).Tags()["scalars"] if tag not in {"epoch", "hp_metric", "weight_bits"}]
+    tags = [
+        tag
+        for tag in read(trainer).Tags()["scalars"]
+        if tag not in {"epoch", "hp_metric", "watch/weight_bits"}
+        and not tag.startswith(("at_a_glance/loss", "at_a_glance/val"))
+    ]
     for tag in tags:
         assert sum(chart.draws([tag]) for chart in CHARTS) == 1, tag
 
@@ -81,16 +88,16 @@ def test_without_monitors_there_are_no_empty_charts(
     regression: Module, fit: Fit, tensorboard: TensorBoardLogger
 ) -> None:
     trainer = fit(regression(MuonAdamW), callbacks=[MuonDashboard()], logger=tensorboard)
-    assert page(trainer) == {"Training": ["Loss"]}
+    assert page(trainer) == {"Overview": ["Loss"]}
 
 
 @pytest.mark.parametrize(
     ("tag", "title"),
     [
-        ("weight_rms/max", "Weight RMS: grows, then levels off"),
-        ("prefix-weight_rms/max", "Weight RMS: grows, then levels off"),
-        ("weight_rms/net.0.weight", None),
-        ("optimizer_share", "Optimizer's share of the step"),
+        ("watch/weight_rms/max", "Weight RMS: healthy under 1"),
+        ("prefix-watch/weight_rms/max", "Weight RMS: healthy under 1"),
+        ("watch/weight_rms/net.0.weight", None),
+        ("watch/optimizer_share", "Optimizer's share of the step"),
         ("train/loss_step", "Loss"),
         ("val_loss", "Loss"),
         ("val/accuracy", "Other validation metrics"),
@@ -103,15 +110,15 @@ def test_without_monitors_there_are_no_empty_charts(
         ("eval_loss", "Loss"),
         ("eval_accuracy", "Other validation metrics"),
         ("prefix-training_loss", "Loss"),
-        ("weight_rms/loss_head.weight", None),
-        ("prefix-weight_rms/loss_head.weight", None),
+        ("watch/weight_rms/loss_head.weight", None),
+        ("prefix-watch/weight_rms/loss_head.weight", None),
         ("lr-loss_head", "Learning rate"),
         ("trainable/accuracy", None),
     ],
 )
 def test_which_chart_draws_a_tag(tag: str, title: str | None) -> None:
-    titles = [title for charts in layout([tag]).values() for title in charts]
-    assert titles == ([] if title is None else [title])
+    drawn = [title for charts in layout([tag]).values() for title, chart in charts.items() if chart.draws([tag])]
+    assert drawn == ([] if title is None else [title])
 
 
 def test_cards_say_who_updates_what_and_with_which_settings(
@@ -177,7 +184,7 @@ def test_warnings_of_the_monitors_are_a_card(
     said = events(trainer).texts("warnings")
     assert any("WeightRMSMonitor, step 0: weight_rms is not finite for net.0.weight" in text for text in said)
     # What has no singular values has no histogram, and does not stop the run; the other matrix became NaN with it.
-    assert "weight_spectrum/net.0.weight" not in read(trainer).Tags()["histograms"]
+    assert "watch/weight_spectrum/net.0.weight" not in read(trainer).Tags()["histograms"]
 
 
 def test_histograms_are_of_the_singular_values(regression: Module, fit: Fit, tensorboard: TensorBoardLogger) -> None:
@@ -186,7 +193,7 @@ def test_histograms_are_of_the_singular_values(regression: Module, fit: Fit, ten
     )
     histograms = read(trainer)
     for name in ("net.0.weight", "net.2.weight"):
-        written = histograms.Histograms(f"weight_spectrum/{name}")
+        written = histograms.Histograms(f"watch/weight_spectrum/{name}")
         assert [event.step for event in written] == [0, 4, 8, 10]
         last = written[-1].histogram_value
         exact = torch.linalg.svdvals(trainer.lightning_module.get_parameter(name).detach().double())
@@ -219,10 +226,10 @@ def test_number_and_size_of_the_decompositions_are_bounded(
     regression: Module, fit: Fit, tensorboard: TensorBoardLogger, tmp_path: Path, events: Any
 ) -> None:
     few = fit(regression(MuonAdamW), callbacks=[MuonDashboard(sample=1)], logger=tensorboard)
-    assert read(few).Tags()["histograms"] == ["weight_spectrum/net.0.weight"]
+    assert read(few).Tags()["histograms"] == ["watch/weight_spectrum/net.0.weight"]
     small = TensorBoardLogger(tmp_path / "small", default_hp_metric=False)
     trainer = fit(regression(MuonAdamW), callbacks=[MuonDashboard(max_elements=8 * 16)], logger=small)
-    assert read(trainer).Tags()["histograms"] == ["weight_spectrum/net.0.weight"]
+    assert read(trainer).Tags()["histograms"] == ["watch/weight_spectrum/net.0.weight"]
     none = TensorBoardLogger(tmp_path / "none", default_hp_metric=False)
     with pytest.warns(UserWarning, match="max_elements=9") as caught:
         trainer = fit(regression(MuonAdamW), callbacks=[MuonDashboard(max_elements=9)], logger=none)
@@ -238,20 +245,20 @@ def test_it_changes_no_weights(regression: Module, fit: Fit, tensorboard: Tensor
         assert torch.equal(a, b)
 
 
-def test_other_loggers_are_left_alone(
+def test_other_loggers_get_the_verdict_and_nothing_else(
     regression: Module, fit: Fit, tmp_path: Path, tensorboard: TensorBoardLogger
 ) -> None:
     plain, watched = CSVLogger(tmp_path / "plain"), CSVLogger(tmp_path / "watched")
     fit(regression(MuonAdamW), callbacks=monitors()[:-1], logger=plain)
     fit(regression(MuonAdamW), callbacks=monitors(), logger=watched)
-    written, expected = ((Path(log.log_dir) / "metrics.csv").read_text() for log in (watched, plain))
-    assert written == expected
+    written, expected = (read_run(Path(log.log_dir), "run").scalars for log in (watched, plain))
+    assert {name: values for name, values in written.items() if not name.startswith("verdict/")} == expected
     second = TensorBoardLogger(tmp_path / "second", default_hp_metric=False)
     trainer = fit(regression(MuonAdamW), callbacks=monitors(), logger=[watched, tensorboard, second])
     for logger in (tensorboard, second):
         logger.experiment.flush()
         tags = EventAccumulator(logger.log_dir).Reload().Tags()
-        assert {"custom_scalars__config__", "routing/text_summary"} <= set(tags["tensors"])
+        assert {"custom_scalars__config__", "watch/routing/text_summary"} <= set(tags["tensors"])
     assert trainer.global_step == 10
 
 
@@ -270,7 +277,7 @@ def test_a_resumed_run_goes_on_with_its_page(regression: Module, fit: Fit, tmp_p
         regression(MuonAdamW), callbacks=monitors(), logger=logger(), max_steps=10, max_epochs=2, ckpt_path=saved
     )
     assert page(resumed) == page(first)
-    steps = [event.step for event in read(resumed).Histograms("weight_spectrum/net.0.weight")]
+    steps = [event.step for event in read(resumed).Histograms("watch/weight_spectrum/net.0.weight")]
     assert steps == [0, 6, 10]
 
 
@@ -287,8 +294,8 @@ def test_every_rank_takes_part(regression: Module, fit: Fit, tmp_path: Path) -> 
         limit_val_batches=2,
     )
     tags = EventAccumulator(logger.log_dir).Reload().Tags()
-    assert {"custom_scalars__config__", "routing/text_summary"} <= set(tags["tensors"])
-    assert "weight_spectrum/net.0.weight" in tags["histograms"]
+    assert {"custom_scalars__config__", "watch/routing/text_summary"} <= set(tags["tensors"])
+    assert "watch/weight_spectrum/net.0.weight" in tags["histograms"]
 
 
 def look_at_shards(rank: int, folder: str) -> None:
@@ -332,7 +339,8 @@ def test_bad_arguments_are_named(argument: str, value: int, least: int) -> None:
 @pytest.fixture
 def served(regression: Module, fit: Fit, tensorboard: TensorBoardLogger) -> Iterator[str]:
     """The address of a TensorBoard that shows a run with all monitors."""
-    fit(regression(MuonAdamW), callbacks=monitors(), logger=tensorboard, limit_val_batches=2, max_epochs=5)
+    watching = [SpeedMonitor(every_n_steps=5), *monitors()]
+    fit(regression(MuonAdamW), callbacks=watching, logger=tensorboard, limit_val_batches=2, max_epochs=8)
     tensorboard.experiment.flush()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

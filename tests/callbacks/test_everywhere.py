@@ -15,6 +15,8 @@ from torch import Tensor
 from lightning_muon import callbacks
 from lightning_muon.callbacks import WeightRMSMonitor
 from lightning_muon.optim import MuonAdamW
+from lightning_muon.report.tags import name_of
+from tests.callbacks.watched import watched
 
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]
@@ -22,8 +24,11 @@ Module = Callable[..., LightningModule]
 WEIGHTS = {"weight_rms", "weight_absmax", "doublings_to_overflow", "bf16_headroom", "lost_updates"}
 WEIGHTS |= {"output_rms", "weight_bits"}
 UPDATES = {"orthogonality_error", "singular_value_min", "singular_value_max", "update_rms"}
-GRADIENTS = {f"{what}_{how}" for what in ("gradient", "momentum") for how in ("condition", "stable_rank")}
+GRADIENTS = {f"{what}_{how}" for what in ("gradient", "momentum") for how in ("condition_log10", "stable_rank")}
 ALL = WEIGHTS | UPDATES | GRADIENTS | {"weight_decay", "optimizer_share", "optimizer_state", "throughput"}
+
+
+VERDICTS = {"at_a_glance", "verdict", "watch_limits"}  # by the dashboard, of what the others log
 
 
 def monitors() -> list[Callback]:
@@ -34,24 +39,24 @@ def monitors() -> list[Callback]:
     for name in [name for name in callbacks.__all__ if name[0].isupper() and name not in others]:
         options: dict[str, Any] = {} if name == "MuonDashboard" else {"every_n_steps": 1}
         if name == "WeightRMSMonitor":
-            options["outputs"] = ["net.*"]
+            options |= {"outputs": ["net.*"], "as_if_bf16": True}
         found.append(getattr(callbacks, name)(**options))
     return found
 
 
 def quantities(tags: Any) -> set[str]:
     """What was measured, by the first part of the tags."""
-    return {tag.split("/")[0] for tag in tags} - {"train", "val", "hp_metric", "epoch", "step"}
+    return {tag.split("/")[0] for tag in tags} - {"train", "val", "hp_metric", "epoch", "step", *VERDICTS}
 
 
 def compare(module: Callable[[], LightningModule], fit: Fit, **options: Any) -> Trainer:
     """Fit with all monitors and without: the weights must be the same bits."""
-    plain, watched = module(), module()
+    plain, module_watched = module(), module()
     fit(plain, **{**options, "logger": False})
-    trainer = fit(watched, callbacks=monitors(), **options)
-    for a, b in zip(plain.parameters(), watched.parameters(), strict=True):
+    trainer = fit(module_watched, callbacks=monitors(), **options)
+    for a, b in zip(plain.parameters(), module_watched.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert all(math.isfinite(float(value)) for value in trainer.callback_metrics.values())
+    assert all(math.isfinite(float(value)) for value in watched(trainer).values())
     return trainer
 
 
@@ -59,23 +64,23 @@ def compare(module: Callable[[], LightningModule], fit: Fit, **options: Any) -> 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
 def test_automatic_optimization(regression: Module, fit: Fit, precision: str, options: dict[str, Any]) -> None:
     trainer = compare(lambda: regression(MuonAdamW), fit, precision=precision, **options)
-    assert quantities(trainer.callback_metrics) == ALL
+    assert quantities(watched(trainer)) == ALL
 
 
 def test_weights_in_bfloat16(regression: Module, fit: Fit) -> None:
     trainer = compare(lambda: regression(MuonAdamW), fit, precision="bf16-true")
-    assert quantities(trainer.callback_metrics) == ALL
+    assert quantities(watched(trainer)) == ALL
 
 
 def test_a_gradient_scaler(regression: Module, fit: Fit, scaled: Any) -> None:
     trainer = compare(lambda: regression(MuonAdamW), lambda *a, **o: fit(*a, plugins=[scaled()], **o))
-    assert quantities(trainer.callback_metrics) == ALL
+    assert quantities(watched(trainer)) == ALL
 
 
 def test_adamw_on_the_same_groups(regression: Module, fit: Fit) -> None:
     trainer = compare(lambda: regression(torch.optim.AdamW), fit)
     of_muon = {"orthogonality_error", "singular_value_min", "singular_value_max"}
-    assert quantities(trainer.callback_metrics) == ALL - of_muon
+    assert quantities(watched(trainer)) == ALL - of_muon
 
 
 def torch_muon(module: LightningModule) -> list[torch.optim.Optimizer]:
@@ -100,7 +105,7 @@ def test_torch_muon_under_manual_optimization(regression: Module, fit: Fit) -> N
             return torch_muon(self)
 
     trainer = compare(lambda: Manual(None), fit)
-    assert quantities(trainer.callback_metrics) == ALL
+    assert quantities(watched(trainer)) == ALL
 
 
 @pytest.mark.parametrize("way", ["in place", pytest.param("wrapped", marks=pytest.mark.slow)])
@@ -115,8 +120,8 @@ def test_compiled_nets(regression: Module, fit: Fit, way: str) -> None:
 
     with pytest.warns(UserWarning, match=r"torch\.compile has made net\.0, net\.1"):
         trainer = compare(Compiled, fit)
-    assert quantities(trainer.callback_metrics) == ALL - {"output_rms"}
-    assert {tag for tag in trainer.callback_metrics if "_orig_mod" in tag} == set()
+    assert quantities(watched(trainer)) == ALL - {"output_rms"}
+    assert {tag for tag in watched(trainer) if "_orig_mod" in tag} == set()
 
 
 @pytest.mark.parametrize("options", [{"fast_dev_run": True}, {"logger": False}, {"log_every_n_steps": 0}])
@@ -132,10 +137,10 @@ def test_several_loggers_get_the_same_numbers(regression: Module, fit: Fit, tmp_
     table = CSVLogger(tmp_path / "table")
     trainer = fit(regression(MuonAdamW), callbacks=monitors(), logger=[boards[0], table, boards[1], prefixed])
     first, second, third = (events(trainer, logger).scalars() for logger in (*boards, prefixed))
-    assert first == second == {tag.removeprefix("run-"): values for tag, values in third.items()}
+    assert first == second == {name_of(tag.removeprefix("run-")): v for tag, v in third.items()}
     assert quantities(first) == ALL
     with (Path(table.log_dir) / "metrics.csv").open() as file:
-        lines = list(csv.DictReader(file))
+        lines = [{name_of(tag): value for tag, value in line.items()} for line in csv.DictReader(file)]
     for tag, values in first.items():
         found = [float(line[tag]) for line in lines if line[tag]]
         assert found == pytest.approx([value for _, value in values], rel=1e-6), tag
@@ -149,7 +154,7 @@ def test_a_logger_that_overrides_how_it_logs_is_asked(regression: Module, fit: F
             self.seen |= set(metrics)
 
     fit(regression(MuonAdamW), callbacks=[WeightRMSMonitor()], logger=Own(tmp_path))
-    assert "weight_rms/max" in Own.seen
+    assert "watch/weight_rms/max" in Own.seen
 
 
 def test_a_resumed_run_logs_what_the_whole_run_logs(regression: Module, fit: Fit, tmp_path: Path, events: Any) -> None:
@@ -161,7 +166,7 @@ def test_a_resumed_run_logs_what_the_whole_run_logs(regression: Module, fit: Fit
         return {
             tag: values
             for tag, values in found.items()
-            if tag.split("/")[0] not in {"optimizer_share", "optimizer_state", "throughput", "epoch"}
+            if tag.split("/")[0] not in {"optimizer_share", "optimizer_state", "throughput", "epoch", *VERDICTS}
         }
 
     whole = run("whole", regression(MuonAdamW), max_epochs=2)

@@ -21,13 +21,14 @@ from lightning_muon.callbacks.measures.singular_values import (
     unit_grams,
 )
 from lightning_muon.optim import MuonAdamW
+from tests.callbacks.watched import watched
 
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]
 
 MATRICES = ("net.0.weight", "net.2.weight")
 KINDS_OF = ("gradient", "momentum")
-KINDS = [f"{kind}_{quantity}" for kind in KINDS_OF for quantity in ("condition", "stable_rank")]
+KINDS = [f"{kind}_{quantity}" for kind in KINDS_OF for quantity in ("condition_log10", "stable_rank")]
 
 
 def measured(matrices: Tensor) -> list[tuple[float, float]]:
@@ -133,14 +134,20 @@ class Whole(Callback):
         self.momenta.append({n: s[self.state].double().clone() for n, s in states.items() if self.state in s})
 
 
+def as_logged(matrix: Tensor) -> tuple[float, float]:
+    """log10 of the condition number, and the stable rank."""
+    condition, stable_rank = exact(matrix)
+    return math.log10(condition), stable_rank
+
+
 def check(scalars: Any, steps: list[int], whole: Whole) -> None:
     for kind, tensors in (("gradient", whole.gradients), ("momentum", whole.momenta)):
-        for place, quantity in enumerate(("condition", "stable_rank")):
+        for place, quantity in enumerate(("condition_log10", "stable_rank")):
             tag = f"{kind}_{quantity}"
             for name in MATRICES:
                 assert [step for step, _ in scalars[f"{tag}/{name}"]] == steps
                 for step, value in scalars[f"{tag}/{name}"]:
-                    assert value == pytest.approx(exact(tensors[step][name])[place], rel=1e-2)
+                    assert value == pytest.approx(as_logged(tensors[step][name])[place], rel=1e-2)
             for summary, reduce in (("max", max), ("min", min)):
                 pairs = zip(*(scalars[f"{tag}/{name}"] for name in MATRICES), strict=True)
                 expected = [reduce(value for _, value in pair) for pair in pairs]
@@ -178,8 +185,8 @@ def test_with_a_gradient_scaler(
 
 def test_an_optimizer_without_momentum(regression: Module, fit: Fit) -> None:
     trainer = fit(regression(partial(torch.optim.SGD, lr=0.1)), callbacks=[GradientMonitor(1)])
-    logged = {name.split("/")[0] for name in trainer.callback_metrics} - {"train"}
-    assert logged == {"gradient_condition", "gradient_stable_rank"}
+    logged = {name.split("/")[0] for name in watched(trainer)} - {"train"}
+    assert logged == {"gradient_condition_log10", "gradient_stable_rank"}
 
 
 def test_several_optimizers_and_torch_muon(adversaries: Module, fit: Fit) -> None:
@@ -191,7 +198,7 @@ def test_several_optimizers_and_torch_muon(adversaries: Module, fit: Fit) -> Non
     trainer = fit(adversaries(make), callbacks=[GradientMonitor(1, per_parameter=True)])
     hidden = {f"generator.{layer}.weight" for layer in (0, 2)} | {f"critic.{layer}.weight" for layer in (0, 2, 4)}
     for kind in KINDS:
-        logged = {name.split("/")[1] for name in trainer.callback_metrics if name.startswith(kind)}
+        logged = {name.split("/")[1] for name in watched(trainer) if name.startswith(kind)}
         assert logged == hidden | {"max", "mean", "min"}
 
 
@@ -226,9 +233,9 @@ def test_of_several_matrices_the_worst_counts(regression: Module, fit: Fit) -> N
     narrow = with_singular_values(torch.tensor([1.0] + [0.1] * 7), 8)
     monitor = GradientMonitor(1, per_parameter=True, sample=9)
     trainer = fit(attended(regression), callbacks=[Blocks(uneven, narrow, torch.zeros(8, 8)), monitor], max_steps=1)
-    found = {tag: float(value) for tag, value in trainer.callback_metrics.items()}
+    found = {tag: float(value) for tag, value in watched(trainer).items()}
     for kind in ("gradient", "momentum"):  # the first momentum is a part of the gradient
-        assert found[f"{kind}_condition/attention.in_proj_weight"] == pytest.approx(1e3, rel=1e-3)
+        assert found[f"{kind}_condition_log10/attention.in_proj_weight"] == pytest.approx(3, abs=1e-3)
         assert found[f"{kind}_stable_rank/attention.in_proj_weight"] == pytest.approx(1.07, rel=1e-3)
     assert not [tag for tag in found if "untouched" in tag]  # it has no gradient
 
@@ -239,13 +246,13 @@ def test_zeros_are_left_out_and_nan_is_named(regression: Module, fit: Fit) -> No
         callbacks=[Blocks(*torch.zeros(3, 8, 8)), GradientMonitor(1, per_parameter=True, sample=9)],
         max_steps=1,
     )
-    assert "gradient_condition/net.0.weight" in zeros.callback_metrics
-    assert not [tag for tag in zeros.callback_metrics if "in_proj_weight" in tag]
+    assert "gradient_condition_log10/net.0.weight" in watched(zeros)
+    assert not [tag for tag in watched(zeros) if "in_proj_weight" in tag]
     broken = torch.eye(8).repeat(3, 1, 1)
     broken[1, 2, 3] = torch.nan
-    with pytest.warns(UserWarning, match=r"gradient_condition is not finite for attention\.in_proj_weight\."):
+    with pytest.warns(UserWarning, match=r"gradient_condition_log10 is not finite for attention\.in_proj_weight\."):
         trainer = fit(attended(regression), callbacks=[Blocks(*broken), GradientMonitor(1, sample=9)], max_steps=1)
-    assert math.isnan(trainer.callback_metrics["gradient_condition/max"])
+    assert math.isnan(watched(trainer)["gradient_condition_log10/max"])
 
 
 @pytest.mark.parametrize("kept", ["int8", "bfloat16"])
@@ -254,15 +261,15 @@ def test_momenta_in_fewer_bytes_are_measured_by_their_values(kept: str, regressi
     for options in ({}, {"momentum_dtype": kept}):
         module = regression(partial(MuonAdamW, **options))
         trainer = fit(module, callbacks=[GradientMonitor(1, per_parameter=True)], max_steps=1)
-        found.append({tag: float(v) for tag, v in trainer.callback_metrics.items() if tag.split("_")[0] in KINDS_OF})
+        found.append({tag: float(v) for tag, v in watched(trainer).items() if tag.split("_")[0] in KINDS_OF})
     assert found[0].keys() == found[1].keys()
     stored = {value.dtype for state in trainer.optimizers[0].state.values() for value in state.values()}
     assert (torch.int8 if kept == "int8" else torch.bfloat16) in stored
     momentum = trainer.optimizers[0].state_of(module.get_parameter(MATRICES[0]))["momentum_buffer"]
-    assert found[1][f"momentum_condition/{MATRICES[0]}"] == pytest.approx(exact(momentum)[0], rel=1e-2)
+    assert found[1][f"momentum_condition_log10/{MATRICES[0]}"] == pytest.approx(as_logged(momentum)[0], abs=5e-3)
     for tag, value in found[0].items():
         # Rounding fills in singular values of zero, so where κ has no bound that of the rounded momentum has.
-        if "momentum_condition" not in tag:
+        if "momentum_condition_log10" not in tag:
             assert found[1][tag] == pytest.approx(value, rel=0.0 if tag.startswith("gradient") else 0.02), tag
 
 
@@ -278,8 +285,8 @@ def test_convolutions(fit: Fit, regression: Module) -> None:
     trainer = fit(module, callbacks=[GradientMonitor(1, per_parameter=True)], max_steps=1)
     gradient = module.get_parameter("net.1.weight").grad
     assert gradient is not None
-    for quantity, value in zip(("condition", "stable_rank"), exact(gradient.flatten(1)), strict=True):
-        found = float(trainer.callback_metrics[f"gradient_{quantity}/net.1.weight"])
+    for quantity, value in zip(("condition_log10", "stable_rank"), as_logged(gradient.flatten(1)), strict=True):
+        found = float(watched(trainer)[f"gradient_{quantity}/net.1.weight"])
         assert found == pytest.approx(value, rel=1e-2)
 
 
@@ -287,22 +294,22 @@ def test_the_default_cadence_is_every_tenth_log(
     regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any
 ) -> None:
     trainer = fit(regression(MuonAdamW), callbacks=[GradientMonitor()], logger=tensorboard, max_epochs=4)
-    assert [step for step, _ in events(trainer).scalars()["gradient_condition/max"]] == [9, 19, 29, 39]
+    assert [step for step, _ in events(trainer).scalars()["gradient_condition_log10/max"]] == [9, 19, 29, 39]
     never = fit(regression(MuonAdamW), callbacks=[GradientMonitor()], log_every_n_steps=0)
-    assert not [tag for tag in never.callback_metrics if "condition" in tag]
+    assert not [tag for tag in watched(never) if "condition" in tag]
 
 
 def test_the_sample_is_bounded(regression: Module, fit: Fit) -> None:
     for options, names in (({"sample": 1}, {MATRICES[0]}), ({"max_elements": 130}, {MATRICES[0]})):
         trainer = fit(regression(MuonAdamW), callbacks=[GradientMonitor(1, per_parameter=True, **options)])
-        tags = {tag for tag in trainer.callback_metrics if tag.startswith("gradient_condition/net")}
-        assert tags == {f"gradient_condition/{name}" for name in names}
+        tags = {tag for tag in watched(trainer) if tag.startswith("gradient_condition_log10/net")}
+        assert tags == {f"gradient_condition_log10/{name}" for name in names}
 
 
 def test_one_is_told_where_nothing_is_left(regression: Module, fit: Fit) -> None:
     with pytest.warns(UserWarning, match="GradientMonitor: none of Muon's matrices is whole and has at most max_elem"):
         trainer = fit(regression(MuonAdamW), callbacks=[GradientMonitor(1, max_elements=10)])
-    assert not [tag for tag in trainer.callback_metrics if "condition" in tag]
+    assert not [tag for tag in watched(trainer) if "condition" in tag]
 
 
 @pytest.mark.parametrize("argument", ["every_n_steps", "sample", "max_elements"])

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_muon.callbacks import OptimizerTimeMonitor, optimizer_time
 from lightning_muon.optim import MuonAdamW
+from tests.callbacks.watched import watched
 
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]
@@ -173,7 +174,7 @@ def test_a_skipped_step_is_no_update(
 
 def test_a_real_clock(regression: Module, fit: Fit) -> None:
     trainer = fit(regression(partial(MuonAdamW, lr=0.02)), callbacks=[OptimizerTimeMonitor(2)])
-    assert 0 < trainer.callback_metrics["optimizer_share"] < 1
+    assert 0 < watched(trainer)["optimizer_share"] < 1
 
 
 @pytest.mark.parametrize(
@@ -241,7 +242,7 @@ def test_an_interrupted_run_leaves_nothing_for_the_next(regression: Module, fit:
         fit(module(lambda groups: Slow(groups, clock)), callbacks=[Keep(), Interrupted(), monitor])
     assert not optimizers[0]._optimizer_step_post_hooks
     trainer = fit(module(lambda groups: Slow(groups, clock)), callbacks=[monitor])
-    assert float(trainer.callback_metrics["optimizer_share"]) == pytest.approx(0.25)
+    assert float(watched(trainer)["optimizer_share"]) == pytest.approx(0.25)
 
 
 def test_bad_arguments_are_named() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_muon.callbacks import OrthogonalityMonitor
 from lightning_muon.callbacks.measures.polar_factors import gram_matrices, orthogonality_error
 from lightning_muon.optim import MuonAdamW, route_parameters
+from tests.callbacks.watched import watched
 
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]
@@ -79,7 +80,7 @@ def test_off_its_cadence_it_asks_for_nothing(regression: Module, fit: Fit) -> No
 
 def test_the_exact_factor_has_no_error(regression: Module, fit: Fit) -> None:
     trainer = fit(regression(partial(MuonAdamW, orthogonalizer="svd")), callbacks=[OrthogonalityMonitor()])
-    assert float(trainer.callback_metrics["orthogonality_error/max"]) < 1e-5
+    assert float(watched(trainer)["orthogonality_error/max"]) < 1e-5
 
 
 def test_a_name_that_nobody_knows_is_refused(regression: Module, fit: Fit) -> None:
@@ -124,7 +125,7 @@ def test_of_several_blocks_the_largest_error_counts(fit: Fit, regression: Module
                 hook(["net.0.weight"] * 3 + ["net.2.weight"], factors)
 
     trainer = fit(regression(Fused), callbacks=[OrthogonalityMonitor(per_parameter=True)])
-    found = {name: float(value) for name, value in trainer.callback_metrics.items() if "orthogonality" in name}
+    found = {name: float(value) for name, value in watched(trainer).items() if "orthogonality" in name}
     assert found["orthogonality_error/net.0.weight"] == pytest.approx(largest, nan_ok=True)
     assert found["orthogonality_error/net.2.weight"] == pytest.approx(0.0)
     assert found["orthogonality_error/mean"] == pytest.approx(largest / 2, nan_ok=True)
@@ -166,7 +167,7 @@ def test_names_that_collide_in_one_optimizer_are_kept(adversaries: Module, fit: 
             return MuonAdamW(route_parameters(self.generator) + route_parameters(self.critic))
 
     trainer = fit(Joint(None), callbacks=[OrthogonalityMonitor(per_parameter=True)], limit_train_batches=1)
-    names = {name.split("/")[1] for name in trainer.callback_metrics}
+    names = {name.split("/")[1] for name in watched(trainer)}
     assert names == {"max", "mean", "min", "0.weight", "2.weight"}
 
 
@@ -227,7 +228,7 @@ def test_a_gradient_of_nan_is_named(regression: Module, fit: Fit) -> None:
     ) as caught:
         trainer = fit(Broken(MuonAdamW), callbacks=[OrthogonalityMonitor()])
     assert sum("OrthogonalityMonitor" in str(one.message) for one in caught) == 1
-    assert trainer.callback_metrics["orthogonality_error/max"].isnan()
+    assert watched(trainer)["orthogonality_error/max"].isnan()
 
 
 def test_a_long_list_of_names_is_cut() -> None:

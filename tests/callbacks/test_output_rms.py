@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_muon.callbacks import OrthogonalityMonitor, WeightRMSMonitor
 from lightning_muon.callbacks.limits import Limit
 from lightning_muon.optim import MuonAdamW
+from tests.callbacks.watched import watched
 
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]
@@ -74,10 +75,10 @@ def test_outputs_are_measured_without_muon(regression: Module, fit: Fit, turns: 
     expected = Outputs()
     with pytest.warns(UserWarning, match=r"only outputs are measured: no parameter group has algorithm='muon'"):
         trainer = fit(whole, callbacks=[WeightRMSMonitor(outputs=["net.2"]), expected], accumulate_grad_batches=turns)
-    assert {tag for tag in trainer.callback_metrics if tag.startswith(("weight_", "output_"))} == {
+    assert {tag for tag in watched(trainer) if tag.startswith(("weight_", "output_"))} == {
         f"output_rms/{kind}" for kind in ("max", "mean", "min")
     }
-    assert float(trainer.callback_metrics["output_rms/max"]) == pytest.approx(expected.rms["net.2"][-1], rel=1e-5)
+    assert float(watched(trainer)["output_rms/max"]) == pytest.approx(expected.rms["net.2"][-1], rel=1e-5)
 
 
 def test_a_module_called_mean_is_not_the_mean(regression: Module, fit: Fit) -> None:
@@ -93,7 +94,7 @@ def test_a_module_called_mean_is_not_the_mean(regression: Module, fit: Fit) -> N
             return loss
 
     monitor = WeightRMSMonitor(outputs=["mean", "net.2"], per_parameter=True)
-    found = fit(Named(), callbacks=[monitor]).callback_metrics
+    found = watched(fit(Named(), callbacks=[monitor]))
     one, other = (float(found[f"output_rms/{name}"]) for name in (".mean", "net.2"))
     assert float(found["output_rms/mean"]) == pytest.approx((one + other) / 2)
     assert one != pytest.approx(other)
@@ -101,9 +102,9 @@ def test_a_module_called_mean_is_not_the_mean(regression: Module, fit: Fit) -> N
 
 def test_modules_are_measured_only_when_asked_for(regression: Module, fit: Fit) -> None:
     trainer = fit(regression(MuonAdamW), callbacks=[WeightRMSMonitor()])
-    assert not [tag for tag in trainer.callback_metrics if tag.startswith("output_rms")]
+    assert not [tag for tag in watched(trainer) if tag.startswith("output_rms")]
     trainer = fit(regression(MuonAdamW), callbacks=[WeightRMSMonitor(outputs=["net.*"])])
-    found = [tag for tag in trainer.callback_metrics if tag.startswith("output_rms")]
+    found = [tag for tag in watched(trainer) if tag.startswith("output_rms")]
     assert sorted(found) == ["output_rms/max", "output_rms/mean", "output_rms/min"]
 
 
@@ -130,7 +131,7 @@ def test_the_first_tensor_of_floating_point_counts(regression: Module, fit: Fit)
 
     monitor = WeightRMSMonitor(per_parameter=True, outputs=["part", "counter", "unused"])
     trainer = fit(Odd(), callbacks=[monitor], limit_train_batches=2)
-    found = {tag: float(v) for tag, v in trainer.callback_metrics.items() if tag.startswith("output_rms/")}
+    found = {tag: float(v) for tag, v in watched(trainer).items() if tag.startswith("output_rms/")}
     assert found == dict.fromkeys(("output_rms/part", "output_rms/max", "output_rms/mean", "output_rms/min"), 2.0)
 
 
@@ -153,7 +154,7 @@ def test_what_is_compiled_as_a_whole_cannot_be_heard(regression: Module, fit: Fi
     monitor = WeightRMSMonitor(per_parameter=True, outputs=["net.2", "after"])
     with pytest.warns(UserWarning, match=r"torch\.compile has made net\.2 part of a larger whole"):
         trainer = fit(Compiled(), callbacks=[monitor])
-    found = {tag for tag in trainer.callback_metrics if tag.startswith("output_rms/")}
+    found = {tag for tag in watched(trainer) if tag.startswith("output_rms/")}
     assert found == {f"output_rms/{what}" for what in ("after", "max", "mean", "min")}
 
 
@@ -176,7 +177,7 @@ def test_blocks_are_the_repeated_layers(regression: Module, fit: Fit) -> None:
     module = regression(MuonAdamW)
     module.net = nn.Sequential(Residual(), module.net)
     trainer = fit(module, callbacks=[WeightRMSMonitor(outputs="blocks", per_parameter=True)])
-    found = {tag.partition("/")[2] for tag in trainer.callback_metrics if tag.startswith("output_rms/")}
+    found = {tag.partition("/")[2] for tag in watched(trainer) if tag.startswith("output_rms/")}
     layers = {"net.1.0", "net.1.2", "net.1.4"}
     assert found == {"max", "mean", "min", "net.0.lists.blocks.0", "net.0.lists.blocks.1"} | layers
 
@@ -187,7 +188,7 @@ def test_a_model_may_have_no_blocks(regression: Module, fit: Fit) -> None:
     message = r"outputs is 'blocks', but no list of the model repeats a layer, .* there are net, net\.0"
     with pytest.warns(UserWarning, match=message):
         trainer = fit(module, callbacks=[WeightRMSMonitor(outputs="blocks")])
-    assert not [tag for tag in trainer.callback_metrics if tag.startswith("output_rms/")]
+    assert not [tag for tag in watched(trainer) if tag.startswith("output_rms/")]
 
 
 def test_a_pattern_of_parameters_that_matches_nothing_is_refused(regression: Module, fit: Fit) -> None:
@@ -201,7 +202,7 @@ def test_outputs_that_match_nothing_are_told_and_the_others_measured(regression:
     with pytest.warns(UserWarning, match=message) as told:
         trainer = fit(regression(MuonAdamW), callbacks=[WeightRMSMonitor(outputs=["net.0", "blocks.*"])])
     assert sum("blocks" in str(warning.message) for warning in told) == 1
-    assert trainer.callback_metrics["output_rms/max"] > 0
+    assert watched(trainer)["output_rms/max"] > 0
 
 
 @pytest.mark.parametrize("argument", ["outputs", "per_parameter"])
@@ -214,7 +215,7 @@ def test_patterns_are_a_list(argument: str, value: Any) -> None:
 @pytest.mark.parametrize("monitor", [WeightRMSMonitor, OrthogonalityMonitor])
 def test_parameters_are_chosen_by_pattern(regression: Module, fit: Fit, monitor: Any) -> None:
     trainer = fit(regression(MuonAdamW), callbacks=[monitor(per_parameter=["net.2.*"])])
-    by_name = {tag.partition("/")[2] for tag in trainer.callback_metrics} - {"max", "mean", "min", "loss", ""}
+    by_name = {tag.partition("/")[2] for tag in watched(trainer)} - {"max", "mean", "min", "loss", ""}
     assert by_name == {"net.2.weight"}
 
 

@@ -125,7 +125,8 @@ def test_there_is_something_to_compare(on_one_device: Found) -> None:
     assert outputs == {"attention", *(f"net.{i}" for i in range(7))}
     assert last["weight_decay/matrix"] == 0.5
     *_, expected = on_one_device["one"]["expected"]
-    for quantity in ("gradient_condition", "gradient_stable_rank", "momentum_condition", "momentum_stable_rank"):
+    sources, measures = ("gradient", "momentum"), ("condition_log10", "stable_rank")
+    for quantity in [f"{source}_{measure}" for source in sources for measure in measures]:
         names = {tag.split("/")[1] for tag in last.keys() & expected.keys() if tag.startswith(quantity)}
         assert len(names) == 4, quantity
         assert len({last[f"{quantity}/{name}"] for name in names}) > 2, quantity

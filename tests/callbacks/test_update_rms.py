@@ -21,7 +21,8 @@ from lightning_muon.callbacks.matrices import labelled_groups
 from lightning_muon.callbacks.measures.weight_steps import some_rows
 from lightning_muon.callbacks.update_rms import ratios
 from lightning_muon.optim import MuonAdamW
-from lightning_muon.report.quantities import CHARTS
+from lightning_muon.report.charts import CHARTS
+from tests.callbacks.watched import watched
 
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]
@@ -135,7 +136,7 @@ def test_of_adamw_it_is_torchs_formula(regression: Module, fit: Fit) -> None:
     for state in trainer.optimizers[0].state.values():
         average, square = state["exp_avg"].double() / (1 - 0.9**10), state["exp_avg_sq"].double() / (1 - 0.95**10)
         updates.append(average / (square.sqrt() + 1e-8))
-    assert float(trainer.callback_metrics["update_rms/group_0"]) == pytest.approx(rms(*updates), rel=1e-4)
+    assert float(watched(trainer)["update_rms/group_0"]) == pytest.approx(rms(*updates), rel=1e-4)
 
 
 def test_a_decay_that_was_raised_for_the_step_is_no_update(
@@ -178,7 +179,7 @@ def test_in_bf16_it_is_what_the_weights_moved_by(regression: Module, fit: Fit) -
     trainer = fit(module, precision="bf16-true", callbacks=[UpdateRMSMonitor(per_parameter=True)], max_steps=1)
     for name, old in before.items():
         moved = (old - module.get_parameter(name).detach().double()) / LR
-        assert float(trainer.callback_metrics[f"parameter_update_rms/{name}"]) == pytest.approx(rms(moved), rel=1e-5)
+        assert float(watched(trainer)[f"parameter_update_rms/{name}"]) == pytest.approx(rms(moved), rel=1e-5)
 
 
 def test_what_does_not_move_is_left_out(regression: Module, fit: Fit) -> None:
@@ -190,7 +191,7 @@ def test_what_does_not_move_is_left_out(regression: Module, fit: Fit) -> None:
             self.unused, self.head = nn.Linear(8, 8), nn.Linear(4, 1)
 
     trainer = fit(Odd(), callbacks=[UpdateRMSMonitor(per_parameter=True)])
-    logged = {name for name in trainer.callback_metrics if "update_rms" in name}
+    logged = {name for name in watched(trainer) if "update_rms" in name}
     matrices = {f"parameter_update_rms/net.{layer}.weight" for layer in (0, 2, 4)}
     assert logged == {"update_rms/matrix", *matrices}
 
@@ -215,7 +216,7 @@ def test_groups_of_several_optimizers(
     both = fit(
         adversaries(lambda groups, _: MuonAdamW(groups, lr=LR)), callbacks=[UpdateRMSMonitor(), AutoWeightDecay()]
     )
-    logged = {name for name in both.callback_metrics if name.startswith(("update_rms/matrix", "weight_decay"))}
+    logged = {name for name in watched(both) if name.startswith(("update_rms/matrix", "weight_decay"))}
     assert logged == {
         f"{quantity}/matrix{number}" for quantity in ("update_rms", "weight_decay") for number in ("", "-1")
     }
@@ -262,14 +263,14 @@ def test_nan_is_named(regression: Module, fit: Fit) -> None:
 
     with pytest.warns(UserWarning, match=r"the update RMS is not finite for net\.2\.weight\."):
         trainer = fit(Broken(MuonAdamW), callbacks=[UpdateRMSMonitor()], max_steps=1)
-    assert math.isnan(trainer.callback_metrics["update_rms/matrix"])
-    assert math.isfinite(trainer.callback_metrics["update_rms/head"])
+    assert math.isnan(watched(trainer)["update_rms/matrix"])
+    assert math.isfinite(watched(trainer)["update_rms/head"])
 
 
 def test_the_sample_is_bounded(regression: Module, fit: Fit) -> None:
     trainer = fit(regression(MuonAdamW), callbacks=[UpdateRMSMonitor(sample=1, per_parameter=True)])
-    sampled = {name for name in trainer.callback_metrics if name.startswith("parameter_update_rms/")}
-    assert len(sampled) == len([name for name in trainer.callback_metrics if name.startswith("update_rms/")]) == 3
+    sampled = {name for name in watched(trainer) if name.startswith("parameter_update_rms/")}
+    assert len(sampled) == len([name for name in watched(trainer) if name.startswith("update_rms/")]) == 3
 
 
 @pytest.mark.parametrize("shape", [(1000, 30), (3, 40000), (30000,), (7, 5, 900), (), (0, 4)])
@@ -287,15 +288,14 @@ def test_large_parameters_in_a_run(regression: Module, fit: Fit) -> None:
     for max_elements in (64, 1 << 20):
         module = regression(partial(MuonAdamW, lr=LR, orthogonalizer="svd"))
         trainer = fit(module, callbacks=[UpdateRMSMonitor(max_elements=max_elements, per_parameter=["net.2.*"])])
-        found[max_elements] = float(trainer.callback_metrics["parameter_update_rms/net.2.weight"])
+        found[max_elements] = float(watched(trainer)["parameter_update_rms/net.2.weight"])
     # Of 16 orthonormal rows each has the same norm, times Moonlight's 0.2 √16.
     assert found[64] == pytest.approx(found[1 << 20], rel=1e-3) == pytest.approx(0.2, rel=1e-3)
 
 
 def test_the_chart_has_a_line_for_each_group_not_for_each_parameter() -> None:
-    (chart,) = [chart for chart in CHARTS if chart.tags.startswith("update_rms")]
-    assert chart.draws(["update_rms/matrix"])
-    assert not chart.draws(["parameter_update_rms/net.0.weight"])
+    (chart,) = [chart for chart in CHARTS if chart.draws(["watch/update_rms/matrix"])]
+    assert not chart.draws(["watch/parameter_update_rms/net.0.weight"])
 
 
 @pytest.mark.parametrize("argument", ["every_n_steps", "sample", "max_elements", "max_ratio"])
@@ -306,7 +306,7 @@ def test_bad_arguments_are_named(argument: str) -> None:
 
 def test_patterns_are_for_all_parameters(regression: Module, fit: Fit) -> None:
     trainer = fit(regression(MuonAdamW), callbacks=[UpdateRMSMonitor(per_parameter=["*.bias"])])
-    logged = {name for name in trainer.callback_metrics if name.startswith("parameter_update_rms/")}
+    logged = {name for name in watched(trainer) if name.startswith("parameter_update_rms/")}
     assert logged == {f"parameter_update_rms/net.{layer}.bias" for layer in (0, 2, 4)}
     with pytest.raises(MisconfigurationException, match=r"pattern 'x\*', which matches no name"):
         fit(regression(MuonAdamW), callbacks=[UpdateRMSMonitor(per_parameter=["x*"])])

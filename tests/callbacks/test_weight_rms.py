@@ -22,6 +22,7 @@ from lightning_muon.callbacks import (
 from lightning_muon.callbacks.shards import entry_norms, largest_entries
 from lightning_muon.callbacks.weight_rms import bf16_spacing, doublings_to_overflow
 from lightning_muon.optim import MuonAdamW
+from tests.callbacks.watched import watched
 
 Fit = Callable[..., Trainer]
 Module = Callable[..., LightningModule]
@@ -45,7 +46,7 @@ class Snapshots(Callback):
 
 def measured_in(trainer: Trainer, quantity: str) -> set[str]:
     """The matrices whose value of a quantity was logged."""
-    names = (name.removeprefix(f"{quantity}/") for name in trainer.callback_metrics if name.startswith(f"{quantity}/"))
+    names = (name.removeprefix(f"{quantity}/") for name in watched(trainer) if name.startswith(f"{quantity}/"))
     return {name for name in names if name not in {"max", "mean", "min"}}
 
 
@@ -56,7 +57,7 @@ def rms(tensor: Tensor) -> float:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_values(regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any, accumulate: int) -> None:
     snapshots = Snapshots()
-    monitor = WeightRMSMonitor(every_n_steps=2, per_parameter=True)
+    monitor = WeightRMSMonitor(every_n_steps=2, per_parameter=True, as_if_bf16=True)
     module = regression(partial(MuonAdamW, lr=0.02))
     trainer = fit(module, callbacks=[snapshots, monitor], logger=tensorboard, accumulate_grad_batches=accumulate)
     scalars = events(trainer).scalars()
@@ -96,8 +97,8 @@ def test_in_bf16_lost_updates_are_seen(regression: Module, fit: Fit, recwarn: py
         module = regression(partial(MuonAdamW, lr=5e-4, weight_decay=0.0))
         for name in MATRICES:
             torch.nn.init.ones_(module.get_parameter(name))
-        trainer = fit(module, precision=precision, callbacks=[WeightRMSMonitor()])
-        found[precision] = {quantity: float(trainer.callback_metrics[f"{quantity}/max"]) for quantity in QUANTITIES}
+        trainer = fit(module, precision=precision, callbacks=[WeightRMSMonitor(as_if_bf16=True)])
+        found[precision] = {quantity: float(watched(trainer)[f"{quantity}/max"]) for quantity in QUANTITIES}
         warned = [str(one.message) for one in recwarn if "has rounded away" in str(one.message)]
         assert len(warned) == (precision == "bf16-true")
         moved[precision] = [bool((module.get_parameter(name) != 1.0).any()) for name in MATRICES]
@@ -111,27 +112,27 @@ def test_in_bf16_lost_updates_are_seen(regression: Module, fit: Fit, recwarn: py
 
 
 def test_the_sample_is_bounded_and_the_rest_is_still_measured(regression: Module, fit: Fit) -> None:
-    monitor = WeightRMSMonitor(sample=1, per_parameter=True)
+    monitor = WeightRMSMonitor(sample=1, per_parameter=True, as_if_bf16=True)
     trainer = fit(regression(MuonAdamW), callbacks=[monitor])
-    names = [name for name in trainer.callback_metrics if name.startswith("bf16_headroom/net")]
+    names = [name for name in watched(trainer) if name.startswith("bf16_headroom/net")]
     assert len(names) == 1
-    assert {f"weight_rms/{name}" for name in MATRICES} <= set(trainer.callback_metrics)
+    assert {f"weight_rms/{name}" for name in MATRICES} <= set(watched(trainer))
 
 
 @pytest.mark.parametrize("make", [torch.optim.AdamW, partial(torch.optim.SGD, lr=0.1)])
 def test_other_optimizers_are_measured_on_the_same_matrices(regression: Module, fit: Fit, make: Any) -> None:
-    trainer = fit(regression(make), callbacks=[WeightRMSMonitor(per_parameter=True)])
-    assert {f"weight_rms/{name}" for name in MATRICES} <= set(trainer.callback_metrics)
+    trainer = fit(regression(make), callbacks=[WeightRMSMonitor(per_parameter=True, as_if_bf16=True)])
+    assert {f"weight_rms/{name}" for name in MATRICES} <= set(watched(trainer))
 
 
 def test_any_logger_or_none(regression: Module, fit: Fit, tmp_path: Any, tensorboard: TensorBoardLogger) -> None:
     csv = CSVLogger(tmp_path)
-    fit(regression(MuonAdamW), callbacks=[WeightRMSMonitor()], logger=[csv, tensorboard])
+    fit(regression(MuonAdamW), callbacks=[WeightRMSMonitor(as_if_bf16=True)], logger=[csv, tensorboard])
     assert any("weight_rms/max" in row for row in csv.experiment.metrics) or "weight_rms/max" in (
         (tmp_path / csv.name / "version_0" / "metrics.csv").read_text()
     )
-    fit(regression(MuonAdamW), callbacks=[WeightRMSMonitor()], fast_dev_run=True)
-    fit(regression(MuonAdamW), callbacks=[WeightRMSMonitor()], logger=False)
+    fit(regression(MuonAdamW), callbacks=[WeightRMSMonitor(as_if_bf16=True)], fast_dev_run=True)
+    fit(regression(MuonAdamW), callbacks=[WeightRMSMonitor(as_if_bf16=True)], logger=False)
 
 
 @pytest.mark.parametrize(("argument", "value"), [("every_n_steps", 0), ("sample", 0)])
@@ -143,11 +144,11 @@ def test_bad_arguments_are_named(argument: str, value: int) -> None:
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
 def test_precisions(regression: Module, fit: Fit, precision: str) -> None:
     module = regression(MuonAdamW)
-    trainer = fit(module, precision=precision, callbacks=[WeightRMSMonitor(per_parameter=True)])
+    trainer = fit(module, precision=precision, callbacks=[WeightRMSMonitor(per_parameter=True, as_if_bf16=True)])
     for name in MATRICES:
         weight = module.get_parameter(name).detach().double()
-        assert float(trainer.callback_metrics[f"weight_rms/{name}"]) == pytest.approx(rms(weight), rel=1e-5)
-        assert float(trainer.callback_metrics[f"weight_absmax/{name}"]) == pytest.approx(float(weight.abs().max()))
+        assert float(watched(trainer)[f"weight_rms/{name}"]) == pytest.approx(rms(weight), rel=1e-5)
+        assert float(watched(trainer)[f"weight_absmax/{name}"]) == pytest.approx(float(weight.abs().max()))
 
 
 def test_matrices_of_several_precisions_and_none() -> None:
@@ -174,8 +175,8 @@ def test_a_small_float64_matrix_keeps_its_size(regression: Module, fit: Fit) -> 
     module = regression(partial(torch.optim.AdamW, lr=0.0))
     for name in MATRICES:
         torch.nn.init.constant_(module.get_parameter(name), 1e-30)
-    trainer = fit(module, precision="64-true", callbacks=[WeightRMSMonitor()])
-    assert float(trainer.callback_metrics["weight_rms/max"]) == pytest.approx(1e-30)
+    trainer = fit(module, precision="64-true", callbacks=[WeightRMSMonitor(as_if_bf16=True)])
+    assert float(watched(trainer)["weight_rms/max"]) == pytest.approx(1e-30)
 
 
 def test_an_empty_matrix_is_left_out(regression: Module, fit: Fit) -> None:
@@ -184,7 +185,7 @@ def test_an_empty_matrix_is_left_out(regression: Module, fit: Fit) -> None:
             super().__init__(MuonAdamW)
             self.empty, self.head = nn.Linear(0, 4), nn.Linear(4, 1)
 
-    trainer = fit(WithEmpty(), callbacks=[WeightRMSMonitor(per_parameter=True)])
+    trainer = fit(WithEmpty(), callbacks=[WeightRMSMonitor(per_parameter=True, as_if_bf16=True)])
     assert measured_in(trainer, "weight_absmax") == {*MATRICES, "net.4.weight"}
 
 
@@ -197,7 +198,7 @@ def test_headroom_is_for_matrices_that_can_move(regression: Module, fit: Fit) ->
             self.unused, self.head = nn.Linear(8, 8), nn.Linear(4, 1)
             nn.init.zeros_(self.net[2].weight)
 
-    trainer = fit(Odd(), callbacks=[WeightRMSMonitor(per_parameter=True)], limit_train_batches=1)
+    trainer = fit(Odd(), callbacks=[WeightRMSMonitor(per_parameter=True, as_if_bf16=True)], limit_train_batches=1)
     assert measured_in(trainer, "bf16_headroom") == measured_in(trainer, "lost_updates") == {"net.4.weight"}
     assert measured_in(trainer, "weight_rms") == {*MATRICES, "net.4.weight", "unused.weight"}
 
@@ -206,8 +207,10 @@ def test_headroom_is_for_matrices_that_can_move(regression: Module, fit: Fit) ->
     ("precision", "bits"), [("32-true", 32), ("bf16-mixed", 32), ("bf16-true", 16), ("64-true", 64)]
 )
 def test_how_the_weights_are_kept_is_logged(regression: Module, fit: Fit, precision: Any, bits: int) -> None:
-    trainer = fit(regression(MuonAdamW), callbacks=[WeightRMSMonitor()], precision=precision, limit_train_batches=1)
-    assert float(trainer.callback_metrics["weight_bits"]) == bits
+    trainer = fit(
+        regression(MuonAdamW), callbacks=[WeightRMSMonitor(as_if_bf16=True)], precision=precision, limit_train_batches=1
+    )
+    assert float(watched(trainer)["weight_bits"]) == bits
 
 
 @pytest.mark.parametrize("broken", MATRICES)
@@ -221,7 +224,7 @@ def test_nan_is_seen_and_named_once(
     module = Around(MuonAdamW)
     with torch.no_grad():
         module.get_parameter(broken)[0, 0] = torch.nan
-    monitor = WeightRMSMonitor()
+    monitor = WeightRMSMonitor(as_if_bf16=True)
     with pytest.warns(UserWarning, match="WeightRMSMonitor, step") as caught:
         trainer = fit(module, callbacks=[monitor], logger=tensorboard, limit_train_batches=3)
     messages = [str(one.message) for one in caught if "WeightRMSMonitor" in str(one.message)]
@@ -246,7 +249,7 @@ def test_names_are_without_wrappers(regression: Module, fit: Fit) -> None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.Muon(self.matrices)
 
-    trainer = fit(Compiled(), callbacks=[WeightRMSMonitor(per_parameter=True)], limit_train_batches=1)
+    trainer = fit(Compiled(), callbacks=[WeightRMSMonitor(per_parameter=True, as_if_bf16=True)], limit_train_batches=1)
     assert measured_in(trainer, "weight_rms") == set(MATRICES)
 
 
@@ -261,7 +264,7 @@ def test_a_name_that_contains_that_of_a_wrapper_is_kept(regression: Module, fit:
         def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
             return super().training_step([self.my_orig_mod(batch[0]), batch[1]], batch_idx)
 
-    monitor = WeightRMSMonitor(per_parameter=True, outputs=["my_orig_mod"])
+    monitor = WeightRMSMonitor(per_parameter=True, outputs=["my_orig_mod"], as_if_bf16=True)
     trainer = fit(Named(), callbacks=[monitor], limit_train_batches=1)
     assert "my_orig_mod.weight" in measured_in(trainer, "weight_rms")
     assert measured_in(trainer, "output_rms") == {"my_orig_mod"}
@@ -282,7 +285,7 @@ def test_a_matrix_of_zeros_is_not_called_broken(
             if batch_idx == 3:
                 self.net[0].weight[0, 0] = math.nan
 
-    trainer = fit(Zeros(), callbacks=[WeightRMSMonitor()], logger=tensorboard)
+    trainer = fit(Zeros(), callbacks=[WeightRMSMonitor(as_if_bf16=True)], logger=tensorboard)
     room = dict(events(trainer).scalars()["doublings_to_overflow/max"])
     assert 100 < room[2] < 140
     assert math.isnan(room[4])
@@ -297,7 +300,7 @@ def test_what_a_pattern_names_is_in_the_sample(regression: Module, fit: Fit) -> 
             regression(MuonAdamW),
             callbacks=[monitor(every_n_steps=1, sample=1, per_parameter=["net.2.weight"])],  # type: ignore[operator]
         )
-        by_name = {tag for tag in trainer.callback_metrics if tag.endswith("/net.2.weight")}
+        by_name = {tag for tag in watched(trainer) if tag.endswith("/net.2.weight")}
         expected = {"WeightRMSMonitor": 5, "UpdateRMSMonitor": 1, "GradientMonitor": 4}[monitor.__name__]
         assert len(by_name) == expected, monitor
 

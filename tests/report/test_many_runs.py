@@ -68,7 +68,7 @@ def names(comparison: Comparison) -> list[str]:
 
 def report(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     with pytest.raises(SystemExit) as stop:
-        main(args=["report", *map(str, arguments)])
+        main(args=["report", "--all", *map(str, arguments)])
     assert stop.value.code == 0
     return capsys.readouterr().out
 
@@ -88,7 +88,7 @@ def test_runs_are_named_by_what_differs_and_seeds_are_one_group(tmp_path: Path) 
     assert figures["val/loss, final"] == [Figure(text) for text in found]
     assert [comparison.metric.text(group) for group in comparison.groups if comparison.metric] == found
     assert figures["steps"] == [Figure("100"), Figure("100")]
-    assert figures["weight RMS, peak of the largest"][1] == Figure("0.1530 ± 0.0036", "ok")
+    assert figures["weight RMS, largest in the last quarter"][1] == Figure("0.1530 ± 0.0036", "ok")
 
 
 def test_of_a_group_the_worst_run_gives_the_verdict(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_the_best_comes_first(
 def test_a_metric_that_no_run_has_is_an_error_of_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write(tmp_path / "run")
     with pytest.raises(SystemExit) as stop:
-        main(args=["report", str(run), "--metric", "val/acc"])
+        main(args=["report", "--all", str(run), "--metric", "val/acc"])
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: no run has logged 'val/acc'; there are train/loss, val/loss\n"
 
@@ -264,7 +264,7 @@ def test_the_folder_of_a_study_is_an_overview(
     assert wide[4].split() == ["128", "0.004", "3", "(42–44)", "0.530", "±", "0.010", "100", "ok"]
     assert wide[5].split() == ["64", "0.005", "1", "(42)", "1.320", "100", "ok"]
     advice = [line for line in wide if line.startswith("- ")]
-    assert advice[0].startswith("- 2 of 10 bad: weight RMS, peak of the largest; the weights are large: raise")
+    assert advice[0].startswith("- 2 of 10 bad: weight RMS, largest in the last quarter; the weights are large:")
     assert " ".join(printed["44"][2].split()) == "settings seeds val/loss steps verdict"
     text = page.read_text()
     assert "| width | lr | seeds | val/loss | steps | verdict |" in text

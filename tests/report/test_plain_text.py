@@ -69,7 +69,7 @@ def test_the_name_and_the_warnings_of_a_run_are_text(tmp_path: Path, capsys: pyt
             writer.add_scalar("train/loss", 1.0, 1)
             writer.add_text("warnings", markdown("*net*.0 is \x1b[31mred <b>"), 1)
     comparison = compare([tmp_path], 5)
-    print_comparison(comparison)
+    print_comparison(comparison, figures=True)
     written, _ = write_report(comparison, tmp_path / "report")
     page = written[0].read_text()
     for text in (capsys.readouterr().out, page):

@@ -115,7 +115,7 @@ def test_damage_is_said_once_on_the_terminal_and_on_the_page(
     flip(file, extent(file, 10)[0])
     monkeypatch.setenv("COLUMNS", "500")
     with pytest.raises(SystemExit) as stop:
-        main(args=["report", str(tmp_path / "run")])
+        main(args=["report", "--all", str(tmp_path / "run")])
     assert stop.value.code == 0
     line = " is damaged after step 9: what follows could not be read\n"
     assert capsys.readouterr().out.count(line) == 1

@@ -113,7 +113,7 @@ def test_what_a_prefix_is(logged: list[str], prefix: str) -> None:
     ],
 )
 def test_page_table_and_curves_agree_on_what_a_loss_is(tag: str, kind: str | None) -> None:
-    assert ("Loss" in layout([tag]).get("Training", {})) == (kind is not None)
+    assert ("Loss" in layout([tag]).get("Overview", {})) == (kind is not None)
     labels = {line.label for line in health.lines([run_of(tag)])}
     assert (f"{tag}, final" in labels) == (kind is not None)
     assert (f"{tag}, above its best" in labels) == (kind == "validation")

@@ -23,6 +23,7 @@ from lightning_muon.callbacks import (
     WeightRMSMonitor,
 )
 from lightning_muon.optim import MuonAdamW, route_parameters
+from lightning_muon.report.tags import name_of
 from lightning_muon.strategies import FSDP2Strategy
 
 Result = dict[str, Any]
@@ -87,7 +88,7 @@ def fit(way: str, callbacks: list[Callback], ckpt_path: str | None = None) -> Re
         "warnings": [
             text for text in map(str, (one.message for one in heard)) if re.search("Monitor: |lr_by_role", text)
         ],
-        "measured": sorted(trainer.callback_metrics),
+        "measured": sorted(map(name_of, trainer.callback_metrics)),
     }
 
 
