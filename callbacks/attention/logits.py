@@ -1,0 +1,103 @@
+"""The largest attention logit of each head."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_muon.callbacks.attention.calls import AttentionCall
+from lightning_muon.optim.update.state import HALF
+
+# A sample takes its queries from at most so many sequences: the keys of each are read as a whole.
+SEQUENCES = 4
+# Logits of all queries are computed in pieces of at most so many, 16 MiB in float32.
+PIECE = 1 << 22
+
+
+@torch.no_grad()
+def largest_logits(call: AttentionCall, queries: int | None = None, turn: int = 0) -> Tensor:
+    """Return the largest logit of each head, over queries and all keys that they see: (heads,), float32.
+
+    Logits are what goes into the softmax: query · key · scale, with the soft-cap and what a mask adds. They are computed
+    in the precision of queries and keys.
+
+    Args:
+        call: The call of attention.
+        queries: About how many queries of a head to take, see :func:`sampled_places`. Default: all.
+        turn: Which of the samples.
+    """
+    if call.logits is not None:
+        sequences, places = sampled_places(call.logits.shape[0], call.logits.shape[2], queries, turn)
+        return call.logits.detach()[sequences, :, places].amax((0, 2, 3)).float()
+    assert call.query is not None  # noqa: S101 - one of both is known
+    assert call.key is not None  # noqa: S101
+    query, key = (by_head(tensor.detach()) for tensor in (call.query, call.key))
+    mask = None if call.mask is None else by_head(call.mask.detach().expand(*call.query.shape[:-1], key.shape[2]))
+    batch, heads, length, _ = query.shape
+    sequences, places = sampled_places(batch, length, queries, turn)
+    chosen = torch.arange(length, device=query.device)[places]
+    query, key = query[sequences, :, places], key[sequences]
+    mask = None if mask is None else mask[sequences, :, places]
+    at_once = max(1, PIECE // (heads * key.shape[2]))  # queries of a sequence
+    several = max(1, at_once // len(chosen))  # whole sequences
+    largest = query.new_full((heads,), -math.inf, dtype=torch.float32)
+    for first in range(0, len(query), several):
+        some = slice(first, first + several)
+        for start in range(0, len(chosen), at_once):
+            rows = slice(start, start + at_once)
+            seen = None if mask is None else mask[some, :, rows]
+            last = chosen[rows] if call.is_causal else None
+            found = _largest(query[some, :, rows], key[some], seen, last, call)
+            largest = torch.maximum(largest, found)
+    return largest
+
+
+def sampled_places(batch: int, length: int, queries: int | None, turn: int) -> tuple[slice, slice]:
+    """Return which sequences and which places in each to take, spread evenly over both.
+
+    About ``queries`` in all, from at most :data:`SEQUENCES` sequences; with another ``turn`` others, in the first the
+    last place of a sequence, whose query sees most keys in causal attention.
+    """
+    if queries is None or queries >= batch * length:
+        return slice(None), slice(None)
+    sequences = min(batch, SEQUENCES, queries)
+    return _spread(batch, sequences, turn), _spread(length, min(length, queries // sequences), turn)
+
+
+def _spread(size: int, count: int, turn: int) -> slice:
+    step = size // count
+    return slice(size - 1 - turn % step - (count - 1) * step, size - turn % step, step)
+
+
+def by_head(tensor: Tensor) -> Tensor:
+    """Return (…, heads, rows, columns) as (batch, heads, rows, columns); without dimensions before, both are one."""
+    while tensor.ndim < 4:
+        tensor = tensor.unsqueeze(-3)
+    return tensor.flatten(0, -4)
+
+
+def _largest(query: Tensor, key: Tensor, mask: Tensor | None, last: Tensor | None, call: AttentionCall) -> Tensor:
+    """Return the largest logit of each head, (heads,), float32.
+
+    Args:
+        query: Shape (batch, heads, queries, features).
+        key: Shape (batch, key_heads, keys, features); a head of keys serves ``heads / key_heads`` heads in a row.
+        mask: Shape (batch, heads, queries, keys), see :class:`AttentionCall`.
+        last: The last key that each query sees, (queries,).
+        call: It has scale and soft-cap.
+    """
+    batch, heads, rows, features = query.shape
+    grouped = query.reshape(batch, key.shape[1], -1, features)  # queries of several heads, one below the other
+    logits = (grouped @ key.to(query.dtype).transpose(-1, -2)).view(batch, heads, rows, -1)
+    scale = features**-0.5 if call.scale is None else call.scale
+    if mask is not None or call.softcap is not None or scale < 0:
+        logits = (logits.float() if logits.dtype in HALF else logits) * scale
+        scale = 1.0
+    if call.softcap is not None:
+        logits = call.softcap * torch.tanh(logits / call.softcap)
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
+    if last is not None:
+        unseen = torch.arange(logits.shape[-1], device=logits.device) > last.unsqueeze(1)
+        logits = logits.masked_fill(unseen, -math.inf)
+    return logits.amax((0, 2, 3)).float() * scale
