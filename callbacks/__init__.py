@@ -32,6 +32,7 @@ from lightning_muon.callbacks.hyperparameter_schedule import HyperparameterSched
 from lightning_muon.callbacks.optimizer_time import OptimizerTimeMonitor
 from lightning_muon.callbacks.orthogonality import OrthogonalityMonitor
 from lightning_muon.callbacks.prediction_writer import PredictionWriter, writes_predictions
+from lightning_muon.callbacks.qk_clip import QKClip
 from lightning_muon.callbacks.run_guard import NonFiniteError, RunGuard
 from lightning_muon.callbacks.speed import SpeedMonitor
 from lightning_muon.callbacks.stop_on_signal import StopOnSignal
@@ -49,6 +50,7 @@ __all__ = [
     "OptimizerTimeMonitor",
     "OrthogonalityMonitor",
     "PredictionWriter",
+    "QKClip",
     "RunGuard",
     "SpeedMonitor",
     "StopOnSignal",

@@ -37,18 +37,19 @@ class AttentionLogitMonitor(StepMonitor):
       last eight values; nothing where no head grows, and where it is more than ten times as far as the start.
 
     Measured are modules that call ``torch.nn.functional.scaled_dot_product_attention``, ``nn.MultiheadAttention``, with
-    weights or without, and models of transformers with ``attn_implementation`` ``"sdpa"`` or ``"eager"``. In a step that
-    is measured the logits of ``queries`` queries of each head with all keys that they see are computed once more, over
-    all its forward passes; other steps cost nothing. A sample's largest logit is at most that of all queries, and the
-    sample changes with each measurement. The maximum is over all ranks. Under tensor parallelism the heads are those of
-    a rank. Attention inside a module that ``torch.compile`` compiled is not seen: it runs as one compiled function. If a
-    model has attention, by the names of its classes, and none is seen, one warning says so.
+    weights or without, and models of transformers with ``attn_implementation`` ``"sdpa"`` or ``"eager"``. In a step
+    that is measured, the logits of ``queries`` queries of each head with all keys that they see are computed once more,
+    in all its forward passes; other steps cost nothing. A sample's largest logit is at most that of all queries, and
+    the sample changes with each measurement. The maximum is over all ranks. Under tensor parallelism the heads are
+    those of a rank. Attention inside a module that ``torch.compile`` compiled is not seen: it runs as one compiled
+    function. If a model has attention, by the names of its classes, and none is seen, one warning says so.
 
     Args:
         every_n_steps: How often to measure. Default: the trainer's ``log_every_n_steps``.
         per_parameter: Log the largest logit of each module too, by its name, and of each head, as ``<name>.head_<i>``:
             of all (true), or of the modules whose names match a pattern.
-        queries: About how many queries of each head to take in a forward pass, from at most four sequences; null: all.
+        queries: How many queries of each head to take at most in a forward pass, from at most four sequences; null:
+            all.
         max_logit: Warn once if a logit is larger. Null: never, and no step is told.
 
     Raises:
@@ -153,8 +154,8 @@ class AttentionLogitMonitor(StepMonitor):
         if inside := [name for name in attending if name in compiled]:
             warn(
                 trainer,
-                f"AttentionLogitMonitor: torch.compile has made {some(inside)} part of a larger whole, so attention_logit"
-                " cannot be measured there. Train some steps without compiling to see it.",
+                f"AttentionLogitMonitor: torch.compile has made {some(inside)} part of a larger whole, so"
+                " attention_logit cannot be measured there. Train some steps without compiling to see it.",
             )
         elif attending:
             warn(

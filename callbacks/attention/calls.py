@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class AttentionCall:
     Either queries and keys are known, or the logits as they go into the softmax.
     """
 
-    query: Tensor | None = None  # (…, heads, queries, features), or without heads (…, queries, features)
+    query: Tensor | None = None  # (…, heads, queries, features), or of one head (batch, queries, features)
     key: Tensor | None = None  # (…, key_heads, keys, features)
     mask: Tensor | None = None  # broadcasts to (…, heads, queries, keys): true where a key is seen, or what is added
     is_causal: bool = False  # a query sees the keys up to its own place
@@ -68,10 +68,11 @@ class AttentionCalls:
         self._handles: list[RemovableHandle] = []
         self._inside: list[tuple[str, nn.Module]] = []
 
-    def start(self) -> None:
-        """Register the hooks, unless they are registered."""
+    def start(self, names: Collection[str] | None = None) -> None:
+        """Register the hooks, unless they are registered; of all modules, or of some alone."""
         if not self._handles:
-            for name, module in self.modules.items():
+            for name in self.modules if names is None else names:
+                module = self.modules[name]
                 self._handles.append(module.register_forward_pre_hook(self._entering(name)))
                 self._handles.append(module.register_forward_hook(self._leaving, always_call=True))
 
@@ -119,8 +120,8 @@ def _may_attend(module: nn.Module) -> bool:
     return not own
 
 
-# Several listeners share one replacement: they enter and leave a module in the same order, so each undoing its own would
-# leave the first one's behind.
+# Several listeners share one replacement: they enter and leave a module in the same order, so if each undid its own, the
+# first one's would stay.
 _listeners: list[AttentionCalls] = []
 _originals: list[tuple[dict[str, Any], str, Any]] = []
 _heads_of_multihead: list[int] = []  # of torch's multi-head attention that is running
@@ -163,9 +164,9 @@ def _watch_sdpa(original: Callable[..., Any]) -> Callable[..., Any]:
     def call_of(
         query: Tensor,
         key: Tensor,
-        value: Tensor,
+        value: Tensor,  # noqa: ARG001 - as callers name it
         attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
+        dropout_p: float = 0.0,  # noqa: ARG001
         is_causal: bool = False,
         scale: float | None = None,
         **_: Any,
@@ -185,7 +186,7 @@ def _watch_eager(original: Callable[..., Any]) -> Callable[..., Any]:
         _module: nn.Module,
         query: Tensor,
         key: Tensor,
-        value: Tensor,
+        value: Tensor,  # noqa: ARG001 - as callers name it
         attention_mask: Tensor | None = None,
         scaling: float | None = None,
         softcap: float | None = None,
@@ -222,7 +223,7 @@ def _watch_multihead(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _watch_softmax(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def softmax(input: Tensor, *arguments: Any, **options: Any) -> Any:  # noqa: A002 - callers may pass it by name
+    def softmax(input: Tensor, *arguments: Any, **options: Any) -> Any:  # as callers name it
         if _heads_of_multihead and input.ndim == 3:  # (batch · heads, queries, keys)
             _report(AttentionCall(logits=input.unflatten(0, (-1, _heads_of_multihead[-1]))))
         return original(input, *arguments, **options)

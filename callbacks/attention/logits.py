@@ -18,12 +18,12 @@ PIECE = 1 << 22
 def largest_logits(call: AttentionCall, queries: int | None = None, turn: int = 0) -> Tensor:
     """Return the largest logit of each head, over queries and all keys that they see: (heads,), float32.
 
-    Logits are what goes into the softmax: query · key · scale, with the soft-cap and what a mask adds. They are computed
-    in the precision of queries and keys.
+    Logits are what goes into the softmax: query · key · scale, with the soft-cap and what a mask adds. They are
+    computed in the precision of queries and keys.
 
     Args:
         call: The call of attention.
-        queries: About how many queries of a head to take, see :func:`sampled_places`. Default: all.
+        queries: How many queries of a head to take at most, see :func:`sampled_places`. Default: all.
         turn: Which of the samples.
     """
     if call.logits is not None:
@@ -55,8 +55,8 @@ def largest_logits(call: AttentionCall, queries: int | None = None, turn: int = 
 def sampled_places(batch: int, length: int, queries: int | None, turn: int) -> tuple[slice, slice]:
     """Return which sequences and which places in each to take, spread evenly over both.
 
-    About ``queries`` in all, from at most :data:`SEQUENCES` sequences; with another ``turn`` others, in the first the
-    last place of a sequence, whose query sees most keys in causal attention.
+    At most ``queries`` in all, from at most :data:`SEQUENCES` sequences; with another ``turn`` others. In the first
+    turn the last place of a sequence is there, whose query sees most keys in causal attention.
     """
     if queries is None or queries >= batch * length:
         return slice(None), slice(None)
@@ -65,12 +65,12 @@ def sampled_places(batch: int, length: int, queries: int | None, turn: int) -> t
 
 
 def _spread(size: int, count: int, turn: int) -> slice:
-    step = size // count
-    return slice(size - 1 - turn % step - (count - 1) * step, size - turn % step, step)
+    step = -(-size // count)  # rounded up, so that over the turns all come
+    return slice((size - 1 - turn) % step, None, step)
 
 
 def by_head(tensor: Tensor) -> Tensor:
-    """Return (…, heads, rows, columns) as (batch, heads, rows, columns); without dimensions before, both are one."""
+    """Return (…, heads, rows, columns) as (batch, heads, rows, columns); (batch, rows, columns) has one head."""
     while tensor.ndim < 4:
         tensor = tensor.unsqueeze(-3)
     return tensor.flatten(0, -4)

@@ -40,7 +40,7 @@ class HeadMaxima:
                 self.heads[name] = max(heads, self.heads.get(name, 0))
 
     def stacked(self, trainer: Trainer) -> Tensor:
-        """Return the largest logits of all heads in ``heads``, one behind the other, on this rank's device; forget them.
+        """Return the largest logits of all heads in ``heads``, one behind the other, on the device; forget them.
 
         Those of heads that this rank has not seen are -inf.
         """
