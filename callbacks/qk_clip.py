@@ -26,8 +26,8 @@ from lightning_muon.callbacks.monitor import StepMonitor
 class QKClip(StepMonitor):
     r"""Rescale the queries and keys of heads whose largest attention logit is over a limit, after the step.
 
-    With the largest logit :math:`S` of a head over the step's batch, and :math:`\gamma = \min(1, \tau / S)`, the rows of
-    the head in the weights of queries and of keys, and in their biases, are multiplied by :math:`\sqrt\gamma` each
+    With the largest logit :math:`S` of a head over the step's batch, and :math:`\gamma = \min(1, \tau / S)`, the rows
+    of the head in the weights of queries and of keys, and in their biases, are multiplied by :math:`\sqrt\gamma` each
     (QK-Clip, Kimi K2, 2025, arXiv:2507.20534, section 2.1 and algorithm 1). Logits stay near the limit, and other heads
     as they are. Where heads share a key, as with grouped queries, the key stays, because a change of it would reach all
     heads of the group, and the query takes the whole :math:`\gamma`, as K2 does with the rotary keys that its heads
@@ -40,8 +40,8 @@ class QKClip(StepMonitor):
     is an error that says why; if some cannot, a warning names them.
 
     Attention is seen as by :class:`AttentionLogitMonitor`. The logits of each measured step are computed once more,
-    without waiting for the device; on several ranks one all-reduce takes the maximum. A logit that is not finite is left
-    to :class:`RunGuard`. Weights may be whole or sharded by FSDP2, not by FSDP1.
+    without waiting for the device; on several ranks one all-reduce takes the maximum. A logit that is not finite is
+    left to :class:`RunGuard`. Weights may be whole or sharded by FSDP2, not by FSDP1.
 
     - ``clipped_heads``: how many heads were clipped since the last log, every ``log_every_n_steps`` of the trainer.
 
@@ -88,7 +88,7 @@ class QKClip(StepMonitor):
         self._calls: AttentionCalls | None = None
         self._projections = Projections({}, {})
         self._maxima = HeadMaxima()
-        self._found: dict[str, HeadWeights | str] = {}  # or why not
+        self._found: dict[str, HeadWeights | str | None] = {}  # or why not; None while that cannot be told
         self._told: set[str] = set()
         self._clipped: Tensor | None = None  # whether each head was, since the last log
         self._next_log = 0
@@ -149,19 +149,16 @@ class QKClip(StepMonitor):
             self._projections.stop()
 
     def _looks_now(self, trainer: Trainer) -> bool:
-        """Return whether to look for attention that was not there before, and to log: in the first step, and on time."""
+        """Return whether to look for attention that is new, and to log: in the first step, and on time."""
         return logged_step(trainer) >= self._next_log
 
     def _see(self, name: str, module: nn.Module, call: AttentionCall) -> None:
-        if name not in self._found:
+        if self._found.get(name) is None:
             try:
-                found = self._projections.find(name, module, call)
+                self._found[name] = self._projections.find(name, module, call)
             except NotClippable as why:
                 self._found[name] = str(why)
-            else:
-                if found is not None:
-                    self._found[name] = found
-        if isinstance(self._found.get(name), HeadWeights):
+        if isinstance(self._found[name], HeadWeights):
             self._maxima.add(name, largest_logits(call, self.queries))
 
     def _agree(self, trainer: Trainer) -> None:
@@ -172,8 +169,8 @@ class QKClip(StepMonitor):
                     weights.check()
                 except NotClippable as why:
                     self._found[name] = str(why)
-        own = {name: found if isinstance(found, str) else found.heads for name, found in self._found.items()}
-        of_ranks: list[dict[str, str | int]] = [own]
+        own = {name: w.heads if isinstance(w, HeadWeights) else w for name, w in self._found.items()}
+        of_ranks: list[dict[str, int | str | None]] = [own]
         if trainer.world_size > 1:
             of_ranks = [{} for _ in range(trainer.world_size)]
             dist.all_gather_object(of_ranks, own)
@@ -184,16 +181,17 @@ class QKClip(StepMonitor):
             found = [of_rank.get(name) for of_rank in of_ranks]
             if said := [one for one in found if isinstance(one, str)]:
                 problems[name] = said[0]
-            elif all(isinstance(one, int) for one in found):
-                heads[name] = int(found[0])  # type: ignore[arg-type]
+            numbers = [one for one in found if isinstance(one, int)]
+            if len(numbers) == trainer.world_size:  # known to all
+                heads[name] = numbers[0]
         # Those that are known keep their places.
         self._maxima.heads |= {name: number for name, number in heads.items() if name not in self._maxima.heads}
-        self._tell(trainer, problems)
+        self._tell(trainer, len(names), problems)
 
-    def _tell(self, trainer: Trainer, problems: dict[str, str]) -> None:
+    def _tell(self, trainer: Trainer, seen: int, problems: dict[str, str]) -> None:
         """Warn of attention that cannot be clipped; raise an error if there is no other."""
         compiled = self._calls.compiled if self._calls is not None else ()
-        if not self._maxima.heads and not problems and not self._found:
+        if not seen:
             inside = ", and not inside of what torch.compile has compiled" if compiled else ""
             raise MisconfigurationException(
                 f"QKClip: no attention was seen in the first step, so there is nothing to clip. Seen are {SUPPORTED}"
@@ -205,6 +203,6 @@ class QKClip(StepMonitor):
             return
         why = next(iter(new.values()))
         said = f"QKClip cannot clip {some(list(new))} by its weights: {why}."
-        if not self._maxima.heads:
+        if len(problems) == seen:
             raise MisconfigurationException(f"{said} Nothing else attends: remove QKClip.")
         warn(trainer, f"{said} Its logits may grow.")

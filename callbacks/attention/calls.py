@@ -120,8 +120,8 @@ def _may_attend(module: nn.Module) -> bool:
     return not own
 
 
-# Several listeners share one replacement: they enter and leave a module in the same order, so if each undid its own, the
-# first one's would stay.
+# Several listeners share one replacement: they enter and leave a module in the same order, so if each undid its own,
+# the first one's would stay.
 _listeners: list[AttentionCalls] = []
 _originals: list[tuple[dict[str, Any], str, Any]] = []
 _heads_of_multihead: list[int] = []  # of torch's multi-head attention that is running

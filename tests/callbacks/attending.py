@@ -80,13 +80,15 @@ class Plain(nn.Module):
         self.norms = nn.ModuleList(nn.RMSNorm(DIM) for _ in range(depth))
         self.head = nn.Linear(DIM, TOKENS, bias=False)
         self.need_weights = need_weights
+        self.more = options.get("kdim", DIM) - DIM  # zeros in the input of keys and values
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
         mask = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).triu(1)
         for block, norm in zip(self.blocks, self.norms, strict=True):
             y = norm(x)
-            x = x + block(y, y, y, attn_mask=mask, need_weights=self.need_weights)[0]
+            other = nn.functional.pad(y, (0, self.more)) if self.more else y
+            x = x + block(y, other, other, attn_mask=mask, need_weights=self.need_weights)[0]
         logits: Tensor = self.head(x)
         return logits
 
@@ -149,8 +151,8 @@ class Exact:
                 parts = weight.chunk(3)[:2] if weight is not None else (module.q_proj_weight, module.k_proj_weight)
                 biases = module.in_proj_bias.chunk(3)
                 q, k = (
-                    heads(x @ part.detach().double().T + bias.detach().double(), HEADS)
-                    for part, bias in zip(parts, biases, strict=False)
+                    heads(of.detach().double() @ part.detach().double().T + bias.detach().double(), HEADS)
+                    for of, part, bias in zip(inputs, parts, biases, strict=False)
                 )
             elif kind == "LlamaAttention":
                 q, k = (
@@ -195,3 +197,46 @@ def rotated(x: Tensor) -> Tensor:
     cosine, sine = angles.cos(), angles.sin()
     first, second = x[..., :half], x[..., half:]
     return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
+
+
+class Fused(nn.Module):
+    """Attention without QK-norm whose queries, keys and values come from one layer.
+
+    Args:
+        kv_heads: Heads of keys and values.
+        by_group: Whether queries, key and value of one group of heads stand together, as in GPT-NeoX; otherwise all
+            queries, then all keys, then all values, as in the GPT.
+        name: The name of the layer.
+    """
+
+    def __init__(self, kv_heads: int = HEADS, by_group: bool = False, name: str = "qkv") -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(TOKENS, DIM)
+        size = DIM // HEADS
+        self.attention = FusedAttention()
+        self.attention.add_module(name, nn.Linear(DIM, (HEADS + 2 * kv_heads) * size))
+        self.attention.layer = name
+        self.attention.kv_heads = kv_heads
+        self.attention.by_group = by_group
+        self.head = nn.Linear(DIM, TOKENS)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.attention(self.embedding(tokens)))
+        return logits
+
+
+class FusedAttention(nn.Module):
+    layer: str
+    kv_heads: int
+    by_group: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.get_submodule(self.layer)(x)
+        numbers = [HEADS, self.kv_heads, self.kv_heads]
+        if self.by_group:
+            groups = heads(y, self.kv_heads).unflatten(-1, (sum(numbers) // self.kv_heads, -1)).transpose(2, 3)
+            q, k, v = (t.flatten(1, 2) for t in groups.split([n // self.kv_heads for n in numbers], dim=2))
+        else:
+            q, k, v = heads(y, sum(numbers)).split(numbers, dim=1)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return y.transpose(1, 2).flatten(2)
