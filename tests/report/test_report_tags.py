@@ -40,6 +40,7 @@ def monitors() -> list[Any]:
         "HyperparameterSchedule",
         "NonFiniteError",
         "PredictionWriter",
+        "QKClip",
         "StopOnSignal",
         "TargetBatch",
     }
