@@ -1,13 +1,16 @@
 """The table of quantities: what the callbacks log, what it means, where it is shown, what is healthy, what to do.
 
 TensorBoard's page, the report, its curves, the advice in the warnings of the monitors and the tables in the docs are
-made from it. A new quantity is one entry here, and the code that measures it.
+made from it. A new quantity is one entry here, and the code that measures it. The entries of updates and of attention
+stand in files of their own.
 """
 
 import re
 from collections.abc import Iterable
 
+from lightning_muon.report.attention_quantities import OF_ATTENTION
 from lightning_muon.report.quantity import Chart, Line, Panel, Quantity, Range, final, growth, late_growth, lowest, peak
+from lightning_muon.report.update_quantities import OF_UPDATES
 
 SUMMARY = "(max|mean|min)"
 MORE_DECAY = "raise weight_decay or add AutoWeightDecay"
@@ -184,66 +187,7 @@ QUANTITIES = (
         chart=SINGULAR_VALUES,
         report=(Line("singular value of the update, largest", "singular_value_max/max"),),
     ),
-    Quantity(
-        tag="update_rms/<group>",
-        monitor="UpdateRMSMonitor",
-        meaning="root mean square of a group's update, √mean(U²) with U = ((1 − ηλ)W − W′) / η",
-        unit="that of the weights, per unit of the learning rate",
-        usual="AdamW: 1 in its first step, then 0.1 to 0.3; Muon: 0.2 with Moonlight's scale, 1/√max(out, in) without",
-        advice="take update_scale: moonlight, with which Muon and AdamW share a learning rate, or set lr and adamw_lr"
-        " so that both move alike",
-        limit=10.0,  # between groups
-        chart=Chart("Health", 8, "Update RMS: Muon's as large as AdamW's", r"update_rms/.+"),
-        panel=Panel(8, "update RMS", ("update_rms/.+",)),
-        report=(Line("update RMS of {group}, median", "update_rms/.+"),),
-    ),
-    Quantity(
-        tag="parameter_update_rms/<name>",
-        monitor="UpdateRMSMonitor",
-        meaning="the same of one parameter, by `per_parameter`",
-        unit="that of the weights, per unit of the learning rate",
-        usual="as its group",
-        advice="look at the parameter's row in the text routing",
-    ),
-    Quantity(
-        tag="effective_lr/<group>",
-        monitor="UpdateRMSMonitor",
-        meaning="by how much a step changes a weight of the group, η·√mean(U²)",
-        unit="that of the weights",
-        usual="follows the schedule; within a factor of 10 between groups",
-        advice="as for update_rms",
-        chart=Chart("Training", 5, "Effective learning rate: alike for all groups", r"effective_lr/.+"),
-        report=(Line("effective learning rate of {group}, median", "effective_lr/.+"),),
-    ),
-    Quantity(
-        tag="angular_update/<group>",
-        monitor="UpdateRMSMonitor",
-        meaning="size of an update beside its weight, η‖U‖/‖W‖, mean of the sample: about the angle of a step",
-        unit="radians",
-        usual="falls to its equilibrium, and then with the root of the learning rate",
-        problem="over the equilibrium the weights grow, under it they shrink",
-        advice="lower the learning rate or the initial size of what starts over 0.1; change lr · weight_decay, by whose"
-        " root the equilibrium goes",
-        chart=Chart("Training", 6, "Angle of a step: goes to its equilibrium", r"angular_(update|equilibrium)/.+"),
-        report=(Line("angle of a step of {group}, median", "angular_update/.+"),),
-    ),
-    Quantity(
-        tag="angular_equilibrium/<group>",
-        monitor="UpdateRMSMonitor",
-        meaning="the value of it at which updates and decay keep a weight at its size if gradients are noise,"
-        " √(2ηλ·(1 − β)/(1 + β)) with momentum β; for groups with decoupled decay",
-        unit="radians",
-        usual="the root of the learning rate",
-        advice="as for angular_update",
-    ),
-    Quantity(
-        tag="parameter_angular_update/<name>",
-        monitor="UpdateRMSMonitor",
-        meaning="angular_update of one parameter, by `per_parameter`",
-        unit="radians",
-        usual="as its group",
-        advice="look at the parameter's row in the text routing",
-    ),
+    *OF_UPDATES,
     Quantity(
         tag="weight_decay/<group>",
         monitor="AutoWeightDecay",
@@ -259,43 +203,7 @@ QUANTITIES = (
             Line("weight decay, final", "weight_decay/.+", final),
         ),
     ),
-    Quantity(
-        tag="attention_logit/…",
-        monitor="AttentionLogitMonitor",
-        meaning="largest logit of a head, as it goes into the softmax: q·k times the scale, usually 1/√d, masked",
-        unit="none",
-        usual="levels off; with QK-norm by rms_norm at most √d",
-        # Kimi K2 was trained with at most 100, arXiv:2507.20534, section 2.1; without, Muon's went past 1000 there.
-        healthy=Range("under 100", 100.0, bad=1000.0),
-        problem="the softmax of a head takes one key alone, and the run may diverge",
-        advice="normalize queries and keys (QK-norm), lower the learning rate, or add QKClip",
-        limit=100.0,
-        chart=Chart("Health", 13, "Largest attention logit: under 100", f"attention_logit/{SUMMARY}"),
-        panel=_two_curves(11, "attention logit", "attention_logit", "max", "mean"),
-        report=(
-            Line("attention logit, peak of the largest", "attention_logit/max", peak),
-            Line("attention logit, final of the largest", "attention_logit/max", final),
-        ),
-    ),
-    Quantity(
-        tag="attention_limit_step",
-        monitor="AttentionLogitMonitor",
-        meaning="step at which the first head reaches the limit, by a straight line through its last values; only while"
-        " one grows",
-        unit="steps",
-        usual="far behind the end of the run, and moving away",
-        advice="as for attention_logit, before the step comes",
-    ),
-    Quantity(
-        tag="clipped_heads",
-        monitor="QKClip",
-        meaning="heads whose queries and keys were rescaled since the last log, because a logit was over the limit τ",
-        unit="heads",
-        usual="0; some at a high learning rate, fewer later",
-        advice="lower the learning rate where most heads are clipped all the time",
-        chart=Chart("Health", 14, "Heads clipped by QKClip: fewer with time", r"clipped_heads"),
-        report=(Line("heads clipped at once, most", "clipped_heads", peak, "{:.0f}"),),
-    ),
+    *OF_ATTENTION,
     *(
         Quantity(
             tag=f"{source}_condition/…",

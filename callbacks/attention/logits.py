@@ -35,19 +35,22 @@ def largest_logits(call: AttentionCall, queries: int | None = None, turn: int = 
     mask = None if call.mask is None else by_head(call.mask.detach().expand(*call.query.shape[:-1], key.shape[2]))
     batch, heads, length, _ = query.shape
     sequences, places = sampled_places(batch, length, queries, turn)
-    chosen = torch.arange(length, device=query.device)[places]
+    chosen = range(length)[places]
     query, key = query[sequences, :, places], key[sequences]
     mask = None if mask is None else mask[sequences, :, places]
     at_once = max(1, PIECE // (heads * key.shape[2]))  # queries of a sequence
     several = max(1, at_once // len(chosen))  # whole sequences
+    if call.is_causal:
+        at_once = min(at_once, max(64, -(-len(chosen) // 8)))  # so that early queries meet few keys
     largest = query.new_full((heads,), -math.inf, dtype=torch.float32)
     for first in range(0, len(query), several):
         some = slice(first, first + several)
         for start in range(0, len(chosen), at_once):
             rows = slice(start, start + at_once)
-            seen = None if mask is None else mask[some, :, rows]
             last = chosen[rows] if call.is_causal else None
-            found = _largest(query[some, :, rows], key[some], seen, last, call)
+            keys = slice(None if last is None else last[-1] + 1)
+            seen = None if mask is None else mask[some, :, rows, keys]
+            found = _largest(query[some, :, rows], key[some, :, keys], seen, last, call)
             largest = torch.maximum(largest, found)
     return largest
 
@@ -76,14 +79,14 @@ def by_head(tensor: Tensor) -> Tensor:
     return tensor.flatten(0, -4)
 
 
-def _largest(query: Tensor, key: Tensor, mask: Tensor | None, last: Tensor | None, call: AttentionCall) -> Tensor:
+def _largest(query: Tensor, key: Tensor, mask: Tensor | None, last: range | None, call: AttentionCall) -> Tensor:
     """Return the largest logit of each head, (heads,), float32.
 
     Args:
         query: Shape (batch, heads, queries, features).
         key: Shape (batch, key_heads, keys, features); a head of keys serves ``heads / key_heads`` heads in a row.
         mask: Shape (batch, heads, queries, keys), see :class:`AttentionCall`.
-        last: The last key that each query sees, (queries,).
+        last: The last key that each query sees.
         call: It has scale and soft-cap.
     """
     batch, heads, rows, features = query.shape
@@ -97,7 +100,9 @@ def _largest(query: Tensor, key: Tensor, mask: Tensor | None, last: Tensor | Non
         logits = call.softcap * torch.tanh(logits / call.softcap)
     if mask is not None:
         logits = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
-    if last is not None:
-        unseen = torch.arange(logits.shape[-1], device=logits.device) > last.unsqueeze(1)
-        logits = logits.masked_fill(unseen, -math.inf)
+    if last is not None and last[0] + 1 < logits.shape[-1]:
+        # Only the keys behind the first query's are unseen by one.
+        behind = torch.arange(last[0] + 1, logits.shape[-1], device=logits.device)
+        of_queries = torch.arange(last.start, last.stop, last.step, device=logits.device)
+        logits[..., last[0] + 1 :].masked_fill_(behind > of_queries.unsqueeze(1), -math.inf)
     return logits.amax((0, 2, 3)).float() * scale

@@ -139,6 +139,15 @@ def test_scale_mask_and_softcap(
     assert torch.allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("piece", [1, 40, 1 << 22])
+def test_causal_with_fewer_keys(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_muon.callbacks.attention.logits.PIECE", piece)
+    query, key = torch.randn(3, 2, 200, 4), torch.randn(3, 2, 90, 4)
+    logits = (query @ key.transpose(-1, -2) / 2).masked_fill(torch.ones(200, 90, dtype=torch.bool).triu(1), -torch.inf)
+    found = largest_logits(AttentionCall(query, key, is_causal=True))
+    assert torch.allclose(found, logits.amax((0, 2, 3)))
+
+
 def test_grouped_queries() -> None:
     """A head of keys serves the heads of queries that stand in a row."""
     query, key = torch.randn(2, 6, 5, 4), torch.randn(2, 3, 7, 4)
