@@ -6,6 +6,8 @@ They serve ``MuonAdamW``, ``torch.optim.Muon``, and every optimizer whose parame
 - :class:`UpdateRMSMonitor`: size of the updates of all groups, Muon's and others.
 - :class:`OrthogonalityMonitor`: how far the applied polar factors are from orthogonal.
 - :class:`GradientMonitor`: condition number and stable rank of gradient and momentum.
+- :class:`AttentionLogitMonitor`: the largest attention logit of each head, and when it will be too large.
+- :class:`QKClip`: holds the attention logits by rescaling queries and keys.
 - :class:`OptimizerTimeMonitor`: the optimizer's share of the time of a step.
 - :class:`SpeedMonitor`: samples and tokens a second, and the share of the device's peak.
 - :class:`AutoWeightDecay`: weight decay that holds the weights at a good size.
@@ -20,10 +22,11 @@ They serve ``MuonAdamW``, ``torch.optim.Muon``, and every optimizer whose parame
 
 Inside, ``monitor`` decides when to measure, and ``logging`` how to log. ``matrices`` finds Muon's matrices,
 ``sampling`` chooses some, and ``shards`` combines values over ranks. ``limits`` warns, ``arguments`` and ``points``
-check what users pass, ``measures`` computes, ``decay`` decides on weight decays, ``tensorboard`` makes TensorBoard's
-pages, and ``stopping`` ends runs.
+check what users pass, ``measures`` computes, ``attention`` finds attention and its weights, ``decay`` decides on weight
+decays, ``tensorboard`` makes TensorBoard's pages, and ``stopping`` ends runs.
 """
 
+from lightning_muon.callbacks.attention_logits import AttentionLogitMonitor
 from lightning_muon.callbacks.auto_weight_decay import AutoWeightDecay
 from lightning_muon.callbacks.dashboard import MuonDashboard
 from lightning_muon.callbacks.gradients import GradientMonitor
@@ -33,6 +36,7 @@ from lightning_muon.callbacks.orthogonality import OrthogonalityMonitor
 from lightning_muon.callbacks.parameter_summary import ParameterSummary
 from lightning_muon.callbacks.prediction_writer import PredictionWriter, writes_predictions
 from lightning_muon.callbacks.progress import StepProgressBar
+from lightning_muon.callbacks.qk_clip import QKClip
 from lightning_muon.callbacks.run_guard import NonFiniteError, RunGuard
 from lightning_muon.callbacks.speed import SpeedMonitor
 from lightning_muon.callbacks.stop_on_signal import StopOnSignal
@@ -41,6 +45,7 @@ from lightning_muon.callbacks.update_rms import UpdateRMSMonitor
 from lightning_muon.callbacks.weight_rms import WeightRMSMonitor
 
 __all__ = [
+    "AttentionLogitMonitor",
     "AutoWeightDecay",
     "GradientMonitor",
     "HyperparameterSchedule",
@@ -50,6 +55,7 @@ __all__ = [
     "OrthogonalityMonitor",
     "ParameterSummary",
     "PredictionWriter",
+    "QKClip",
     "RunGuard",
     "SpeedMonitor",
     "StepProgressBar",

@@ -30,7 +30,16 @@ class UpdateRMSMonitor(StepMonitor):
     - ``update_rms/<group>``: root mean square of the entries of :math:`U`, computed from the weights before and after,
       so for any optimizer. AdamW's is about 0.2. Muon's depends on its scale: it is 0.2 with Moonlight's, so that both
       can share a learning rate (Liu et al., "Muon is Scalable for LLM Training", 2025, arXiv:2502.16982, section 2.2).
-    - ``parameter_update_rms/<name>``: the same for a parameter, see ``per_parameter``.
+    - ``effective_lr/<group>``: :math:`\eta \cdot` ``update_rms``, by how much a step changes a weight, which can be
+      compared between groups and optimizers.
+    - ``angular_update/<group>``: :math:`\eta \lVert U \rVert / \lVert W \rVert`, mean of the sample: about the angle in
+      radians, by which a step turns a matrix.
+    - ``angular_equilibrium/<group>``: where it comes to rest if gradients are noise, :math:`\sqrt{2 \eta\lambda (1 -
+      \beta) / (1 + \beta)}` with momentum :math:`\beta` (Kosson et al., "Rotational Equilibrium", 2023,
+      arXiv:2305.17212), after about :math:`1 / (2 \eta\lambda)` steps; of groups with decoupled decay. Far above it
+      the weights still grow, far below they shrink.
+    - ``parameter_update_rms/<name>`` and ``parameter_angular_update/<name>``: the same for a parameter, see
+      ``per_parameter``.
 
     Some entries of a sample of the parameters are copied for the step. Left out are parameters that do not move (no
     gradient, a learning rate of zero, a skipped step), and those that only decay, such as layers below a head of zeros
@@ -111,9 +120,12 @@ class UpdateRMSMonitor(StepMonitor):
         values = zip(*found.norm.tolist(), found.entries.tolist(), shards, strict=True)
         of_groups: dict[str, float] = {}
         of_parameters: dict[str, float] = {}
+        angles: dict[str, float] = {}
+        scalars: dict[str, float] = {}
         moves: defaultdict[bool, dict[str, float]] = defaultdict(dict)
         for sample in measured:
             group, lr, squares, entries = sample.group, sample.lr, 0.0, 0.0
+            of_group: list[float] = []
             # Not strict: the values of the next group follow in the same iterator.
             for name, (norm, moved, gradient, weight, size, shard) in zip(sample.names, values, strict=False):
                 rounding = ROUNDINGS * torch.finfo(shard.local.dtype).eps * weight
@@ -121,13 +133,22 @@ class UpdateRMSMonitor(StepMonitor):
                 if moved != 0 and not only_decayed:
                     of_parameters[name] = norm / lr / math.sqrt(size)
                     squares, entries = squares + (norm / lr) ** 2, entries + size
+                    if weight != 0:
+                        angles[name] = norm / weight
+                        of_group.append(angles[name])
             if entries:
                 of_groups[group.label] = math.sqrt(squares / entries)
                 moves[group.is_orthogonalized][group.label] = lr * of_groups[group.label]
+                scalars[f"effective_lr/{group.label}"] = lr * of_groups[group.label]
+            if of_group:
+                scalars[f"angular_update/{group.label}"] = sum(of_group) / len(of_group)
+                if sample.equilibrium is not None:
+                    scalars[f"angular_equilibrium/{group.label}"] = sample.equilibrium
         self.warn_of_not_finite(trainer, "the update RMS", of_parameters)
-        scalars = {f"update_rms/{label}": rms for label, rms in of_groups.items()}
-        chosen = {name: rms for name, rms in of_parameters.items() if self._chosen.takes(name)}
-        log_scalars(trainer, scalars | {f"parameter_update_rms/{name}": rms for name, rms in chosen.items()})
+        scalars |= {f"update_rms/{label}": rms for label, rms in of_groups.items()}
+        for tag, values in (("parameter_update_rms", of_parameters), ("parameter_angular_update", angles)):
+            scalars |= {f"{tag}/{name}": value for name, value in values.items() if self._chosen.takes(name)}
+        log_scalars(trainer, scalars)
         self._limits["update_rms"].watch(trainer, ratios(moves[True], moves[False]))
 
     @override

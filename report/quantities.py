@@ -1,12 +1,14 @@
 """The table of quantities: what the callbacks log, what it means, where it is shown, what is healthy, what to do.
 
 TensorBoard's page, the report, its curves, the advice in the warnings of the monitors and the tables in the docs are
-made from it. A new quantity is one entry here, and the code that measures it.
+made from it. A new quantity is one entry here, and the code that measures it. The entries of updates and of attention
+stand in files of their own.
 """
 
 import re
 from collections.abc import Iterable
 
+from lightning_muon.report.attention_quantities import OF_ATTENTION
 from lightning_muon.report.quantity import (
     Chart,
     Line,
@@ -21,6 +23,7 @@ from lightning_muon.report.quantity import (
     peak,
 )
 from lightning_muon.report.tags import GLANCE, LIMITS, VERDICT, WATCH
+from lightning_muon.report.update_quantities import OF_UPDATES
 
 SUMMARY = "(max|mean|min)"
 MORE_DECAY = "raise weight_decay or add AutoWeightDecay"
@@ -201,27 +204,7 @@ QUANTITIES = (
         chart=SINGULAR_VALUES,
         report=(Line("singular value of the update, largest", "singular_value_max/max"),),
     ),
-    Quantity(
-        tag="update_rms/<group>",
-        monitor="UpdateRMSMonitor",
-        meaning="root mean square of a group's update, √mean(U²) with U = ((1 − ηλ)W − W′) / η",
-        unit="that of the weights, per unit of the learning rate",
-        usual="AdamW: 1 in its first step, then 0.1 to 0.3; Muon: 0.2 with Moonlight's scale, 1/√max(out, in) without",
-        advice="take update_scale: moonlight, with which Muon and AdamW share a learning rate, or set lr and adamw_lr"
-        " so that both move alike",
-        limit=10.0,  # between groups
-        chart=Chart("Health", 8, "Update RMS: Muon's as large as AdamW's", r"update_rms/.+"),
-        panel=Panel(8, "update RMS", ("update_rms/.+",)),
-        report=(Line("update RMS of {group}, median", "update_rms/.+"),),
-    ),
-    Quantity(
-        tag="parameter_update_rms/<name>",
-        monitor="UpdateRMSMonitor",
-        meaning="the same of one parameter, by `per_parameter`",
-        unit="that of the weights, per unit of the learning rate",
-        usual="as its group",
-        advice="look at the parameter's row in the text routing",
-    ),
+    *OF_UPDATES,
     Quantity(
         tag="weight_decay/<group>",
         monitor="AutoWeightDecay",
@@ -237,6 +220,7 @@ QUANTITIES = (
             Line("weight decay, final", "weight_decay/.+", final),
         ),
     ),
+    *OF_ATTENTION,
     *(
         Quantity(
             tag=f"{source}_condition_log10/…",

@@ -94,6 +94,33 @@ def remove_decay(steps: list[Tensor], before: list[Tensor], decay: float, group:
     torch._foreach_sub_(steps, before, alpha=decay)
 
 
+def angular_equilibrium(decay: float, group: Mapping[str, Any]) -> float | None:
+    r"""Return the ratio of update to weight at which updates and decay keep a weight at its size.
+
+    A weight decays by :math:`\eta\lambda` and gets updates :math:`\eta U` of a constant size, in which the gradients of
+    the steps k before have the weights :math:`w_k`, :math:`\sum w_k = 1`. Where gradients are noise, at right angles to
+    the weight, the mean of :math:`\lVert W \rVert^2` rests at :math:`\eta \lVert U \rVert / \lVert W \rVert =
+    \sqrt{2 \eta\lambda \sum w_k^2}`. With :math:`w_k = (1 - \beta) \beta^k` that is the formula for AdamW of Kosson et
+    al., "Rotational Equilibrium", 2023, arXiv:2305.17212; the sum is one without momentum. It uses nothing of the
+    update but its size and its correlation in time, so it holds for Muon too, exactly without momentum. The polar
+    factor of a momentum is less correlated than the momentum, so with it the ratio is up to 1.4 times as large.
+    Gradients that agree make it smaller.
+
+    Args:
+        decay: ηλ, decoupled.
+        group: Its group. ``None`` where nothing decays, or not everything (cautious).
+    """
+    if decay <= 0 or group.get("cautious_weight_decay"):
+        return None
+    muon = group.get("algorithm", "adamw" if "betas" in group else "muon") == "muon"
+    beta = float(group.get("momentum", 0.0) if muon else group.get("betas", (0.0,))[0])
+    if muon and group.get("nesterov"):
+        squares = (1 - beta) ** 2 * ((1 + beta) ** 2 + beta**4 / (1 - beta**2))
+    else:
+        squares = (1 - beta) / (1 + beta)
+    return math.sqrt(2 * decay * squares)
+
+
 class GroupSample:
     """Some weights of a group, by name, copied for a step: of each about ``max_elements`` entries at most."""
 
@@ -105,6 +132,7 @@ class GroupSample:
         self.names = list(parameters)
         self.shards = [replace(s, local=some_rows(s.local, max_elements)) for s in find_shards(trainer, weights)]
         self.lr = 0.0
+        self.equilibrium: float | None = None  # see angular_equilibrium
         self.norms: list[Tensor] = []  # of ηU, the whole step, the gradient and the weight, each (n,)
         self._before = [wide_copy(shard.local) for shard in self.shards]
         self._gradients = entry_norms(some_rows(gradient, max_elements) for gradient in local_gradients(weights))
@@ -117,7 +145,9 @@ class GroupSample:
             after = [shard.local.to(old.dtype) for shard, old in zip(self.shards, self._before, strict=True)]
             steps = list(torch._foreach_sub(self._before, after))  # W − W'
             moved = entry_norms(steps)
-            remove_decay(steps, self._before, self.lr * decay if is_decoupled(optimizer, group) else 0.0, group)
+            taken = self.lr * decay if is_decoupled(optimizer, group) else 0.0
+            remove_decay(steps, self._before, taken, group)
+            self.equilibrium = angular_equilibrium(taken, group)
             self.norms = [entry_norms(steps), moved, self._gradients, entry_norms(self._before)]
         self._before = []
 

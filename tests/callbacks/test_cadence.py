@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from lightning_muon.callbacks import (
+    AttentionLogitMonitor,
     AutoWeightDecay,
     GradientMonitor,
     MuonDashboard,
@@ -32,6 +33,7 @@ MONITORS: tuple[Any, ...] = (
     UpdateRMSMonitor,
     GradientMonitor,
     OptimizerTimeMonitor,
+    AttentionLogitMonitor,
     AutoWeightDecay,
     RunGuard,
 )

@@ -24,6 +24,7 @@ Module = Callable[..., LightningModule]
 WEIGHTS = {"weight_rms", "weight_absmax", "doublings_to_overflow", "bf16_headroom", "lost_updates"}
 WEIGHTS |= {"output_rms", "weight_bits"}
 UPDATES = {"orthogonality_error", "singular_value_min", "singular_value_max", "update_rms"}
+UPDATES |= {"effective_lr", "angular_update", "angular_equilibrium"}
 GRADIENTS = {f"{what}_{how}" for what in ("gradient", "momentum") for how in ("condition_log10", "stable_rank")}
 ALL = WEIGHTS | UPDATES | GRADIENTS | {"weight_decay", "optimizer_share", "optimizer_state", "throughput"}
 
@@ -35,7 +36,7 @@ def monitors() -> list[Callback]:
     """Every callback of the package that only watches, at every step."""
     found: list[Callback] = []
     others = {"HyperparameterSchedule", "NonFiniteError", "ParameterSummary", "PredictionWriter", "StepProgressBar"}
-    others |= {"StopOnSignal", "TargetBatch"}
+    others |= {"QKClip", "StopOnSignal", "TargetBatch"}
     for name in [name for name in callbacks.__all__ if name[0].isupper() and name not in others]:
         options: dict[str, Any] = {} if name == "MuonDashboard" else {"every_n_steps": 1}
         if name == "WeightRMSMonitor":

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from lightning_muon.callbacks import AutoWeightDecay, UpdateRMSMonitor
 from lightning_muon.callbacks.matrices import labelled_groups
-from lightning_muon.callbacks.measures.weight_steps import some_rows
+from lightning_muon.callbacks.measures.weight_steps import angular_equilibrium, some_rows
 from lightning_muon.callbacks.update_rms import ratios
 from lightning_muon.optim import MuonAdamW
 from lightning_muon.report.charts import CHARTS
@@ -310,3 +310,62 @@ def test_patterns_are_for_all_parameters(regression: Module, fit: Fit) -> None:
     assert logged == {f"parameter_update_rms/net.{layer}.bias" for layer in (0, 2, 4)}
     with pytest.raises(MisconfigurationException, match=r"pattern 'x\*', which matches no name"):
         fit(regression(MuonAdamW), callbacks=[UpdateRMSMonitor(per_parameter=["x*"])])
+
+
+def test_angles_and_effective_rates(regression: Module, fit: Fit, tensorboard: TensorBoardLogger, events: Any) -> None:
+    """From the updates of a twin and the weights before the step, in float64."""
+    weights: list[dict[str, float]] = []
+
+    class Sizes(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+            weights.append({name: float(p.detach().double().norm()) for name, p in pl_module.named_parameters()})
+
+    twin = Twin()
+    monitor = UpdateRMSMonitor(sample=10, per_parameter=True)
+    make = partial(MuonAdamW, lr=LR, weight_decay=0.1, momentum=0.9, nesterov=False)
+    trainer = fit(regression(make), callbacks=[twin, Sizes(), monitor], logger=tensorboard)
+    scalars = events(trainer).scalars()
+    for step, (updates, sizes) in enumerate(zip(twin.updates, weights, strict=True)):
+        for group, of_group in updates.items():
+            effective, angle = (dict(scalars[f"{tag}/{group}"])[step] for tag in ("effective_lr", "angular_update"))
+            assert effective == pytest.approx(LR * rms(*of_group.values()), rel=1e-4)
+            angles = {name: LR * float(update.norm()) / sizes[name] for name, update in of_group.items()}
+            assert angle == pytest.approx(sum(angles.values()) / len(angles), rel=1e-4)
+            for name, expected in angles.items():
+                assert dict(scalars[f"parameter_angular_update/{name}"])[step] == pytest.approx(expected, rel=1e-4)
+    matrix = next(group for group in twin.updates[0] if f"angular_equilibrium/{group}" in scalars)
+    rest = math.sqrt(2 * LR * 0.1 * 0.1 / 1.9)
+    assert [value for _, value in scalars[f"angular_equilibrium/{matrix}"]] == pytest.approx([rest] * 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "least", "most"),
+    [
+        ({"algorithm": "muon", "momentum": 0.0}, 0.98, 1.01),
+        ({"algorithm": "muon", "momentum": 0.9, "nesterov": False}, 1.0, 1.45),
+        ({"algorithm": "muon", "momentum": 0.9, "nesterov": True}, 1.0, 1.35),
+        ({"algorithm": "adamw", "betas": (0.9, 0.99)}, 0.95, 1.12),  # more, as 1/ηλ is only 50 steps
+        ({"algorithm": "adamw", "betas": (0.0, 0.99)}, 0.95, 1.05),
+    ],
+)
+def test_updates_come_to_rest_at_the_equilibrium(options: dict[str, Any], least: float, most: float) -> None:
+    """Of noise at right angles to the weight, as the gradient of a layer before a norm is."""
+    lr, decay = 0.05, 0.4
+    weight = nn.Parameter(0.1 * torch.randn(16, 16))
+    optimizer = MuonAdamW([{"params": [weight], **options}], lr=lr, weight_decay=decay)
+    ratios_seen = []
+    for step in range(800):
+        noise = torch.randn(16, 16)
+        weight.grad = noise - weight.detach() * ((noise * weight.detach()).sum() / weight.detach().square().sum())
+        old = weight.detach().clone()
+        optimizer.step()
+        if step >= 300:
+            ratios_seen.append(float(((1 - lr * decay) * old - weight.detach()).norm() / old.norm()))
+    rest = angular_equilibrium(lr * decay, optimizer.param_groups[0])
+    assert rest is not None
+    assert least <= sum(ratios_seen) / len(ratios_seen) / rest <= most
+
+
+def test_where_there_is_no_equilibrium() -> None:
+    assert angular_equilibrium(0.0, {"betas": (0.9, 0.99)}) is None
+    assert angular_equilibrium(0.01, {"betas": (0.9, 0.99), "cautious_weight_decay": True}) is None

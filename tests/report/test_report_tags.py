@@ -41,6 +41,7 @@ def monitors() -> list[Any]:
         "NonFiniteError",
         "ParameterSummary",
         "PredictionWriter",
+        "QKClip",
         "StepProgressBar",
         "StopOnSignal",
         "TargetBatch",

@@ -1,0 +1,66 @@
+"""Entries of the table of quantities: the size of updates."""
+
+from lightning_muon.report.quantity import Chart, Line, Panel, Quantity
+
+OF_UPDATES = (
+    Quantity(
+        tag="update_rms/<group>",
+        monitor="UpdateRMSMonitor",
+        meaning="root mean square of a group's update, √mean(U²) with U = ((1 − ηλ)W − W′) / η",
+        unit="that of the weights, per unit of the learning rate",
+        usual="AdamW: 1 in its first step, then 0.1 to 0.3; Muon: 0.2 with Moonlight's scale, 1/√max(out, in) without",
+        advice="take update_scale: moonlight, with which Muon and AdamW share a learning rate, or set lr and adamw_lr"
+        " so that both move alike",
+        limit=10.0,  # between groups
+        chart=Chart("Health", 8, "Update RMS: Muon's as large as AdamW's", r"update_rms/.+"),
+        panel=Panel(8, "update RMS", ("update_rms/.+",)),
+        report=(Line("update RMS of {group}, median", "update_rms/.+"),),
+    ),
+    Quantity(
+        tag="parameter_update_rms/<name>",
+        monitor="UpdateRMSMonitor",
+        meaning="the same of one parameter, by `per_parameter`",
+        unit="that of the weights, per unit of the learning rate",
+        usual="as its group",
+        advice="look at the parameter's row in the text routing",
+    ),
+    Quantity(
+        tag="effective_lr/<group>",
+        monitor="UpdateRMSMonitor",
+        meaning="by how much a step changes a weight of the group, η·√mean(U²)",
+        unit="that of the weights",
+        usual="follows the schedule; within a factor of 10 between groups",
+        advice="as for update_rms",
+        chart=Chart("Training", 5, "Effective learning rate: alike for all groups", r"effective_lr/.+"),
+        report=(Line("effective learning rate of {group}, median", "effective_lr/.+"),),
+    ),
+    Quantity(
+        tag="angular_update/<group>",
+        monitor="UpdateRMSMonitor",
+        meaning="size of an update beside its weight, η‖U‖/‖W‖, mean of the sample: about the angle of a step",
+        unit="radians",
+        usual="falls to its equilibrium, and then with the root of the learning rate",
+        problem="over the equilibrium the weights grow, under it they shrink",
+        advice="lower the learning rate or the initial size of what starts over 0.1; change lr · weight_decay, by whose"
+        " root the equilibrium goes",
+        chart=Chart("Training", 6, "Angle of a step: goes to its equilibrium", r"angular_(update|equilibrium)/.+"),
+        report=(Line("angle of a step of {group}, median", "angular_update/.+"),),
+    ),
+    Quantity(
+        tag="angular_equilibrium/<group>",
+        monitor="UpdateRMSMonitor",
+        meaning="the value of it at which updates and decay keep a weight at its size if gradients are noise,"
+        " √(2ηλ·(1 − β)/(1 + β)) with momentum β; for groups with decoupled decay",
+        unit="radians",
+        usual="the root of the learning rate",
+        advice="as for angular_update",
+    ),
+    Quantity(
+        tag="parameter_angular_update/<name>",
+        monitor="UpdateRMSMonitor",
+        meaning="angular_update of one parameter, by `per_parameter`",
+        unit="radians",
+        usual="as its group",
+        advice="look at the parameter's row in the text routing",
+    ),
+)
