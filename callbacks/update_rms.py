@@ -146,8 +146,8 @@ class UpdateRMSMonitor(StepMonitor):
                     scalars[f"angular_equilibrium/{group.label}"] = sample.equilibrium
         self.warn_of_not_finite(trainer, "the update RMS", of_parameters)
         scalars |= {f"update_rms/{label}": rms for label, rms in of_groups.items()}
-        for tag, values in (("parameter_update_rms", of_parameters), ("parameter_angular_update", angles)):
-            scalars |= {f"{tag}/{name}": value for name, value in values.items() if self._chosen.takes(name)}
+        for tag, named in (("parameter_update_rms", of_parameters), ("parameter_angular_update", angles)):
+            scalars |= {f"{tag}/{name}": value for name, value in named.items() if self._chosen.takes(name)}
         log_scalars(trainer, scalars)
         self._limits["update_rms"].watch(trainer, ratios(moves[True], moves[False]))
 

@@ -217,7 +217,8 @@ class Projections:
 
 
 def _norms(vectors: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
+    return norms
 
 
 def _layers(attention: nn.Module | None, names: Sequence[str]) -> tuple[nn.Module, nn.Module | None] | None:

@@ -48,7 +48,8 @@ def llama(attention: str = "sdpa", kv_heads: int = 2, **options: Any) -> nn.Modu
 
     sizes: dict[str, Any] = {"vocab_size": TOKENS, "hidden_size": DIM, "intermediate_size": 2 * DIM}
     layers = {"num_hidden_layers": 2, "num_attention_heads": HEADS, "num_key_value_heads": kv_heads}
-    config = transformers.LlamaConfig(**{**sizes, **layers, **options}, attn_implementation=attention)
+    make_config: Any = transformers.LlamaConfig
+    config = make_config(**{**sizes, **layers, **options}, attn_implementation=attention)
     return LogitsOf(transformers.LlamaForCausalLM(config))
 
 

@@ -86,7 +86,7 @@ def test_the_logits_of_heads_over_the_limit_come_to_it(fit: Fit, net: str) -> No
     if "llama" in net:
         pytest.importorskip("transformers")
     _, unclipped, _ = clipped(fit, NETS[net], 1e9)
-    first = {head: s for head, s in unclipped.steps[0].items() if ".1." not in head}
+    first = {head: logit for head, logit in unclipped.steps[0].items() if ".1." not in head}
     assert len(first) == HEADS
     limit = sorted(first.values())[HEADS // 2] * 0.99  # half of the heads are over it
     module, found, trainer = clipped(fit, NETS[net], limit)
@@ -96,15 +96,15 @@ def test_the_logits_of_heads_over_the_limit_come_to_it(fit: Fit, net: str) -> No
     assert float(trainer.callback_metrics["clipped_heads"]) >= 0
     assert unclipped.steps[0] == unclipped.steps[1]
     torch.manual_seed(0)
-    before, after = Still(NETS[net]).net.state_dict(), module.net.state_dict()
-    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    old, new = Still(NETS[net]).net.state_dict(), module.net.state_dict()
+    changed = [name for name in old if not torch.equal(old[name], new[name])]
     assert changed
     if "grouped" in net and "llama" in net:
         assert all("q_proj" in name for name in changed)
     elif "llama" in net:
         assert any("k_proj" in name for name in changed)
-    rows = {name: int((before[name] != after[name]).any(-1).sum()) for name in changed if before[name].ndim == 2}
-    heads = sum(s > limit for s in unclipped.steps[0].values())
+    rows = {name: int((old[name] != new[name]).any(-1).sum()) for name in changed if old[name].ndim == 2}
+    heads = sum(logit > limit for logit in unclipped.steps[0].values())
     if "gpt2" not in net:
         assert sum(rows.values()) == heads * (DIM // HEADS) * (1 if "group" in net else 2)
 
