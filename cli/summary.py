@@ -14,8 +14,8 @@ from rich.table import Table
 from lightning_muon import report
 from lightning_muon.cli.output import program_name, python, quoted
 from lightning_muon.report.plain_text import printable
+from lightning_muon.report.tags import is_ours
 
-_MEASURED = {quantity.name for quantity in report.QUANTITIES}
 _MOST_REMARKS = 3  # the others are in the report
 
 
@@ -48,7 +48,7 @@ def _print_metrics(console: Console, trainer: Trainer) -> None:
     if best:
         table.add_column("best", justify="right")
     # How good a run is, not what its monitors measure.
-    own = [name for name in metrics if name.partition("/")[0] not in _MEASURED and not name.startswith("lr-")]
+    own = [name for name in metrics if not is_ours(name) and not name.startswith("lr-")]
     for name in sorted(name for name in own if name.startswith("val/")) or sorted(own):
         row = [escape(printable(name)), f"{metrics[name]:.4g}"]
         table.add_row(*row, *([f"{best[name]:.4g}" if name in best else ""] if best else []))

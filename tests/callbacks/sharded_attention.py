@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lightning_muon.callbacks import AttentionLogitMonitor, QKClip
+from lightning_muon.report.tags import name_of
 from lightning_muon.strategies import FSDP2Strategy
 
 STEPS = 5
@@ -57,7 +58,7 @@ class Read(Callback):
         self.steps: list[dict[str, float]] = []
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self.steps.append({tag: float(value) for tag, value in trainer.callback_metrics.items()})
+        self.steps.append({name_of(tag): float(value) for tag, value in trainer.callback_metrics.items()})
 
 
 def fit(way: str, callbacks: list[Callback]) -> LightningModule:

@@ -18,6 +18,7 @@ from lightning_muon.callbacks.attention.calls import AttentionCall
 from lightning_muon.callbacks.attention.growth import Growth
 from lightning_muon.callbacks.attention.logits import largest_logits, sampled_places
 from tests.callbacks.attending import DIM, HEADS, Exact, NextToken, Plain, gpt, llama
+from tests.callbacks.watched import watched
 
 Fit = Callable[..., Trainer]
 
@@ -44,7 +45,7 @@ class Compare(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         prefix = "attention_logit/"
-        found = {t.removeprefix(prefix): float(v) for t, v in trainer.callback_metrics.items() if t.startswith(prefix)}
+        found = {t.removeprefix(prefix): float(v) for t, v in watched(trainer).items() if t.startswith(prefix)}
         self.logged.append(found)
         self.exact.append(self._exact.largest())
 
@@ -207,7 +208,7 @@ def test_attention_that_is_not_seen_is_told_once(fit: Fit) -> None:
         trainer = fit(NextToken(ByHand), callbacks=[AttentionLogitMonitor()])
     assert sum("did not attend" in str(warning.message) for warning in said) == 1
     assert "scaled_dot_product_attention, nn.MultiheadAttention" in "".join(str(w.message) for w in said)
-    assert not [tag for tag in trainer.callback_metrics if "attention" in tag]
+    assert not [tag for tag in watched(trainer) if "attention" in tag]
 
 
 def test_a_model_without_attention_is_left_alone(fit: Fit, regression: Any, recwarn: pytest.WarningsRecorder) -> None:
@@ -232,10 +233,10 @@ def test_compiled_modules(fit: Fit, part: str) -> None:
     if part == "net":
         with pytest.warns(UserWarning, match=r"torch\.compile has made net\.blocks\.0\.attention, net\.blocks\.1\."):
             trainer = fit(NextToken(make), callbacks=[AttentionLogitMonitor(every_n_steps=2)])
-        assert "attention_logit/max" not in trainer.callback_metrics
+        assert "attention_logit/max" not in watched(trainer)
     else:
         trainer = fit(NextToken(make), callbacks=[AttentionLogitMonitor(every_n_steps=2, per_parameter=True)])
-        names = {tag.split("/")[1] for tag in trainer.callback_metrics if "head_0" in tag}
+        names = {tag.split("/")[1] for tag in watched(trainer) if "head_0" in tag}
         assert names == {"net.blocks.1.attention.head_0"}
     assert len(compiled) == 1
 
@@ -273,7 +274,7 @@ def test_names_that_a_file_has_imported(fit: Fit, monkeypatch: pytest.MonkeyPatc
             return y
 
     trainer = fit(NextToken(Own), callbacks=[AttentionLogitMonitor(per_parameter=["net.mixer"])])
-    assert "attention_logit/net.mixer.head_0" in trainer.callback_metrics
+    assert "attention_logit/net.mixer.head_0" in watched(trainer)
 
 
 def test_the_step_at_which_the_limit_is_reached(fit: Fit, tensorboard: TensorBoardLogger, events: Any) -> None:

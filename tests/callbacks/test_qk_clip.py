@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from lightning_muon.callbacks import AttentionLogitMonitor, QKClip
 from lightning_muon.optim import MuonAdamW, route_parameters
 from tests.callbacks.attending import BATCH, DIM, HEADS, LENGTH, TOKENS, Fused, NextToken, Plain, gpt, llama
+from tests.callbacks.watched import watched
 
 Fit = Callable[..., Trainer]
 
@@ -56,7 +57,7 @@ class Largest(Callback):
         self.steps: list[dict[str, float]] = []
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        found = {t.partition("/")[2]: float(v) for t, v in trainer.callback_metrics.items() if ".head_" in t}
+        found = {t.partition("/")[2]: float(v) for t, v in watched(trainer).items() if ".head_" in t}
         self.steps.append(found)
 
 
@@ -93,7 +94,7 @@ def test_the_logits_of_heads_over_the_limit_come_to_it(fit: Fit, net: str) -> No
     for head, before in first.items():
         assert found.steps[0][head] == before
         assert found.steps[1][head] == pytest.approx(min(before, limit), rel=1e-5)
-    assert float(trainer.callback_metrics["clipped_heads"]) >= 0
+    assert float(watched(trainer)["clipped_heads"]) >= 0
     assert unclipped.steps[0] == unclipped.steps[1]
     torch.manual_seed(0)
     old, new = Still(NETS[net]).net.state_dict(), module.net.state_dict()
@@ -135,8 +136,8 @@ def test_a_rotary_model_whose_logits_explode(fit: Fit) -> None:
 
         class Read(Callback):
             def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-                logits.append(float(trainer.callback_metrics["attention_logit/max"]))
-                told.append(float(trainer.callback_metrics.get("attention_limit_step", torch.inf)))
+                logits.append(float(watched(trainer)["attention_logit/max"]))
+                told.append(float(watched(trainer).get("attention_limit_step", torch.inf)))
 
         module = ByHeart(partial(llama, kv_heads=HEADS), optimizer, steps=120)
         fit(module, callbacks=[*clip, AttentionLogitMonitor(max_logit=20.0), Read()])
@@ -241,7 +242,7 @@ def test_every_n_steps_and_the_log(fit: Fit) -> None:
 
     class Read(Callback):
         def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-            counts.append(float(trainer.callback_metrics.get("clipped_heads", -1.0)))
+            counts.append(float(watched(trainer).get("clipped_heads", -1.0)))
 
     largest = Largest()
     monitor = AttentionLogitMonitor(every_n_steps=1, queries=None, per_parameter=True)

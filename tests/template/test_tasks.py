@@ -44,7 +44,9 @@ def train(project: Path, classes: tuple[str, str], options: list[str], predict: 
 
 def test_a_bare_project_trains(copy_of: Bake) -> None:
     found = train(copy_of("bare"), ("Module", "Data"), [], [])
-    assert {"val/loss", "val/accuracy", "weight_rms/max", "orthogonality_error/mean"} <= found["metrics"].keys()
+    assert {"val/loss", "val/accuracy", "watch/weight_rms/max", "watch/orthogonality_error/mean"} <= found[
+        "metrics"
+    ].keys()
     assert {row["class"] for row in found["predictions"][0]} <= set(range(4))
     assert {name for name, role in found["roles"].items() if role == "matrix"} >= {"net.blocks.0.1.weight"}
 
@@ -56,7 +58,7 @@ def test_a_table_decides_the_sizes_of_the_network(copy_of: Bake) -> None:
     (project / "new.csv").write_text("state,rooms,garden\nold,3,10\nolder,,20\n")
     options = ["--data.files=houses.csv", "--data.target=price"]
     found = train(project, ("TableModule", "TableData"), options, ["--data.predict=new.csv"])
-    assert {"val/loss", "val/rmse", "val/mae", "val/r2", "weight_rms/max"} <= found["metrics"].keys()
+    assert {"val/loss", "val/rmse", "val/mae", "val/r2", "watch/weight_rms/max"} <= found["metrics"].keys()
     assert found["roles"]["net.tokenizer.weight"] == "embedding"
     assert found["roles"]["net.tokenizer.tables.0.weight"] == "embedding"
     assert found["roles"]["net.head.weight"] == "head"

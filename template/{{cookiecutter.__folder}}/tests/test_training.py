@@ -28,14 +28,15 @@ NEEDS = {"wandb": "wandb", "mlflow": "mlflow", "soap": "pytorch_optimizer", "sha
 def test_a_run_is_logged_and_reported(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fitted = run("fit", "--trainer.max_steps=30", "--trainer.log_every_n_steps=10")
     events = EventAccumulator(fitted.trainer.log_dir).Reload().Tags()
-    assert {f"{card}/text_summary" for card in ("routing", "config")} <= set(events["tensors"])
-    monitors = {"weight_rms/max", "bf16_headroom/min", "orthogonality_error/mean", "weight_decay/matrix"}
-    assert {"lr-MuonAdamW/matrix", "train/loss", "val/loss"} | monitors <= set(events["scalars"])
+    assert {f"{card}/text_summary" for card in ("watch/routing", "watch/config")} <= set(events["tensors"])
+    monitors = {f"watch/{name}" for name in ("weight_rms/max", "orthogonality_error/mean", "weight_decay/matrix")}
+    seen_first = {"at_a_glance/loss", "at_a_glance/val_loss"}
+    assert {"lr-MuonAdamW/matrix", "train/loss", "val/loss"} | monitors | seen_first <= set(events["scalars"])
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        main(args=["report", "logs"])
+        main(args=["report", "logs", "--all"])
     assert "│ val/loss, final" in capsys.readouterr().out
-    assert "| weight RMS, peak of the largest | under 1 |" in (tmp_path / "logs" / "report" / "report.md").read_text()
+    assert "| weight RMS, largest in the last quarter | under 1 |" in (tmp_path / "logs" / "report" / "report.md").read_text()
 
 
 def test_a_run_continues_exactly_where_its_checkpoint_was_written(run: Run, tmp_path: Path) -> None:
