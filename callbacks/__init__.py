@@ -21,9 +21,10 @@ They serve ``MuonAdamW``, ``torch.optim.Muon``, and every optimizer whose parame
 - :class:`StopOnSignal`: SIGTERM and Ctrl-C end a run after its step, with a checkpoint, on all ranks alike.
 
 Inside, ``monitor`` decides when to measure, and ``logging`` how to log. ``matrices`` finds Muon's matrices,
-``sampling`` chooses some, and ``shards`` combines values over ranks. ``limits`` warns, ``arguments`` and ``points``
-check what users pass, ``measures`` computes, ``attention`` finds attention and its weights, ``decay`` decides on weight
-decays, ``tensorboard`` makes TensorBoard's pages, and ``stopping`` ends runs.
+``sampling`` chooses some, and ``shards`` combines values over ranks. ``limits`` warns; ``record`` keeps what was
+logged, by which ``health_log`` judges the run. ``arguments`` and ``points`` check what users pass, ``measures``
+computes, ``attention`` finds attention and its weights, ``decay`` decides on weight decays, ``tensorboard`` makes
+TensorBoard's pages, and ``stopping`` ends runs.
 """
 
 from lightning_muon.callbacks.attention_logits import AttentionLogitMonitor

@@ -40,7 +40,7 @@ class MuonDashboard(Callback, Listener):
       Beside it are copies of loss and speed, in the group that a logger shows first. With matplotlib there is the run
       in one picture: ``health.png`` in its folder, and in the loggers.
     - **Custom Scalars**: health, loss, speed and learning rate first, then the charts of each quantity. A chart appears
-      when the run logs its tags, from any callback; those of the first section have their place always.
+      when the run logs its tags, from any callback; those of the first two sections have their place always.
     - **Text**: ``at_a_glance/verdict``, what is wrong since when and what to do; ``watch/routing``, the algorithm of
       each parameter and the reason; ``watch/config``, the configuration of the run; and ``watch/warnings``.
     - **HParams**: optimizer, learning rate, weight decay and others, and the metric that ``ModelCheckpoint`` or

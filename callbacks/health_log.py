@@ -1,5 +1,6 @@
 """The verdict on a run while it goes on: a line for each quantity, a text that says what to do, and a picture."""
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning_muon.report.picture import draw_picture
 from lightning_muon.report.plain_text import code, markdown, printable
 from lightning_muon.report.quantities import LEARNING_RATE, LOSS, OTHER_LOSS, QUANTITIES, VALIDATION_LOSS, matching
 from lightning_muon.report.quantity import Line
+from lightning_muon.report.replaced import replaced
 from lightning_muon.report.run_log import RunLog, RunLogError, read_run
 from lightning_muon.report.tags import GLANCE, HEALTH, LIMITS, VERDICT, tag_of
 from lightning_muon.report.verdict import RunHealth, health_of
@@ -108,11 +110,16 @@ class HealthLog:
             return
         self._drawn_in = logged_step(trainer)
         began = time.monotonic()
-        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / PICTURE
-        if no_picture := draw_picture(self._record.run(), health, path):
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with replaced(path) as unfinished:
+                no_picture = draw_picture(self._record.run(), health, unfinished)
+        except OSError as error:  # a full disk does not end a run
+            no_picture = f"no picture in '{path}': {error.strerror}"
+        if no_picture:
             rank_zero_info(f"MuonDashboard: {no_picture}")
-            self._drawing_took = float("inf")
+            self._drawing_took = math.inf
             return
         _send(trainer, path)
         self._drawn_at = time.monotonic()

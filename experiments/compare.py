@@ -14,7 +14,7 @@ from lightning_muon.experiments.protocol import Known, Protocol
 from lightning_muon.experiments.runs import Run
 from lightning_muon.experiments.study import print_result, run_study
 from lightning_muon.experiments.tuning import ALL_AXES
-from lightning_muon.report.render import replaced
+from lightning_muon.report.replaced import replaced
 
 Inspect = Callable[[Sequence[str]], Mapping[str, Any]]
 CONTESTANTS = "contestants.json"  # in the folder of the study: what was found of each optimizer

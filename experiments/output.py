@@ -16,7 +16,8 @@ from lightning_muon.experiments.ratio import Interval
 from lightning_muon.experiments.standings import NO_DIFFERENCE, Standing, ratio_text, sentence, standings
 from lightning_muon.report.plain_text import markdown as as_markdown
 from lightning_muon.report.plain_text import printable
-from lightning_muon.report.render import COLOURS, replaced
+from lightning_muon.report.render import COLOURS
+from lightning_muon.report.replaced import replaced
 
 VALUES, PAGE = "comparison.json", "comparison.md"
 HORIZONS, TUNING = "loss_over_steps.png", "tuning.png"

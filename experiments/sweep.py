@@ -18,7 +18,7 @@ from lightning_muon.experiments.space import Choices, Dimension, Range, grid
 from lightning_muon.experiments.study import print_result, run_study
 from lightning_muon.experiments.trial import Result, Trial
 from lightning_muon.report.plain_text import printable
-from lightning_muon.report.render import replaced
+from lightning_muon.report.replaced import replaced
 from lightning_muon.report.settings import short_names
 
 TRIALS = "trials.json"

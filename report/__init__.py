@@ -7,10 +7,12 @@ It needs neither torch nor Lightning, and imports no other room.
 - ``run_log``: find runs below a folder, and read their TensorBoard or CSV files
 - ``settings``: what a run saved of its settings; ``differences``: which of them differ between runs; ``groups``: runs
   that differ only in their seed; ``ranking``: the metric that they are sorted by
-- ``health``: the figures of a run, and their verdicts
+- ``tags``: under which names values are logged; ``charts``: where TensorBoard shows them
+- ``health``: the figures of a run, and their verdicts; ``verdict``: that on the run, since when, and what to do
 - ``comparison``: runs side by side
 - ``plain_text``: names that are not ours, safe to print and plain in Markdown
-- ``overview``: a row for each group; ``render``: the comparison in a terminal and as Markdown; ``curves``: the plots
+- ``overview``: a row for each group; ``render``: the comparison in a terminal and as Markdown; ``curves``: the plots;
+  ``picture``: a run in one picture; ``replaced``: files that are complete
 """
 
 from lightning_muon.report.comparison import Comparison, compare

@@ -1,7 +1,7 @@
 """The charts of TensorBoard's page Custom Scalars.
 
 A chart has its title, its expression and its place whatever a run logs, so that TensorBoard can merge the pages of
-several runs. Those of the first section are on every page: without them, the charts of runs side by side would move.
+several runs. Those of the first two sections are on every page: without them, those of runs side by side would move.
 """
 
 from collections.abc import Sequence
@@ -32,19 +32,20 @@ def _with_limits(chart: Chart, entries: Sequence[Quantity]) -> Chart:
 
 
 # TensorBoard shows charts with bands behind the others of a section, so those without are in a section of their own.
-SECTIONS = ("Overview", "Health", "Updates", "Training", "Cost")
-FIRST = (
-    Chart("Overview", 1, "Health: under 1 is ok, above 2 is bad", rf"{HEALTH}|{LIMITS}/health_(watch|bad)"),
-    Chart("Overview", 2, "Loss", LOSS),
-    Chart(
-        "Overview", 3, "Each quantity: 1 is its limit, above 2 is bad", rf"{VERDICT}/.+|{LIMITS}/quantity_(watch|bad)"
-    ),
-    Chart("Overview", 4, "Samples per second", rf"{WATCH}/throughput/samples_per_second"),
-    Chart("Overview", 5, "Learning rate", LEARNING_RATE),
-)
+SECTIONS = ("Overview", "Health", "Updates", "bfloat16", "Training", "Cost")
+ON_EVERY_PAGE = SECTIONS[:2]
 CHARTS = sorted(
     {
-        *FIRST,
+        Chart("Overview", 1, "Health: under 1 is ok, above 2 is bad", rf"{HEALTH}|{LIMITS}/health_(watch|bad)"),
+        Chart("Overview", 2, "Loss", LOSS),
+        Chart(
+            "Overview",
+            3,
+            "Each quantity: 1 is its limit, above 2 is bad",
+            rf"{VERDICT}/.+|{LIMITS}/quantity_(watch|bad)",
+        ),
+        Chart("Overview", 4, "Samples per second", rf"{WATCH}/throughput/samples_per_second"),
+        Chart("Overview", 5, "Learning rate", LEARNING_RATE),
         *_of_quantities(),
         Chart("Training", 2, "Other validation metrics", r"(val|valid|validation|eval)[/_](?!.*[Ll]oss).+"),
         Chart("Cost", 2, "Batches per second", r"(train|device)[|/]batches_per_sec(ond)?"),

@@ -106,7 +106,7 @@ QUANTITIES = (
         advice=f"the run diverges; go back to a checkpoint, lower the learning rate, and {MORE_DECAY}",
         limit=16.0,
         chart=Chart(
-            "Health", 10, "Doublings to the overflow of bf16: healthy above 16", f"doublings_to_overflow/{SUMMARY}"
+            "bfloat16", 3, "Doublings to the overflow of bf16: healthy above 16", f"doublings_to_overflow/{SUMMARY}"
         ),
         report=(Line("doublings until bf16 overflows, fewest", "doublings_to_overflow/min", lowest, "{:.1f}"),),
     ),
@@ -119,7 +119,7 @@ QUANTITIES = (
         healthy=Range("above 1", 1.0, bad=0.5),  # under half a spacing the typical update is rounded away
         problem=LOST,
         advice=LOSE_LESS,
-        chart=Chart("Health", 4, "bf16 headroom: healthy above 1", f"bf16_headroom/{SUMMARY}"),
+        chart=Chart("bfloat16", 1, "bf16 headroom: healthy above 1", f"bf16_headroom/{SUMMARY}"),
         panel=_two_curves(3, "bf16 headroom", "bf16_headroom", "min", "mean"),
         report=(Line("bf16 headroom, median of the smallest", "bf16_headroom/min", only_half_precision=True),),
     ),
@@ -132,7 +132,7 @@ QUANTITIES = (
         problem=LOST,
         advice=LOSE_LESS,
         limit=0.5,
-        chart=Chart("Health", 9, "Fraction of updates that bfloat16 weights would lose", f"lost_updates/{SUMMARY}"),
+        chart=Chart("bfloat16", 2, "Fraction of updates that bfloat16 weights would lose", f"lost_updates/{SUMMARY}"),
         panel=_two_curves(5, "updates that bf16 would lose", "lost_updates", "mean", "max"),
         report=(Line("updates that bf16 would lose", "lost_updates/mean", write="{:.1%}"),),
     ),

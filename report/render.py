@@ -3,11 +3,9 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
-from uuid import uuid4
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -24,6 +22,7 @@ from lightning_muon.report.plain_text import code, printable
 from lightning_muon.report.plain_text import markdown as as_markdown
 from lightning_muon.report.quantities import OWN_LOSS, matching
 from lightning_muon.report.quantity import best
+from lightning_muon.report.replaced import replaced
 
 PAGE, PLOT = "report.md", "curves.png"
 COLOURS = {
@@ -255,16 +254,3 @@ def _plain_cell(text: str) -> str:
 
 def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, which replaces the given one at the end if it was written."""
-    # Several processes may write it, each a file of its own; matplotlib needs the suffix.
-    unfinished = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
-    try:
-        yield unfinished
-        if unfinished.exists():
-            unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

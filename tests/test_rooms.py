@@ -34,6 +34,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "report.health",  # how a run is judged, while it goes on as when it is over
         "report.picture",
         "report.quantity",
+        "report.replaced",
         "report.run_log",
         "report.verdict",
         "report.tags",  # under which names that is logged

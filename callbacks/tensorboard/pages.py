@@ -1,5 +1,6 @@
 """Charts for the page Custom Scalars, Markdown for Text, and singular values for Histograms."""
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils.tensorboard.summary import custom_scalars
 
 from lightning_muon.callbacks.matrices import labelled_groups, module_names, own_names
 from lightning_muon.optim.update.matrix_layout import MatrixLayout
-from lightning_muon.report.charts import CHARTS, FIRST
+from lightning_muon.report.charts import CHARTS, ON_EVERY_PAGE
 from lightning_muon.report.plain_text import code, code_block, markdown
 from lightning_muon.report.quantity import Chart
 from lightning_muon.report.tags import is_ours
@@ -28,14 +29,14 @@ Page = dict[str, dict[str, Chart]]
 def layout(tags: Iterable[str]) -> Page:
     """Return the layout of the charts for the tags that a run has logged.
 
-    Charts without tags are left out, except those of the first section where monitors are on: so they keep their places
-    when TensorBoard merges the pages of several runs.
+    Charts without tags are left out, except those of the first sections where monitors are on: so they keep their
+    places when TensorBoard merges the pages of several runs.
     """
     tags = list(tags)
     is_monitored = any(map(is_ours, tags))
     page: Page = {}
     for chart in CHARTS:
-        if chart.draws(tags) or (is_monitored and chart in FIRST):
+        if chart.draws(tags) or (is_monitored and chart.category in ON_EVERY_PAGE):
             page.setdefault(chart.category, {})[chart.title] = chart
     return page
 
@@ -48,9 +49,11 @@ def layout_summary(page: Page, prefix: str) -> Summary:
         prefix: What the logger puts before each tag, with its hyphen; a band has its tags by name.
     """
     categories = []
+    place = {chart: number for number, chart in enumerate(CHARTS)}
     for section, charts in page.items():
         found = []
-        for chart in charts.values():
+        # TensorBoard shows the last chart with bands first, behind all others.
+        for chart in sorted(charts.values(), key=lambda chart: -place[chart] if chart.margins else -math.inf):
             if chart.margins:
                 series = [
                     MarginChartContent.Series(value=prefix + value, lower=prefix + lower, upper=prefix + upper)

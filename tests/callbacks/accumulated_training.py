@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_muon.callbacks import SpeedMonitor, TargetBatch
-from tests.callbacks.watched import watched
+from lightning_muon.report.tags import tag_of
 
 
 class Samples(BoringModel):
@@ -63,5 +63,5 @@ def run(ranks: int, samples: int) -> dict[str, Any]:
         "steps": trainer.global_step,
         "estimated": model.steps,
         "weights": torch.cat([p.detach().flatten() for p in model.parameters()]),
-        "speed": float(watched(trainer)["throughput/samples_per_second"]),
+        "speed": float(trainer.callback_metrics[tag_of("throughput/samples_per_second")]),
     }

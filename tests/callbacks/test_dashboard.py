@@ -71,7 +71,10 @@ def test_charts_are_those_that_the_run_has_tags_for(
     assert list(shown) == ["Overview", "Health", "Updates"]
     titles = {section: [title.split(":")[0] for title in charts] for section, charts in shown.items()}
     assert titles["Overview"] == ["Health", "Loss", "Each quantity", "Samples per second", "Learning rate"]
-    assert titles["Health"] == ["Weight RMS", "Orthogonality error", "Largest weight, a small multiple of the RMS"]
+    assert titles["Health"] == [  # shown in the opposite order
+        "Largest weight, a small multiple of the RMS",
+        *("Orthogonality error", "Layer output RMS", "Weight RMS"),
+    ]
     assert titles["Updates"] == ["Weight decay", "Singular values of the update"]
     # Each tag is on at most one chart, and those of the monitors that change are all on one.
     tags = [
