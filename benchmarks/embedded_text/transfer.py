@@ -16,7 +16,7 @@ from benchmarks.record import print_table
 
 OPTIMIZERS = ("adamw", "moonlight", "mup")
 WIDTHS = (128, 256, 512)
-RATES = tuple(0.001 * 2**power for power in range(9))
+RATES = tuple(0.001 * 2**power for power in range(8))
 SEEDS = (42, 43)
 
 
@@ -29,7 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
     nets = {width: f"model: {{net: {{init_args: {{dim: {width}, heads: {width // 32}}}}}}}" for width in widths}
     files = {width: write_config(folder, f"width_{width}", text) for width, text in nets.items()}
     configs = {(name, width): [f"optimizer/{name}", files[width]] for name in OPTIMIZERS for width in widths}
-    varied = {"config": [*configs.values()], "model.optimizer.lr": rates, "seed_everything": seeds}
+    # All runs of a seed come before those of the next.
+    varied = {"seed_everything": seeds, "config": [*configs.values()], "model.optimizer.lr": rates}
     trials = sweep(folder, varied, [f"--jobs={options.jobs}", *(QUICK if options.quick else ())])
     losses = {key: {rate: _mean(trials, config, rate) for rate in rates} for key, config in configs.items()}
     rows = [_row(optimizer, width, losses) for optimizer, width in losses]
