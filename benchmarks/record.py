@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +32,11 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "lightning": version("lightning"),
     }
+
+
+def card() -> str:
+    """Return the name of the GPU as a part of a file's name, ``cpu`` if there is none."""
+    return re.sub(r"\W+", "_", torch.cuda.get_device_name().lower()) if torch.cuda.is_available() else "cpu"
 
 
 def report(

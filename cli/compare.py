@@ -21,8 +21,9 @@ from lightning_muon.experiments.tuning import ALL_AXES
 _FOLDER = Path("logs", "compare")
 _WORDS = """\
 Each optimizer is tuned by the same rules: the learning rate on a grid that extends itself while the best lies at its
-end, then the learning rates of the other roles, together and one by one, then the weight decay. Then it is trained with
-other seeds, to the end of a schedule, at the full length and at shorter ones. All other options are those of fit."""
+end, then the learning rates of the other roles, together and one by one, then the weight decay; and again, until
+nothing changes. Then it is trained with other seeds, to the end of a schedule, at the full length and at shorter ones.
+All other options are those of fit."""
 
 
 def run_compare(run: Run, settings_of: Callable[[Sequence[str]], Mapping[str, Any]], arguments: Sequence[str]) -> None:

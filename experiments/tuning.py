@@ -6,7 +6,7 @@ same order: whoever continues it after a kill, or on another machine, asks for t
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from lightning_muon.experiments.contestant import Contestant, Settings
 
@@ -102,40 +102,55 @@ def search(contestant: Contestant, axes: Sequence[Axis], loss_of: Callable[[Sett
         axes: In their order. Later rounds leave out the coarse axis of the learning rate, if there is a finer one.
         loss_of: The loss of a run to the end of its schedule: infinite if it diverged, ``None`` if it has not run.
     """
-    best = contestant.start
-    coupled = contestant.coupled
-    at_edge: dict[str, bool] = {}
-    visited: dict[str, tuple[str, Settings]] = {}
-    tried: dict[str, list[float]] = {axis.name: [] for axis in axes}
+    best, coupled = contestant.start, contestant.coupled
+    walk = _Walk(loss_of)
     rates = [axis for axis in axes if axis.name == LEARNING_RATE]
-    again = [axis for axis in axes if axis not in rates[:-1]]
+    later = [axis for axis in axes if axis not in rates[:-1]]
     for number in range(MOST_ROUNDS):
         before = best
-        for axis in again if number else axes:
+        for axis in later if number else axes:
             if axis.name in {ROLES, *contestant.start.rates}:
                 coupled = frozenset()  # rates that have been compared with one another stay where they are
-            grid = axis.first_points(best)
-            while True:
-                values = sorted({_known_or_rounded(value, tried[axis.name]) for value in grid})
-                points = {value: axis.with_value(best, value, coupled) for value in values}
-                losses = {value: loss_of(settings) for value, settings in points.items()}
-                if wanted := tuple(points[value] for value, loss in losses.items() if loss is None):
-                    return Search(best, wanted, visited=tuple(visited.values()))
-                tried[axis.name] += values
-                for settings in points.values():
-                    visited.setdefault(str(settings), (axis.name, settings))
-                # Of equal losses, such as infinite ones, the lowest value is the safest.
-                found = min(points, key=lambda value: (losses[value], value))
-                lowest, *_, highest = (value for value in points if value > 0)
-                at_edge[axis.name] = found in (lowest, highest)
-                if not at_edge[axis.name] or len(grid) >= (MOST_AGAIN if number else MOST_POINTS):
-                    break
-                grid.append(found / axis.factor if found == lowest else found * axis.factor)
-            best = points[found]
-        if best == before or len(again) == 1:
+            best, wanted = walk.along(axis, best, coupled, MOST_AGAIN if number else MOST_POINTS)
+            if wanted:
+                return Search(best, wanted, visited=tuple(walk.visited.values()))
+        if best == before or len(later) == 1:
             break
-    edges = tuple(name for name, edge in at_edge.items() if edge)
-    return Search(best, at_edge=edges, visited=tuple(visited.values()))
+    edges = tuple(name for name, edge in walk.at_edge.items() if edge)
+    return Search(best, at_edge=edges, visited=tuple(walk.visited.values()))
+
+
+@dataclass
+class _Walk:
+    """What a search has seen on its way, as in :class:`Search`; ``tried`` has the values of each axis."""
+
+    loss_of: Callable[[Settings], float | None]
+    visited: dict[str, tuple[str, Settings]] = field(default_factory=dict)
+    at_edge: dict[str, bool] = field(default_factory=dict)
+    tried: dict[str, list[float]] = field(default_factory=dict)
+
+    def along(
+        self, axis: Axis, best: Settings, coupled: frozenset[str], most: int
+    ) -> tuple[Settings, tuple[Settings, ...]]:
+        """Return the best settings on an axis, and none wanted; or those before, and the settings to run first."""
+        grid = axis.first_points(best)
+        tried = self.tried.setdefault(axis.name, [])
+        while True:
+            values = sorted({_known_or_rounded(value, tried) for value in grid})
+            points = {value: axis.with_value(best, value, coupled) for value in values}
+            losses = {value: self.loss_of(settings) for value, settings in points.items()}
+            if wanted := tuple(points[value] for value, loss in losses.items() if loss is None):
+                return best, wanted
+            tried += values
+            for settings in points.values():
+                self.visited.setdefault(str(settings), (axis.name, settings))
+            # Of equal losses, such as infinite ones, the lowest value is the safest.
+            found = min(points, key=lambda value: (losses[value], value))
+            lowest, *_, highest = (value for value in points if value > 0)
+            self.at_edge[axis.name] = found in (lowest, highest)
+            if not self.at_edge[axis.name] or len(grid) >= most:
+                return points[found], ()
+            grid.append(found / axis.factor if found == lowest else found * axis.factor)
 
 
 def _known_or_rounded(value: float, tried: Sequence[float]) -> float:

@@ -3,24 +3,22 @@
 import argparse
 import json
 import os
-import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.demo import generate
-from benchmarks.record import REPOSITORY, RESULTS, machine, write
+from benchmarks.record import REPOSITORY, RESULTS, card, machine, write
 from lightning_muon.cli import main as program
 from lightning_muon.cli.compare import run_compare
 from lightning_muon.cli.optimizer_settings import optimizer_settings
 from lightning_muon.cli.sweep import run_sweep
-from lightning_muon.experiments.journal import Journal, Record
+from lightning_muon.experiments.journal import Journal
+from lightning_muon.experiments.output import VALUES
 from lightning_muon.experiments.sweep import TRIALS
 
 IMAGES = REPOSITORY / "docs" / "images"
@@ -54,37 +52,39 @@ def compare(folder: Path, command: Sequence[str]) -> dict[str, Any]:
     """Run the command ``compare`` and return the content of its ``comparison.json``."""
     with _project_in(folder) as (run, classes):
         run_compare(run, partial(optimizer_settings, *classes), [f"--study={folder / 'study'}", *command])
-    outcome: dict[str, Any] = json.loads((folder / "study" / "comparison.json").read_text(encoding="utf-8"))
+    outcome: dict[str, Any] = json.loads((folder / "study" / VALUES).read_text(encoding="utf-8"))
     return outcome
 
 
-def sweep(folder: Path, command: Sequence[str]) -> list[dict[str, Any]]:
-    """Run the command ``sweep`` and return its trials."""
+def sweep(folder: Path, varied: Mapping[str, Sequence[Any]], command: Sequence[str]) -> list[dict[str, Any]]:
+    """Run the command ``sweep`` over all combinations of values, by their keys, and return its trials."""
+    vary = [f"--vary={key}={','.join(map(json.dumps, values))}" for key, values in varied.items()]
     with _project_in(folder) as (run, _):
-        run_sweep(run, [f"--study={folder / 'study'}", *command])
+        run_sweep(run, [f"--study={folder / 'study'}", *vary, *command])
     trials: list[dict[str, Any]] = json.loads((folder / "study" / TRIALS).read_text(encoding="utf-8"))
     return trials
 
 
+def write_config(folder: Path, name: str, text: str) -> str:
+    """Write ``<folder>/<name>.yaml`` and return its path, as a value of ``--config``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.yaml"
+    path.write_text(f"{text}\n", encoding="utf-8")
+    return str(path)
+
+
 def write_record(results: Path, name: str, title: str, folder: Path, content: dict[str, Any]) -> Path:
     """Write ``<results>/<name>-<card or cpu>.json``, with machine, date and the hours of all runs together."""
-    card = torch.cuda.get_device_name().lower() if torch.cuda.is_available() else "cpu"
-    records = journal_of(folder)
-    done = [record.result for record in records if record.result]
+    journal = Journal(folder / "study")
+    with journal.locked():
+        done = [record.result for record in journal.records() if record.result]
     hours = sum(result.steps * (result.seconds_per_step or 0.0) for result in done) / 3600
-    path = results / f"{name}-{re.sub(r'[^a-z0-9]+', '_', card)}.json"
+    path = results / f"{name}-{card()}.json"
     about = {"command": f"python -m {__package__}.{name.replace('-', ' --size ')}", "machine": machine()}
     about["date"] = datetime.now(timezone.utc).date().isoformat()
     write(path, {"title": title, **about, "runs": len(done), "hours of training": round(hours, 2), **content})
     print(f"record:     {path}")
     return path
-
-
-def journal_of(folder: Path) -> list[Record]:
-    """Return the records of the study."""
-    journal = Journal(folder / "study")
-    with journal.locked():
-        return journal.records()
 
 
 @contextmanager

@@ -5,19 +5,18 @@ by the command ``sweep``. ``adamw`` and ``moonlight`` have one rate for all para
 embedding and head; only that of the matrices moves.
 """
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.embedded_text.project import QUICK, parser_of, sweep, write_record
+from benchmarks.embedded_text.project import QUICK, parser_of, sweep, write_config, write_record
 from benchmarks.record import print_table
 
 OPTIMIZERS = ("adamw", "moonlight", "mup")
 WIDTHS = (128, 256, 512)
-RATES = tuple(0.001 * 2**power for power in range(9))
+RATES = tuple(0.001 * 2**power for power in range(8))
 SEEDS = (42, 43)
 
 
@@ -26,32 +25,19 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser_of(__doc__).parse_args(arguments)
     widths, rates, seeds = (WIDTHS[:2], RATES[3:5], SEEDS[:1]) if options.quick else (WIDTHS, RATES, SEEDS)
     folder = options.folder.absolute() / "transfer"
-    folder.mkdir(parents=True, exist_ok=True)
-    configs = {
-        (optimizer, width): ["optimizer/" + optimizer, str(_width(folder, width))]
-        for optimizer in OPTIMIZERS
-        for width in widths
-    }
-    vary = [
-        f"--vary=config={','.join(map(json.dumps, configs.values()))}",
-        f"--vary=model.optimizer.lr={','.join(map(str, rates))}",
-        f"--vary=seed_everything={','.join(map(str, seeds))}",
-    ]
-    # The widths come after what all runs share.
-    trials = sweep(folder, [*vary, f"--jobs={options.jobs}", *(QUICK if options.quick else ())])
+    # Heads have 32 dimensions at each width.
+    nets = {width: f"model: {{net: {{init_args: {{dim: {width}, heads: {width // 32}}}}}}}" for width in widths}
+    files = {width: write_config(folder, f"width_{width}", text) for width, text in nets.items()}
+    configs = {(name, width): [f"optimizer/{name}", files[width]] for name in OPTIMIZERS for width in widths}
+    # All runs of a seed come before those of the next.
+    varied = {"seed_everything": seeds, "config": [*configs.values()], "model.optimizer.lr": rates}
+    trials = sweep(folder, varied, [f"--jobs={options.jobs}", *(QUICK if options.quick else ())])
     losses = {key: {rate: _mean(trials, config, rate) for rate in rates} for key, config in configs.items()}
     rows = [_row(optimizer, width, losses) for optimizer, width in losses]
     title = f"Loss over the learning rate at widths {', '.join(map(str, widths))}; {len(seeds)} seeds"
     print_table(title, rows, [key for key in rows[0] if key != "losses"])
     record = write_record(options.results, "transfer", title, folder, {"seeds": seeds, "rows": rows})
     _draw(rows, options.images / f"{record.stem.replace('_', '-')}.png")
-
-
-def _width(folder: Path, width: int) -> Path:
-    """Write the config of a width; heads have 32 dimensions at each."""
-    path = folder / f"width_{width}.yaml"
-    path.write_text(f"model:\n  net:\n    init_args: {{dim: {width}, heads: {width // 32}}}\n", encoding="utf-8")
-    return path
 
 
 def _mean(trials: Sequence[dict[str, Any]], config: list[str], rate: float) -> float | None:

@@ -6,7 +6,6 @@ if a section, one of its measurements, or a test has failed.
 """
 
 import argparse
-import re
 import signal
 import sys
 import time
@@ -23,7 +22,7 @@ from benchmarks.gpu.optimizer_steps import measure_steps
 from benchmarks.gpu.polar_factors import measure_methods
 from benchmarks.gpu.processes import GRACE, Section, run_section
 from benchmarks.gpu.training import measure_memory, measure_training
-from benchmarks.record import REPOSITORY, RESULTS, print_table, record, write
+from benchmarks.record import REPOSITORY, RESULTS, card, print_table, record, write
 
 
 class Part(NamedTuple):
@@ -126,14 +125,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device == "cpu" and not options.tiny:
         parser.error("--device cpu needs --tiny: the sizes are those of a data-centre GPU")
 
-    card = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
-    slug = re.sub(r"\W+", "_", card.lower())
     # A part of the measurements must not replace the record of all.
     is_whole = options.device == "cuda" and not options.tiny and not options.only
     folder = options.results or (RESULTS if is_whole else REPOSITORY / "build" / "benchmarks")
     chosen = [name for name in SECTIONS if name in (options.only or SECTIONS)]
     settings = {"minutes": options.minutes, "device": options.device, "quick": options.tiny, "sections": chosen}
-    path = folder / f"gpu-{slug}.json"
+    path = folder / f"gpu-{card() if options.device == 'cuda' else 'cpu'}.json"
     written = Record(path, options.device, settings)
     run_sections(written, chosen, options)
     written.show()
