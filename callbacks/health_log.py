@@ -92,7 +92,9 @@ class HealthLog:
                 for entry in QUANTITIES
                 if entry.limit_is_drawn and entry.name in severities and entry.healthy.bound is not None
             }
-            write_scalars(trainer, {**scalars, **LINES, **limits})
+            # When the run is over, the current batch is one that there is not.
+            step = max(0, logged_step(trainer) - is_over)
+            write_scalars(trainer, {**scalars, **LINES, **limits}, step)
         told = (health.verdict, tuple(one.line.label for one in health.unhealthy))
         if told != self._told and (health.severity is not None or is_over):
             self._told = told
