@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_muon.callbacks.logging import log_text, logged_step, write_scalars
@@ -41,11 +41,11 @@ class HealthLog:
 
     Args:
         trainer: At the start of training.
-        folder: Of the run, where the picture goes; ``None`` without one.
+        folder: The ``log_dir`` of the trainer; the picture goes to the folder of the run, there or below.
     """
 
     def __init__(self, trainer: Trainer, folder: str | None) -> None:
-        self._folder = Path(folder) if folder else None
+        self._folder = _folder_of_run(trainer, folder)
         self._record = Record(*_name_and_path(self._folder), before=_before(trainer, self._folder))
         self._lines: tuple[int, list[tuple[str, Line]]] = (-1, [])
         self._told: tuple[str, tuple[str, ...]] = ("", ())
@@ -92,7 +92,9 @@ class HealthLog:
                 for entry in QUANTITIES
                 if entry.limit_is_drawn and entry.name in severities and entry.healthy.bound is not None
             }
-            write_scalars(trainer, {**scalars, **LINES, **limits})
+            # When the run is over, the current batch is one that there is not.
+            step = max(0, logged_step(trainer) - is_over)
+            write_scalars(trainer, {**scalars, **LINES, **limits}, step)
         told = (health.verdict, tuple(one.line.label for one in health.unhealthy))
         if told != self._told and (health.severity is not None or is_over):
             self._told = told
@@ -135,6 +137,14 @@ def as_text(health: RunHealth) -> str:
         tag = code(tag_of(one.line.tags)) if one.line.tags and "\\" not in one.line.tags else ""
         lines.append(f"- **{one.verdict}**{since}: {markdown(str(one))}.{advice} {tag}".rstrip())
     return "\n".join(lines)
+
+
+def _folder_of_run(trainer: Trainer, folder: str | None) -> Path | None:
+    """Return where a run has its files; with other loggers as ``ModelCheckpoint`` does, below their ``save_dir``."""
+    logger = trainer.logger
+    if folder is None or logger is None or isinstance(logger, (TensorBoardLogger, CSVLogger)):
+        return Path(folder) if folder else None
+    return Path(folder) / str(logger.name) / str(logger.version)
 
 
 def _name_and_path(folder: Path | None) -> tuple[str, Path]:

@@ -67,13 +67,14 @@ def log_scalars(trainer: Trainer, scalars: Mapping[str, float]) -> None:
         listener.hear_scalars(logged_step(trainer), scalars)
 
 
-def write_scalars(trainer: Trainer, tagged: Mapping[str, float]) -> None:
-    """Write scalars, by their tags, to every logger."""
+def write_scalars(trainer: Trainer, tagged: Mapping[str, float], step: int | None = None) -> None:
+    """Write scalars, by their tags, to every logger; by default at the step of the current batch."""
+    step = logged_step(trainer) if step is None else step
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and type(logger).log_metrics is TensorBoardLogger.log_metrics:
-            _write_one_event(logger, tagged, logged_step(trainer))
+            _write_one_event(logger, tagged, step)
         else:
-            logger.log_metrics(dict(tagged), step=logged_step(trainer))
+            logger.log_metrics(dict(tagged), step=step)
 
 
 def _listeners(trainer: Trainer) -> list[Listener]:

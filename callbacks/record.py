@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning_muon.report.run_log import RunLog, Scalars, Texts
 
 # Points of a quantity, at most; then every second one is dropped, but not the extremes, by which sizes are judged.
-MOST_POINTS = 2048
+MOST_POINTS = 512
 
 
 class Record:

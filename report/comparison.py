@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightning_muon.report.differences import Column
 from lightning_muon.report.groups import Group, group_runs
-from lightning_muon.report.health import Figure, figure, is_monitored, lines, not_finite
+from lightning_muon.report.health import WORST_FIRST, Figure, figure, is_monitored, lines, not_finite
 from lightning_muon.report.health import too_short as why_too_short
 from lightning_muon.report.quantity import Line
 from lightning_muon.report.ranking import Metric, metric_of
@@ -108,7 +108,8 @@ class Comparison:
 
     def _unhealthy(self, column: int) -> list[tuple[Line, Figure]]:
         found = ((line, figures[column]) for line, figures in self.lines if line.advice)
-        return [(line, one) for line, one in found if one is not None and one.verdict not in {"ok", None}]
+        unhealthy = [(line, one) for line, one in found if one is not None and one.verdict not in {"ok", None}]
+        return sorted(unhealthy, key=lambda pair: WORST_FIRST.index(pair[1].verdict))
 
     def _not_judged(self, column: int) -> list[str]:
         if reason := self.too_short[column]:

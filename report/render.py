@@ -110,7 +110,8 @@ def write_report(comparison: Comparison, folder: Path) -> tuple[list[Path], str 
         raise ReportFileError(
             f"cannot write the report to '{folder}': {error.strerror}; --output names another folder"
         ) from error
-    return [folder / PAGE] if no_plot else [folder / PAGE, folder / PLOT], no_plot
+    drawn = [] if no_plot else [PLOT, *pictures[:SIDE_BY_SIDE]]
+    return [folder / name for name in (PAGE, *drawn)], no_plot
 
 
 def _print_line(console: Console, text: str) -> None:

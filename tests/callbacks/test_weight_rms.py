@@ -310,3 +310,17 @@ def test_a_run_in_which_there_is_nothing_to_measure_is_told(regression: Module, 
     plain = regression(lambda groups: torch.optim.AdamW([p for group in groups for p in group["params"]]))
     with pytest.warns(UserWarning, match=f"{monitor.__name__}: no parameter group has algorithm='muon', so there is"):
         fit(plain, callbacks=[monitor()])
+
+
+@pytest.mark.parametrize(
+    ("precision", "as_if_bf16", "is_logged"),
+    [("32-true", False, False), ("bf16-mixed", False, False), ("32-true", True, True), ("bf16-true", False, True)],
+)
+def test_what_bf16_would_lose_is_logged_where_it_matters(
+    regression: Module, fit: Fit, precision: Any, as_if_bf16: bool, is_logged: bool
+) -> None:
+    trainer = fit(regression(MuonAdamW), callbacks=[WeightRMSMonitor(as_if_bf16=as_if_bf16)], precision=precision)
+    found = {name.partition("/")[0] for name in watched(trainer)}
+    room = {"bf16_headroom", "lost_updates", "doublings_to_overflow"}
+    assert found & room == (room if is_logged else set())
+    assert {"weight_rms", "weight_absmax", "weight_bits"} <= found

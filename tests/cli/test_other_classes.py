@@ -305,8 +305,8 @@ def test_a_foreign_module_gets_the_monitors_by_one_argument(module: str) -> None
     cli = main(args=["fit", *classes, "--config=monitors", "--trainer.max_steps=8", *options])
     assert next(Path("logs").rglob("last.ckpt"))
     metrics = set(cli.trainer.callback_metrics)
-    assert "optimizer_share" in metrics
-    assert ("orthogonality_error/max" in metrics) == (module != "Own")
+    assert "watch/optimizer_share" in metrics
+    assert ("watch/orthogonality_error/max" in metrics) == (module != "Own")
     assert any(name.startswith("lr-") for name in metrics)
 
 

@@ -1,5 +1,6 @@
 """Presets of loggers, profilers and callbacks: what each leaves, and what the end of a run says of it."""
 
+import importlib.util
 import sys
 import threading
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from lightning_muon.cli import MuonCLI, main
 from lightning_muon.data import EpochDataModule, EpochLoader
 from tests.cli.conftest import TinyData, TinyModule
 
+PLOTS = importlib.util.find_spec("matplotlib") is not None
 Run = Callable[..., MuonCLI]
 pytestmark = pytest.mark.timeout(60)
 
@@ -163,8 +165,14 @@ def test_mlflow_gets_numbers_and_texts(
     monkeypatch.setattr("lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE", True)
     run("fit", preset("logger/mlflow"), *WATCHED)
     logged = {metric["key"] for call in client.log_batch.mock_calls for metric in call.kwargs.get("metrics", ())}
-    assert {"train/loss", "throughput/samples_per_second"} <= logged
-    assert {call.args[2] for call in client.log_text.mock_calls} >= {"routing/step-0.md", "config/step-0.md"}
+    assert {"train/loss", "watch/throughput/samples_per_second", "at_a_glance/loss"} <= logged
+    assert {call.args[2] for call in client.log_text.mock_calls} >= {
+        "watch/routing/step-0.md",
+        "watch/config/step-0.md",
+    }
+    if PLOTS:
+        (picture,) = client.log_artifact.mock_calls
+        assert Path(picture.args[1]).parts[-2:] == ("run", "health.png")
     assert "mlflow ui --backend-store-uri file:logs/mlruns" in capsys.readouterr().out
 
 
@@ -175,6 +183,7 @@ def test_wandb_gets_numbers_and_texts(run: Run, monkeypatch: pytest.MonkeyPatch)
     try:
         cli = run("fit", preset("logger/wandb"), *WATCHED)
         summary = dict(cli.trainer.logger.experiment.summary)
-        assert {"train/loss", "throughput/samples_per_second", "routing", "config"} <= set(summary)
+        assert {"train/loss", "watch/throughput/samples_per_second", "watch/routing", "watch/config"} <= set(summary)
+        assert ("at_a_glance/picture" in summary) == PLOTS
     finally:
         wandb.finish()

@@ -36,7 +36,8 @@ def test_a_run_is_logged_and_reported(run: Run, tmp_path: Path, capsys: pytest.C
     with pytest.raises(SystemExit):
         main(args=["report", "logs", "--all"])
     assert "│ val/loss, final" in capsys.readouterr().out
-    assert "| weight RMS, largest in the last quarter | under 1 |" in (tmp_path / "logs" / "report" / "report.md").read_text()
+    page = (tmp_path / "logs" / "report" / "report.md").read_text()
+    assert "| weight RMS, largest in the last quarter | under 1 |" in page
 
 
 def test_a_run_continues_exactly_where_its_checkpoint_was_written(run: Run, tmp_path: Path) -> None:
