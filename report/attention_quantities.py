@@ -14,7 +14,7 @@ OF_ATTENTION = (
         problem="the softmax of a head takes one key alone, and the run may diverge",
         advice="normalize queries and keys (QK-norm), lower the learning rate, or add QKClip",
         limit=100.0,
-        chart=Chart("Health", 13, "Largest attention logit: under 100", r"attention_logit/(max|mean|min)"),
+        chart=Chart("Attention", 1, "Largest attention logit: under 100", r"attention_logit/(max|mean|min)"),
         panel=Panel(11, "attention logit: largest solid, mean dashed", ("attention_logit/max", "attention_logit/mean")),
         report=(
             Line("attention logit, peak of the largest", "attention_logit/max", peak),
@@ -37,7 +37,7 @@ OF_ATTENTION = (
         unit="heads",
         usual="0; some at a high learning rate, fewer later",
         advice="lower the learning rate where most heads are clipped all the time",
-        chart=Chart("Health", 14, "Heads clipped by QKClip: fewer with time", r"clipped_heads"),
+        chart=Chart("Attention", 2, "Heads clipped by QKClip: fewer with time", r"clipped_heads"),
         report=(Line("heads clipped at once, most", "clipped_heads", peak, "{:.0f}"),),
     ),
 )

@@ -32,7 +32,7 @@ def _with_limits(chart: Chart, entries: Sequence[Quantity]) -> Chart:
 
 
 # TensorBoard shows charts with bands behind the others of a section, so those without are in a section of their own.
-SECTIONS = ("Overview", "Health", "Updates", "bfloat16", "Training", "Cost")
+SECTIONS = ("Overview", "Health", "Updates", "Attention", "bfloat16", "Training", "Cost")
 ON_EVERY_PAGE = SECTIONS[:2]
 CHARTS = sorted(
     {

@@ -138,7 +138,8 @@ class Line:
 class Chart:
     """A chart on TensorBoard's Custom Scalars page."""
 
-    category: Literal["Overview", "Health", "Updates", "bfloat16", "Training", "Cost"]  # the section of the page
+    # The section of the page.
+    category: Literal["Overview", "Health", "Updates", "Attention", "bfloat16", "Training", "Cost"]
     place: int  # in the section, from 1
     title: str  # the quantity, and what to look for
     tags: str  # regular expression for the whole of a tag

@@ -66,7 +66,7 @@ def test_the_value_is_used_and_what_was_written_is_saved(
     model = yaml.safe_load(config.read_text())["model"]
     assert model == yaml.safe_load(CONFIG)["model"]
     logged = EventAccumulator(str(config.parent)).Reload()
-    (text,) = (event.tensor_proto.string_val[0].decode() for event in logged.Tensors("config/text_summary"))
+    (text,) = (event.tensor_proto.string_val[0].decode() for event in logged.Tensors("watch/config/text_summary"))
     assert "token: ${oc.env:TOKEN}" in text
     assert "https://${oc.env:TOKEN}@host" in (config.parent / "hparams.yaml").read_text()
 

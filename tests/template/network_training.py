@@ -69,7 +69,7 @@ def train(configs: Path, network: list[str]) -> dict[str, Any]:
         "steps": [each.trainer.global_step for each in (fitted, repeated, resumed)],
         "same": all(torch.equal(a, b) for a, b in pairs),
         "groups": {g["name"]: g["param_names"] for g in fitted.trainer.optimizers[0].param_groups},
-        "measured": sorted(name for name in fitted.trainer.callback_metrics if name.startswith("output_rms/")),
+        "measured": sorted(name for name in fitted.trainer.callback_metrics if name.startswith("watch/output_rms/")),
         "table": table,
         "text": text,
     }
