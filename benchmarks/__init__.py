@@ -7,7 +7,7 @@
 - ``monitors``: the cost of the monitors in the demo
 - ``unhealthy_run``: the demo healthy, unhealthy, and with ``AutoWeightDecay``
 - ``variants``: the demo with variants of the recipe, each with several seeds
-- ``embedded_text``: optimizers compared by the same rules, learning rates over widths, precisions; hours of two cores
+- ``embedded_text``: optimizers compared by the same rules, learning rates over widths, schedules, precisions; hours
 - ``routing_corpus``: how often routing is right on architectures that nobody here wrote
 - ``small_trainings``: detection, diffusion, graphs, a GAN, tables and fine-tuning, beside AdamW; learning rates swept
 - ``kills``: runs killed at random moments of their saves, resumed, and compared with one that was not

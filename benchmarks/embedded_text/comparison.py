@@ -69,6 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
     command = [f"--optimizers={','.join(optimizers)}", f"--tune={','.join(tuned)}", f"--seeds={seeds}"]
     outcome = compare(folder, [*command, f"--jobs={options.jobs}", *extra])
     outcome["rows"] = rows(Outcome.from_json(json.dumps(outcome)))
+    for run in (run for finalist in outcome["finalists"] for run in finalist["runs"]):
+        del run["result"]["figures"]  # what the monitors logged stays in the folder of the study
     title = f"{size.words}, {' '.join(extra)}; tuned: {', '.join(tuned)}; {options.jobs} runs at a time"
     record = write_record(options.results, f"comparison-{options.size}", title, folder, outcome)
     options.images.mkdir(parents=True, exist_ok=True)

@@ -4,15 +4,13 @@
 loss and monitors from what the runs logged.
 """
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.embedded_text.project import QUICK, parser_of, sweep, write_config, write_record
+from benchmarks.embedded_text.project import QUICK, by_seed, compared, parser_of, sweep, write_config, write_record
 from benchmarks.record import print_table
-from lightning_muon.experiments.ratio import mean_interval
 from lightning_muon.experiments.runs import RUNS
 from lightning_muon.report import read_run
 
@@ -24,7 +22,8 @@ TUNED = {
 }
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")  # the first is the reference
 SEEDS = (42, 43, 44, 45)
-# Columns and the monitors' tags: of the values that a run logs, the median.
+# Columns and the names of quantities: of the values that a run logs, the median. The first two are only logged where
+# weights have 16 bits.
 MONITORS = {
     "bf16 headroom": "bf16_headroom/mean",
     "lost updates": "lost_updates/mean",
@@ -54,34 +53,22 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _row(files: list[str], precision: str, trials: Sequence[Mapping[str, Any]], runs: Path) -> dict[str, Any]:
-    own, reference = (_by_seed(trials, files, one) for one in (precision, PRECISIONS[0]))
+    own, reference = (
+        by_seed(trials, {"config": files, "trainer.precision": one}) for one in (precision, PRECISIONS[0])
+    )
     logs = [read_run(runs / trial["name"], trial["name"]) for trial in own.values()]
-    more = [own[seed]["value"] - reference[seed]["value"] for seed in own]
     return {
         "precision": precision,
-        "val/loss": _interval([trial["value"] for trial in own.values()]),
-        "more than in float32": "" if precision == PRECISIONS[0] else _interval(more),
+        **compared(own, reference, "in float32"),
         **{name: _median(value for log in logs for value in log.values(tag)) for name, tag in MONITORS.items()},
         "MB of state": _median(trial["figures"].get("optimizer_state/bytes", 0) / 1e6 for trial in own.values()),
         "verdicts": ", ".join(sorted({trial["verdict"] for trial in own.values()})),
     }
 
 
-def _by_seed(trials: Sequence[Mapping[str, Any]], files: list[str], precision: str) -> dict[int, Mapping[str, Any]]:
-    wanted = {"config": files, "trainer.precision": precision}
-    chosen = [trial for trial in trials if wanted.items() <= trial["options"].items()]
-    return {trial["options"]["seed_everything"]: trial for trial in sorted(chosen, key=lambda one: one["name"])}
-
-
 def _median(values: Iterable[float]) -> float | None:
     found = list(values)
     return statistics.median(found) if found else None
-
-
-def _interval(values: Sequence[float]) -> str:
-    found = mean_interval(values)
-    half = math.inf if found.high is None or found.value is None else found.high - found.value
-    return f"{statistics.fmean(values):.4f} ± {half:.4f}"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import math
 import os
+import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from lightning_muon.cli.optimizer_settings import optimizer_settings
 from lightning_muon.cli.sweep import run_sweep
 from lightning_muon.experiments.journal import Journal
 from lightning_muon.experiments.output import VALUES
+from lightning_muon.experiments.ratio import mean_interval
 from lightning_muon.experiments.sweep import TRIALS
 
 IMAGES = REPOSITORY / "docs" / "images"
@@ -63,6 +66,28 @@ def sweep(folder: Path, varied: Mapping[str, Sequence[Any]], command: Sequence[s
         run_sweep(run, [f"--study={folder / 'study'}", *vary, *command])
     trials: list[dict[str, Any]] = json.loads((folder / "study" / TRIALS).read_text(encoding="utf-8"))
     return trials
+
+
+def by_seed(trials: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """Return the trials that have these options, by their seeds."""
+    chosen = [trial for trial in trials if options.items() <= trial["options"].items()]
+    return {trial["options"]["seed_everything"]: trial for trial in sorted(chosen, key=lambda one: one["name"])}
+
+
+def compared(own: Mapping[int, Any], reference: Mapping[int, Any], words: str) -> dict[str, str]:
+    """Return the columns of a loss, and of how much more it is than another of the same seeds."""
+    more = [own[seed]["value"] - reference[seed]["value"] for seed in own]
+    is_reference = any(own[seed] is reference[seed] for seed in own)
+    return {
+        "val/loss": _interval([trial["value"] for trial in own.values()]),
+        f"more than {words}": "" if is_reference else _interval(more),
+    }
+
+
+def _interval(values: Sequence[float]) -> str:
+    found = mean_interval(values)
+    half = math.inf if found.high is None or found.value is None else found.high - found.value
+    return f"{statistics.fmean(values):.4f} ± {half:.4f}"
 
 
 def write_config(folder: Path, name: str, text: str) -> str:

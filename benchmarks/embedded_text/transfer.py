@@ -1,8 +1,8 @@
 """Whether a learning rate that was found at one width is right at another, and whether AdamW's is right for Muon.
 
 ``python -m benchmarks.embedded_text.transfer`` trains three widths by several optimizers on one grid of learning rates,
-by the command ``sweep``. ``adamw`` and ``moonlight`` have one rate for all parameters here. ``mup`` keeps the rates of
-embedding and head; only that of the matrices moves.
+by the command ``sweep``. ``moonlight`` has one rate for all parameters; ``adamw`` and ``mup`` keep the rates of
+embedding, head and norms, and only that of the matrices moves.
 """
 
 import math
@@ -60,6 +60,7 @@ def _row(optimizer: str, width: int, losses: dict[tuple[str, int], dict[float, f
         "optimizer": optimizer,
         "width": width,
         "best rate": best((optimizer, width)),
+        "at an end of the grid": "yes" if best((optimizer, width)) in (min(own), max(own)) else "",
         "loss": lowest,
         **costs,
         "losses": {f"{rate:g}": loss for rate, loss in own.items()},

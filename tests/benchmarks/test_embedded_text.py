@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.embedded_text import comparison, precisions, transfer
+from benchmarks.embedded_text import comparison, precisions, schedules, transfer
 from benchmarks.tables import filled
 
 pytestmark = pytest.mark.slow  # a quarter of a minute each
@@ -60,3 +60,11 @@ def test_precisions(record_of: Callable[[Any], dict[str, Any]]) -> None:
     assert exact["more than in float32"] == ""
     assert mixed["MB of state"] == exact["MB of state"] > half["MB of state"]
     assert half["val/loss"] != exact["val/loss"]
+
+
+def test_schedules(record_of: Callable[[Any], dict[str, Any]]) -> None:
+    rows = record_of(schedules)["rows"]
+    assert [row["optimizer"] for row in rows] == [name for name in schedules.OPTIMIZERS for _ in schedules.SCHEDULES]
+    for row in rows:
+        assert (row["more than cosine"] == "") == (row["schedule"] == schedules.COSINE)
+    assert len({row["val/loss"] for row in rows}) > 6  # the schedules were used
