@@ -23,7 +23,7 @@ from lightning_muon.report.quantity import (
     peak,
 )
 from lightning_muon.report.tags import GLANCE, LIMITS, VERDICT, WATCH
-from lightning_muon.report.update_quantities import OF_UPDATES
+from lightning_muon.report.update_quantities import OF_OPERATORS, OF_UPDATES
 
 SUMMARY = "(max|mean|min)"
 MORE_DECAY = "raise weight_decay or add AutoWeightDecay"
@@ -204,6 +204,7 @@ QUANTITIES = (
         chart=SINGULAR_VALUES,
         report=(Line("singular value of the update, largest", "singular_value_max/max"),),
     ),
+    *OF_OPERATORS,
     *OF_UPDATES,
     Quantity(
         tag="weight_decay/<group>",
