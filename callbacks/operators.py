@@ -56,12 +56,9 @@ class Operators:
             # torch.optim.Muon takes a fused projection as one matrix.
             is_torchs = isinstance(labelled.optimizer, torch.optim.Muon)
             layouts = [MatrixLayout()] * len(group["params"]) if is_torchs else matrix_layouts(group)
-            known = getattr(labelled.optimizer, "_shardings", {})  # MuonAdamW takes them out of its groups
-            given = group.get("shardings") or map(known.get, group["params"])
-            shardings = list(given)
             reasons = group.get("reasons") or [""] * len(layouts)
             for (name, parameter), *rest in zip(
-                labelled.named_parameters(names), layouts, shardings, reasons, strict=True
+                labelled.named_parameters(names), layouts, labelled.shardings, reasons, strict=True
             ):
                 layout, sharding, reason = rest
                 shape = parameter.shape if sharding is None else sharding.shape

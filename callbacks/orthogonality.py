@@ -101,7 +101,9 @@ class OrthogonalityMonitor(StepMonitor):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self.measures_now(trainer):
-            self._draws = is_due((logged_step(trainer) + 1) // self.cadence(trainer))
+            step, every = logged_step(trainer) + 1, self.cadence(trainer)
+            is_last = 0 < trainer.max_steps < step + every
+            self._draws = is_last or is_due(step // every)
 
     @override
     def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:

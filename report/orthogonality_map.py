@@ -18,6 +18,7 @@ _INTRODUCTION = re.compile(r"Step (\d+)\b")
 _TAKEN = re.compile(r"(\d+) are taken")
 _CELL = re.compile(r"(nan|inf|[\d.]+)(?: \((\d+)\))?")
 _MOST_LABELS = 240  # cells of a panel that have their number in them
+_DARK = 0.75  # of the way from white to the ends of the colours, behind white letters
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,10 @@ def draw_map(name: str, found: OrthogonalityMap, path: Path) -> str | None:
     panels: list[tuple[str, list[Any], str, float, float]] = [
         (f"orthogonality error, healthy up to {limit:g}", errors, "{:.2f}", limit, 1.0)
     ]
-    if found.taken is not None and any(one is not None for row in steps for one in row):
-        panels.append(
-            (f"steps that it needs; {found.taken} are taken", steps, "{:.0f}", found.taken, 2.0 * found.taken)
-        )
+    numbers = [number for row in steps for number in row if number is not None]
+    if found.taken is not None and numbers:
+        title = f"steps that its smallest σ needs; {found.taken} are taken"
+        panels.append((title, steps, "{:.0f}", None, float(max(numbers))))
     labels = max(map(len, operators))
     width = min(max(3.2, 0.5 * len(depths) + 1), 10)
     height = min(max(1.2, 0.3 * len(operators)), 14)
@@ -131,20 +132,25 @@ def draw_map(name: str, found: OrthogonalityMap, path: Path) -> str | None:
     return None
 
 
-def _draw_panel(axis: Any, values: list[Any], write: str, centre: float, end: float) -> None:
-    """Draw numbers as colours: blue under the limit, white at it, red beyond, grey without a number, black for NaN."""
-    from matplotlib.colors import TwoSlopeNorm  # noqa: PLC0415
+def _draw_panel(axis: Any, values: list[Any], write: str, limit: float | None, end: float) -> None:
+    """Draw numbers up to an end as colours: grey without a number, black for NaN.
+
+    With a limit they are blue under it, white at it, and red beyond; without one darker where they are larger.
+    """
+    from matplotlib.colors import Normalize, TwoSlopeNorm  # noqa: PLC0415
 
     numbers = [[math.nan if value is None else min(value, end) for value in row] for row in values]
-    axis.set_facecolor("#e0e0e0")
-    axis.imshow(numbers, cmap="RdBu_r", norm=TwoSlopeNorm(centre, 0.0, end), aspect="auto")
+    norm = Normalize(0.0, 1.6 * end) if limit is None else TwoSlopeNorm(limit, 0.0, end)
+    axis.set_facecolor("#d0d0d0")
+    axis.imshow(numbers, cmap="Purples" if limit is None else "RdBu_r", norm=norm, aspect="auto")
+    is_labelled = len(values) * len(values[0]) <= _MOST_LABELS
     for row, of_row in enumerate(values):
         for column, value in enumerate(of_row):
+            is_dark = value is not None and (not math.isfinite(value) or abs(2 * float(norm(value)) - 1) > _DARK)
             if value is not None and not math.isfinite(value):
                 axis.fill_between([column - 0.5, column + 0.5], row - 0.5, row + 0.5, color="black")
-            if value is not None and len(values) * len(of_row) <= _MOST_LABELS:
-                part = value / centre if value <= centre else (end - value) / (end - centre)
-                colour = "black" if part > 0.35 else "white"
+            if value is not None and is_labelled:
+                colour = "white" if is_dark and limit is not None else "black"
                 axis.text(column, row, write.format(value), ha="center", va="center", fontsize=8, color=colour)
 
 

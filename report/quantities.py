@@ -252,6 +252,18 @@ QUANTITIES = (
         for source, usual in (("gradient", "above 1"), ("momentum", "well above 1"))
     ),
     Quantity(
+        tag="expert_balance/…",
+        monitor="GradientMonitor",
+        meaning="how alike a layer's experts are trained: RMS of the gradient of the least over the mean RMS of all",
+        unit="0 … 1; 1 is alike, 0 an expert without a token",
+        problem="at 0 an expert of the layer gets no tokens",
+        advice="raise the weight of the balance loss, or the batch; per_parameter logs each layer",
+        chart=Chart(
+            "Updates", 13, "Experts: gradient of the least over the mean, 0 gets no token", rf"expert_balance/{SUMMARY}"
+        ),
+        report=(Line("experts, gradient of the least over the mean, median of the worst layer", "expert_balance/min"),),
+    ),
+    Quantity(
         tag="optimizer_share",
         monitor="OptimizerTimeMonitor",
         meaning="time from the last gradient to the updated weights, clipping included, over the time of the step",
