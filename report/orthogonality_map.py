@@ -47,11 +47,16 @@ class OrthogonalityMap:
         found = {depth for _, depth in self.cells}
         return sorted(found, key=lambda depth: (depth.isdigit(), int(depth) if depth.isdigit() else 0))
 
+    @property
+    def introduction(self) -> str:
+        """What the numbers are."""
+        needs = f", and in brackets the steps that it needs; {self.taken} are taken" if self.taken is not None else ""
+        return f"Step {self.step}: orthogonality error of each operator at each depth{needs}."
+
     def as_text(self) -> str:
         """Return the map as a table in Markdown, from which :meth:`of_text` reads it."""
-        needs = f", and in brackets the steps that it needs; {self.taken} are taken" if self.taken is not None else ""
         depths = self.depths
-        lines = [f"Step {self.step}: orthogonality error of each operator at each depth{needs}.", ""]
+        lines = [self.introduction, ""]
         lines += [_row("operator", *depths), _row("---", *["---:"] * len(depths))]
         for operator in self.operators:
             cells = (self.cells.get((operator, depth)) for depth in depths)

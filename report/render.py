@@ -16,8 +16,8 @@ from rich.text import Text
 from lightning_muon.report.comparison import Comparison
 from lightning_muon.report.curves import COLOURED, draw_curves
 from lightning_muon.report.health import Figure
-from lightning_muon.report.overview import broken, fitting, group_speed, overview
 from lightning_muon.report.orthogonality_map import OrthogonalityMap, draw_map, written
+from lightning_muon.report.overview import broken, fitting, group_speed, overview
 from lightning_muon.report.picture import draw_picture
 from lightning_muon.report.plain_text import code, printable
 from lightning_muon.report.plain_text import markdown as as_markdown
@@ -75,7 +75,9 @@ def print_comparison(comparison: Comparison, *, figures: bool = False) -> None:
         console.print(_table(comparison, columns, label_width or LABEL_WIDTH))
         for group in comparison.groups:
             if (found := OrthogonalityMap.of_run(group.runs[0])) is not None:
-                console.print(_map_table(found, group.name if len(comparison.groups) > 1 else ""))
+                name = f"{group.name}, " if len(comparison.groups) > 1 else ""
+                _print_line(console, f"{name}{found.introduction}")
+                console.print(_map_table(found))
     for column, group in enumerate(comparison.groups):
         remarks = comparison.remarks(column)
         if remarks and len(comparison.groups) > 1:
@@ -259,10 +261,8 @@ def _table(comparison: Comparison, columns: range, label_width: int) -> Table:
     return table
 
 
-def _map_table(found: OrthogonalityMap, name: str) -> Table:
-    of = f" of {printable(name)}" if name else ""
-    needs = "" if found.taken is None else f", (steps that it needs; {found.taken} are taken)"
-    table = Table(title=Text(f"Orthogonality error{of}, step {found.step}{needs}"), title_justify="left")
+def _map_table(found: OrthogonalityMap) -> Table:
+    table = Table()
     table.add_column("operator", overflow="fold")
     for depth in found.depths:
         table.add_column(depth, justify="right", no_wrap=True)

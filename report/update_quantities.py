@@ -1,6 +1,6 @@
 """Entries of the table of quantities: the size of updates, and their orthogonality by operator."""
 
-from lightning_muon.report.quantity import Chart, Line, Panel, Quantity, final, peak
+from lightning_muon.report.quantity import Chart, Line, Panel, Quantity
 
 # With the orthogonality error, whose shape over the model they are.
 OF_OPERATORS = (
@@ -13,7 +13,6 @@ OF_OPERATORS = (
         usual="alike for all operators",
         advice="look at the map, text and picture orthogonality_map, for the layers in which it is large",
         chart=Chart("Updates", 1, "Orthogonality error of each operator: alike", r"operator_error/.+"),
-        report=(Line("orthogonality error of {group}, final", "operator_error/.+", final),),
     ),
     Quantity(
         tag="needed_steps/<operator>",
@@ -24,7 +23,6 @@ OF_OPERATORS = (
         usual="few more than are taken; 13 at most with the classic coefficients, where float32 resolves no more",
         advice="take more steps, or the preset optimizer/polar_express, if the operator's error is large too",
         chart=Chart("Updates", 2, "Steps that each operator's polar factor needs", r"needed_steps/.+"),
-        report=(Line("steps that the polar factor of {group} needs, most", "needed_steps/.+", peak, "{:.0f}"),),
     ),
 )
 
