@@ -46,6 +46,10 @@ class OrthogonalityMonitor(StepMonitor):
       nearly exact where it stands apart, and up to 0.07 too large where the values reach zero densely. Up to a smaller
       side of 32 both are exact to 5e-4.
 
+    Now and then they become a map: ``operator_error/<operator>``, the mean over depth of what has the same place in
+    each layer, ``needed_steps/<operator>``, the most steps that a matrix of it needs until its smallest singular value
+    is in the healthy range, and both by depth as the text ``orthogonality_map``, which ``MuonDashboard`` draws.
+
     **Optimizers with** ``register_orthogonalize_hook``, such as ``MuonAdamW``, pass their factors to the monitor in the
     steps that are measured; other steps cost nothing. Factors of zero are left out: of matrices that rest, because
     their gradient is zero.
@@ -62,7 +66,7 @@ class OrthogonalityMonitor(StepMonitor):
         per_parameter: Log the value of each parameter too: of all (true), or of those whose names match a pattern. Of
             several matrices in a parameter, the worst counts.
         sample: How many parameters are copied for a step of an optimizer without the hook.
-        max_elements: The largest parameter that is copied, in elements.
+        max_elements: The largest parameter that is copied, and whose needed steps are found, in elements.
 
     Raises:
         MisconfigurationException: If an argument is wrong, a pattern matches nothing, or the trainer has two of these;

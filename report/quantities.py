@@ -259,7 +259,7 @@ QUANTITIES = (
         problem="at 0 an expert of the layer gets no tokens",
         advice="raise the weight of the balance loss, or the batch; per_parameter logs each layer",
         chart=Chart(
-            "Updates", 13, "Experts: gradient of the least over the mean, 0 gets no token", rf"expert_balance/{SUMMARY}"
+            "Updates", 15, "Experts: gradient of the least over the mean, 0 gets no token", rf"expert_balance/{SUMMARY}"
         ),
         report=(Line("experts, gradient of the least over the mean, median of the worst layer", "expert_balance/min"),),
     ),

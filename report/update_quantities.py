@@ -12,7 +12,7 @@ OF_OPERATORS = (
         unit="none; 0 is orthogonal",
         usual="alike for all operators",
         advice="look at the map, text and picture orthogonality_map, for the layers in which it is large",
-        chart=Chart("Updates", 1, "Orthogonality error of each operator: alike", r"operator_error/.+"),
+        chart=Chart("Updates", 13, "Orthogonality error of each operator: alike", r"operator_error/.+"),
     ),
     Quantity(
         tag="needed_steps/<operator>",
@@ -22,7 +22,7 @@ OF_OPERATORS = (
         unit="steps",
         usual="few more than are taken; 13 at most with the classic coefficients, where float32 resolves no more",
         advice="take more steps, or the preset optimizer/polar_express, if the operator's error is large too",
-        chart=Chart("Updates", 2, "Steps that each operator's polar factor needs", r"needed_steps/.+"),
+        chart=Chart("Updates", 14, "Steps that each operator's polar factor needs", r"needed_steps/.+"),
     ),
 )
 
