@@ -18,10 +18,13 @@ from lightning_muon.optim.polar.needed_steps import needed_steps, steps_taken, t
 from lightning_muon.report.orthogonality_map import TEXT, OrthogonalityMap
 from lightning_muon.report.quantities import quantity
 
-# After 1, 2, 4 and 8 measurements of the monitor, and then after so many.
-MEASUREMENTS_TO_A_MAP = 16
-# A map measures the singular values of so many elements, and the next one those of other parameters.
-ELEMENTS = 1 << 24
+# After 4 and 8 measurements of the monitor, and then after each of so many.
+FIRST_MAPS, MEASUREMENTS_TO_A_MAP = (4, 8), 16
+# A map measures the singular values of about so many elements, and the next one those of other parameters. On a CPU a
+# matrix of 128 × 128 takes a millisecond.
+ELEMENTS, ELEMENTS_ON_CPU = 1 << 24, 1 << 18
+# The last map of a run takes the turns of so many, so that its picture is complete where the model is small.
+LAST_TURNS = 3
 # A stack has a row for each of so many experts, or else one for the worst of them.
 MOST_EXPERTS = 8
 
@@ -30,10 +33,7 @@ Found = dict[Place, tuple[float, float | None]]
 
 def is_due(measurement: int) -> bool:
     """Return whether there is a map after so many measurements."""
-    return measurement > 0 and (
-        measurement % MEASUREMENTS_TO_A_MAP == 0
-        or (measurement < MEASUREMENTS_TO_A_MAP and measurement & (measurement - 1) == 0)
-    )
+    return measurement in FIRST_MAPS or (measurement > 0 and measurement % MEASUREMENTS_TO_A_MAP == 0)
 
 
 class OperatorMap:
@@ -57,13 +57,15 @@ class OperatorMap:
             for name, parameter in labelled.named_parameters(names):
                 self._groups[name] = labelled.group
                 if takes_steps(self._method(name)) and parameter.numel() <= max_elements:
-                    self._turns[name] = elements // ELEMENTS
+                    self._turns[name] = elements // (ELEMENTS_ON_CPU if parameter.device.type == "cpu" else ELEMENTS)
                     elements += parameter.numel()
         self._all_turns = max(self._turns.values(), default=0) + 1
 
-    def sources(self) -> SourceMeter:
+    def sources(self, *, is_last: bool) -> SourceMeter:
         """Return what is to measure the matrices whose turn it is."""
-        chosen = {name for name, turn in self._turns.items() if turn == self._turn % self._all_turns}
+        count = LAST_TURNS if is_last else 1
+        turns = {(self._turn + number) % self._all_turns for number in range(count)}
+        chosen = {name for name, turn in self._turns.items() if turn in turns}
         return SourceMeter(chosen, lambda name: self._method(name) == "polar_express")
 
     def add(self, trainer: Trainer, errors: Mapping[Place, float], smallest: Mapping[Place, float]) -> None:
@@ -84,10 +86,10 @@ class OperatorMap:
             new[self._operators.of(name, first)].append(measured)
         scalars: defaultdict[str, list[float]] = defaultdict(list)
         needed: defaultdict[str, list[float]] = defaultdict(list)
-        for operator, measured in new.items():
-            all_steps = [number for _, number in measured if number is not None and not math.isnan(number)]
+        for operator, of_operator in new.items():
+            all_steps = [number for _, number in of_operator if number is not None and not math.isnan(number)]
             number = int(max(all_steps)) if all_steps else self._cells.get(operator, (0.0, None))[1]
-            self._cells[operator] = _largest(error for error, _ in measured), number
+            self._cells[operator] = _largest(error for error, _ in of_operator), number
             scalars[operator.name].append(self._cells[operator][0])
             needed[operator.name] += all_steps
         logged = {f"operator_error/{name}": sum(all_errors) / len(all_errors) for name, all_errors in scalars.items()}

@@ -91,7 +91,7 @@ class OrthogonalityMonitor(StepMonitor):
         self.sample = sample
         self.max_elements = max_elements
         self._map: OperatorMap | None = None
-        self._draws = False
+        self._draws = self._is_last = False
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -106,8 +106,8 @@ class OrthogonalityMonitor(StepMonitor):
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self.measures_now(trainer):
             step, every = logged_step(trainer) + 1, self.cadence(trainer)
-            is_last = 0 < trainer.max_steps < step + every
-            self._draws = is_last or is_due(step // every)
+            self._is_last = 0 < trainer.max_steps < step + every
+            self._draws = self._is_last or is_due(step // every)
 
     @override
     def around_step(self, pl_module: LightningModule, optimizer: Optimizer) -> Generator[None, None, None]:
@@ -149,8 +149,8 @@ class OrthogonalityMonitor(StepMonitor):
         )
         if self._draws and self._map is not None:
             self._draws = False
-            smallest = {place: value for *_, sources in measured for place, value in sources.finish().items()}
-            self._map.add(trainer, errors_of, smallest)
+            sigmas = {place: value for *_, sources in measured for place, value in sources.finish().items()}
+            self._map.add(trainer, errors_of, sigmas)
 
     def _sources(self, trainer: Trainer) -> SourceMeter:
         """Return what measures the matrices before they are orthogonalized, in the steps of a map."""
@@ -158,7 +158,7 @@ class OrthogonalityMonitor(StepMonitor):
             return NO_SOURCES
         if self._map is None:
             self._map = OperatorMap(trainer.optimizers, self._names, self.max_elements)
-        return self._map.sources()
+        return self._map.sources(is_last=self._is_last)
 
     def _measure_factors(self, trainer: Trainer, optimizer: Optimizer) -> Generator[None, None, None]:
         """Measure the factors that the optimizer passes to its hook."""
@@ -178,7 +178,7 @@ class OrthogonalityMonitor(StepMonitor):
                     f"OrthogonalityMonitor: {type(optimizer).__name__} has handed out {some(unknown)} through"
                     f" register_orthogonalize_hook, but the param_names of its Muon groups are {some(list(names))}."
                 )
-            firsts = next_firsts or [None] * len(owners)
+            firsts: Sequence[int | None] = next_firsts or [None] * len(owners)
             meter.add([(names[owner], first) for owner, first in zip(owners, firsts, strict=True)], factors)
             next_firsts.clear()
 

@@ -112,7 +112,7 @@ def draw_map(name: str, found: OrthogonalityMap, path: Path) -> str | None:
     operators, depths = found.operators, found.depths
     errors = [[found.cells.get((o, d), (None, None))[0] for d in depths] for o in operators]
     steps = [[found.cells.get((o, d), (None, None))[1] for d in depths] for o in operators]
-    panels: list[tuple[str, list[Any], str, float, float]] = [
+    panels: list[tuple[str, list[Any], str, float | None, float]] = [
         (f"orthogonality error, healthy up to {limit:g}", errors, "{:.2f}", limit, 1.0)
     ]
     numbers = [number for row in steps for number in row if number is not None]
