@@ -46,17 +46,17 @@ class Sources(Callback):
                 continue
             self.gradients[-1][name] = p.grad.clone()
             source = (1 - MOMENTUM) * p.grad + MOMENTUM * optimizer.state[p]["momentum_buffer"]
-            _, _, depth, *path = name.removesuffix(".weight").split(".")
+            path = name.removesuffix(".weight").split(".")
+            depth, path = path[2], path[3:]
             if path[-1] == "qkv":
-                for piece, block in zip("qkv", source.chunk(3), strict=True):
-                    found[f"attention.{piece}", int(depth), None] = block
+                for place, block in enumerate(source.chunk(3)):
+                    found[f"attention.{'qkv'[place]}", int(depth), None] = block
             elif source.ndim == 3:
-                for expert, (matrix, gradient) in enumerate(zip(source, p.grad, strict=True)):
+                for number, (matrix, gradient) in enumerate(zip(source, p.grad, strict=True)):
                     if gradient.any():
-                        found[f"mlp.{path[-1]}", int(depth), expert] = matrix
+                        found[f"mlp.{path[-1]}", int(depth), number] = matrix
             elif "experts" in path:
-                _, _, expert, layer = path
-                found[f"mlp.experts.{layer}", int(depth), int(expert)] = source
+                found[f"mlp.experts.{path[-1]}", int(depth), int(path[-2])] = source
             else:
                 found[".".join(path), int(depth), None] = source
         self.steps.append(found)
@@ -85,15 +85,15 @@ def test_values_on_a_gpt_with_experts(
             )
             for (name, depth, expert), (error, steps) in expected.items()
         }
-        assert found.cells == cells
+        assert dict(found.cells) == dict[Any, Any](cells)
         assert found.taken == 5
         by_operator: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
-        for (name, _, _), values in expected.items():
-            by_operator[name].append(values)
+        for (name, _, _), value in expected.items():
+            by_operator[name].append(value)
         for name, values in by_operator.items():
-            errors, steps = zip(*values, strict=True)
-            assert dict(logged[f"operator_error/{name}"])[step] == pytest.approx(sum(errors) / len(errors), rel=1e-4)
-            assert dict(logged[f"needed_steps/{name}"])[step] == max(steps)
+            mean = sum(error for error, _ in values) / len(values)
+            assert dict(logged[f"operator_error/{name}"])[step] == pytest.approx(mean, rel=1e-4)
+            assert dict(logged[f"needed_steps/{name}"])[step] == max(needed for _, needed in values)
     first = ["attention.q", "attention.k", "attention.v", "attention.out"]
     assert maps[0].operators[:5] == [*first, "mlp.up, expert 0"]  # in the order of the model
     assert maps[0].depths == ["0", "1", "2"]
@@ -197,15 +197,6 @@ def test_other_methods(
     assert {steps is None for _, steps in found.cells.values()} == {taken is None}
 
 
-class Names(nn.Module):
-    """Parameters by their names."""
-
-    def __init__(self, **shapes: tuple[int, ...]) -> None:
-        super().__init__()
-        for name, shape in shapes.items():
-            self.register_parameter(name.replace(".", "_"), nn.Parameter(torch.zeros(shape)))
-
-
 @pytest.mark.parametrize(
     ("names", "layouts", "expected"),
     [
@@ -229,7 +220,12 @@ class Names(nn.Module):
 )
 def test_names_of_operators(names: list[str], layouts: list[dict[str, Any]] | None, expected: list[str]) -> None:
     params = [nn.Parameter(torch.zeros(12, 12)) for _ in names]
-    group = {"params": params, "param_names": names, "algorithm": "muon", "layouts": layouts or [{}] * len(names)}
+    group: dict[str, Any] = {
+        "params": params,
+        "param_names": names,
+        "algorithm": "muon",
+        "layouts": layouts or [{}] * len(names),
+    }
     operators = Operators([MuonAdamW([group])], {})
     found: list[Operator] = []
     for name, layout in zip(names, group["layouts"], strict=True):
