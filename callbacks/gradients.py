@@ -13,6 +13,7 @@ from typing_extensions import override
 from lightning_muon.callbacks.arguments import check_whole
 from lightning_muon.callbacks.logging import warn
 from lightning_muon.callbacks.matrices import muon_matrices
+from lightning_muon.callbacks.measures.experts import ExpertGradients, balances, expert_gradients
 from lightning_muon.callbacks.measures.singular_values import condition_and_stable_rank, tridiagonals, unit_grams
 from lightning_muon.callbacks.monitor import StepMonitor
 from lightning_muon.callbacks.sampling import SampledParameter, sampled_matrices
@@ -26,8 +27,8 @@ LOGS_TO_A_MEASUREMENT = 10
 MOMENTA = ("momentum_buffer", "exp_avg")
 
 # Of a step: the names of the sample on all ranks; and for each batch of matrices their owners, "gradient" or "momentum"
-# and a name, and their tridiagonals.
-Measurement = tuple[list[str], list[tuple[list[tuple[str, str]], Tensor]]]
+# and a name, and their tridiagonals; and the gradients of experts.
+Measurement = tuple[list[str], list[tuple[list[tuple[str, str]], Tensor]], ExpertGradients | None]
 
 
 class GradientMonitor(StepMonitor):
@@ -42,8 +43,10 @@ class GradientMonitor(StepMonitor):
     - ``gradient_stable_rank/…`` and ``momentum_stable_rank/…``: :math:`\lVert G \rVert_F^2 / \sigma_{\max}^2`, the
       number of directions that carry the gradient, from 1 to the smaller side (Rudelson and Vershynin, "Sampling from
       large matrices", 2007).
+    - ``expert_balance/…``, of all layers with experts: the RMS of the least of the experts' gradients over their mean,
+      1 where all are trained alike, 0 where one got no token; where there are none, nothing.
 
-    Both are independent of the scale of the matrix. The gradient is the one before clipping, the momentum the one after
+    All are independent of the scale of the matrix. The gradient is the one before clipping, the momentum the one after
     the step. Of several matrices in a parameter the worst counts. Left out are matrices of zeros, those that FSDP1 has
     flattened, and momenta that no rank holds as a whole, such as those of fused projections with ``shard_state``.
 
@@ -97,6 +100,7 @@ class GradientMonitor(StepMonitor):
         chosen = self._sample(optimizer)
         has_gradient = names_with_gradient(trainer, {name: one.parameter for name, one in chosen.items()})
         sample = {name: chosen[name] for name in has_gradient}
+        experts = expert_gradients(trainer, optimizer, self._names)
         gradients = unit_grams_of(trainer, sample, {name: one.parameter.grad for name, one in sample.items()})
         yield
         found = {name: momentum_of(optimizer, one.parameter) for name, one in sample.items()}
@@ -110,17 +114,20 @@ class GradientMonitor(StepMonitor):
         for batch in batches.values():
             owners = [(kind, name) for kind, name, gram in batch for _ in gram]
             measured.append((owners, tridiagonals(torch.cat([gram for *_, gram in batch]))))
-        self._measured.append((list(sample), measured))
+        self._measured.append((list(sample), measured, experts))
 
     @override
     def report(self, trainer: Trainer, pl_module: LightningModule, measured: list[Measurement]) -> None:
         """Combine the ranks: with a sharded state a momentum is on one of them."""
+        for *_, experts in measured:
+            if experts is not None:
+                self.log_summary(trainer, {"expert_balance": balances(trainer, experts)})
         kinds = ("gradient", "momentum")
-        expected = [(kind, name) for kind in kinds for names, _ in measured for name in names]
+        expected = [(kind, name) for kind in kinds for names, *_ in measured for name in names]
         if not expected:
             return
         rows = []
-        for owners, projected in itertools.chain.from_iterable(batches for _, batches in measured):
+        for owners, projected in itertools.chain.from_iterable(batches for _, batches, _ in measured):
             condition, rank = condition_and_stable_rank(projected.cpu()).unbind(1)
             worst = torch.column_stack([condition.log10(), -rank])  # the largest are the worst
             rows.append((owners, worst.masked_fill(condition.unsqueeze(1) == 0, -torch.inf)))  # no matrices of zeros

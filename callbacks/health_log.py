@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning_muon.callbacks.logging import log_text, logged_step, write_scalars
 from lightning_muon.callbacks.record import Record
 from lightning_muon.report.health import named_lines
+from lightning_muon.report.orthogonality_map import OrthogonalityMap, draw_map
 from lightning_muon.report.picture import draw_picture
 from lightning_muon.report.plain_text import code, markdown, printable
 from lightning_muon.report.quantities import LEARNING_RATE, LOSS, OTHER_LOSS, QUANTITIES, VALIDATION_LOSS, matching
@@ -23,6 +24,8 @@ from lightning_muon.report.verdict import RunHealth, health_of
 
 PICTURE = "health.png"
 PICTURE_TAG = f"{GLANCE}/picture"
+MAP = "orthogonality.png"
+MAP_TAG = tag_of("orthogonality_map")
 TEXT = f"{GLANCE}/verdict"
 
 # Drawing takes about a second. It may take this part of the time of a run, besides the one at the end.
@@ -102,28 +105,33 @@ class HealthLog:
         return health
 
     def draw_now_and_then(self, trainer: Trainer) -> None:
-        """Draw the picture if the last one is long ago, by the time that drawing takes."""
+        """Draw the pictures if the last ones are long ago, by the time that drawing takes."""
         if time.monotonic() - self._drawn_at > self._drawing_took / SHARE_OF_PICTURES:
             self.draw(trainer, health_of(self._record.run(), is_over=False))
 
     def draw(self, trainer: Trainer, health: RunHealth) -> None:
-        """Draw the picture into the folder of the run and to the loggers, or say why there is none."""
+        """Draw the pictures into the folder of the run and to the loggers, or say why there are none."""
         if self._folder is None or not trainer.loggers or self._drawn_in == logged_step(trainer):
             return
         self._drawn_in = logged_step(trainer)
         began = time.monotonic()
-        path = self._folder / PICTURE
+        path, found = self._folder / PICTURE, OrthogonalityMap.of_run(self._record.run())
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with replaced(path) as unfinished:
                 no_picture = draw_picture(self._record.run(), health, unfinished)
+            if found is not None and not no_picture:
+                with replaced(self._folder / MAP) as unfinished:
+                    draw_map(self._record.run().name, found, unfinished)
         except OSError as error:  # a full disk does not end a run
             no_picture = f"no picture in '{path}': {error.strerror}"
         if no_picture:
             rank_zero_info(f"MuonDashboard: {no_picture}")
             self._drawing_took = math.inf
             return
-        _send(trainer, path)
+        _send(trainer, path, PICTURE_TAG)
+        if found is not None:
+            _send(trainer, self._folder / MAP, MAP_TAG)
         self._drawn_at = time.monotonic()
         self._drawing_took = self._drawn_at - began
 
@@ -161,15 +169,15 @@ def _before(trainer: Trainer, folder: Path | None) -> RunLog | None:
         return None
 
 
-def _send(trainer: Trainer, path: Path) -> None:
+def _send(trainer: Trainer, path: Path, tag: str) -> None:
     """Give a picture to the loggers that show pictures."""
     from matplotlib.image import imread  # noqa: PLC0415 - the picture was drawn by it
 
     step = logged_step(trainer)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(PICTURE_TAG, imread(path)[..., :3], step, dataformats="HWC")
+            logger.experiment.add_image(tag, imread(path)[..., :3], step, dataformats="HWC")
         elif isinstance(logger, WandbLogger):
-            logger.log_image(PICTURE_TAG, [str(path)], step=step)
+            logger.log_image(tag, [str(path)], step=step)
         elif isinstance(logger, MLFlowLogger):
             logger.experiment.log_artifact(logger.run_id, str(path))

@@ -51,6 +51,12 @@ class LabelledGroup(NamedTuple):
             "muon" + self.label.removeprefix(role).removeprefix("_muon") if self.label.startswith(role) else self.label
         )
 
+    @property
+    def shardings(self) -> list[Any]:
+        """What each rank has of each parameter, as ``route_parameters`` found it; None where nothing is said."""
+        known = getattr(self.optimizer, "_shardings", {})  # MuonAdamW takes them out of its groups
+        return list(self.group.get("shardings") or map(known.get, self.group["params"]))
+
     def named_parameters(self, names: Mapping[int, str]) -> Iterator[tuple[str, Tensor]]:
         """Yield each parameter with its name from :func:`module_names`, or the optimizer's if it is not there."""
         for own, parameter in zip(own_names(self.label, self.group), self.group["params"], strict=True):

@@ -28,7 +28,7 @@ from lightning_muon.optim.sharding.sharding import Sharding
 from lightning_muon.optim.sharding.zero1 import StateShares, consolidate
 from lightning_muon.optim.state_dict import FUNCTIONS, fill_state, restored
 from lightning_muon.optim.stored_state import full_state
-from lightning_muon.optim.update.muon import OrthogonalizeHook
+from lightning_muon.optim.update.muon import Hooks, OrthogonalizeHook, SourceHook
 from lightning_muon.optim.update.options import CommunicationDtype, MomentumDtype, alike, check_number
 from lightning_muon.optim.update.scale import UpdateScale
 
@@ -151,6 +151,7 @@ class MuonAdamW(torch.optim.Optimizer):
             check_number("MuonAdamW", "adamw_lr", adamw_lr, 0.0)
         self._adamw_lr = adamw_lr
         self._orthogonalize_hooks: OrderedDict[int, OrthogonalizeHook] = OrderedDict()
+        self._source_hooks: OrderedDict[int, SourceHook] = OrderedDict()
         self.shard_state = shard_state
         self._consolidated: dict[str, Any] | None = None
         self._shardings: dict[Tensor, Sharding] = {}
@@ -239,9 +240,10 @@ class MuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        hooks = Hooks(tuple(self._source_hooks.values()), tuple(self._orthogonalize_hooks.values()))
         for plan in self._planned():
             if plan.algorithm == "muon":
-                muon_step_of(plan, self.param_groups, self.state, tuple(self._orthogonalize_hooks.values()))
+                muon_step_of(plan, self.param_groups, self.state, hooks)
             else:
                 adamw_step_of(plan, self.param_groups, self.state)
         return loss
@@ -259,6 +261,22 @@ class MuonAdamW(torch.optim.Optimizer):
         """
         handle = RemovableHandle(self._orthogonalize_hooks)
         self._orthogonalize_hooks[handle.id] = hook
+        return handle
+
+    def register_orthogonalize_pre_hook(self, hook: SourceHook) -> RemovableHandle:
+        """Call a function with what the next steps will orthogonalize, until the handle is removed.
+
+        Args:
+            hook: Called as ``hook(names, firsts, matrices)`` before the batch is orthogonalized, and then handed to the
+                hooks of :meth:`register_orthogonalize_hook`, in the same order: ``matrices`` (b, m, n) are momenta, or
+                what the options make of them, and only valid during the call; ``firsts[i]`` is the place of the first
+                element of ``matrices[i]`` in its flat parameter, which tells blocks and experts apart.
+
+        Returns:
+            A handle; its ``remove()`` ends the calls.
+        """
+        handle = RemovableHandle(self._source_hooks)
+        self._source_hooks[handle.id] = hook
         return handle
 
     def consolidate_state_dict(self, to: int = 0) -> None:
@@ -328,6 +346,7 @@ class MuonAdamW(torch.optim.Optimizer):
             for option in self.defaults.keys() - {"differentiable"}:  # torch adds it; it has no meaning here
                 group.setdefault(option, self.defaults[option])  # an option that is newer than the checkpoint
         self.__dict__.setdefault("_orthogonalize_hooks", OrderedDict())
+        self.__dict__.setdefault("_source_hooks", OrderedDict())
         self.__dict__.setdefault("_shardings", {})  # a copy is for another run
         self.__dict__.setdefault("_left_out", LeftOut())
         self.__dict__.setdefault("_lr_by_role", {})

@@ -23,7 +23,7 @@ from lightning_muon.report.quantity import (
     peak,
 )
 from lightning_muon.report.tags import GLANCE, LIMITS, VERDICT, WATCH
-from lightning_muon.report.update_quantities import OF_UPDATES
+from lightning_muon.report.update_quantities import OF_OPERATORS, OF_UPDATES
 
 SUMMARY = "(max|mean|min)"
 MORE_DECAY = "raise weight_decay or add AutoWeightDecay"
@@ -204,6 +204,7 @@ QUANTITIES = (
         chart=SINGULAR_VALUES,
         report=(Line("singular value of the update, largest", "singular_value_max/max"),),
     ),
+    *OF_OPERATORS,
     *OF_UPDATES,
     Quantity(
         tag="weight_decay/<group>",
@@ -249,6 +250,18 @@ QUANTITIES = (
             report=(Line(f"stable rank of the {source}, median", f"{source}_stable_rank/mean"),),
         )
         for source, usual in (("gradient", "above 1"), ("momentum", "well above 1"))
+    ),
+    Quantity(
+        tag="expert_balance/…",
+        monitor="GradientMonitor",
+        meaning="how alike a layer's experts are trained: RMS of the gradient of the least over the mean RMS of all",
+        unit="0 … 1; 1 is alike, 0 an expert without a token",
+        problem="at 0 an expert of the layer gets no tokens",
+        advice="raise the weight of the balance loss, or the batch; per_parameter logs each layer",
+        chart=Chart(
+            "Updates", 15, "Experts: gradient of the least over the mean, 0 gets no token", rf"expert_balance/{SUMMARY}"
+        ),
+        report=(Line("experts, gradient of the least over the mean, median of the worst layer", "expert_balance/min"),),
     ),
     Quantity(
         tag="optimizer_share",

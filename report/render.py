@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from rich.text import Text
 from lightning_muon.report.comparison import Comparison
 from lightning_muon.report.curves import COLOURED, draw_curves
 from lightning_muon.report.health import Figure
+from lightning_muon.report.orthogonality_map import OrthogonalityMap, draw_map, written
 from lightning_muon.report.overview import broken, fitting, group_speed, overview
 from lightning_muon.report.picture import draw_picture
 from lightning_muon.report.plain_text import code, printable
@@ -72,6 +73,11 @@ def print_comparison(comparison: Comparison, *, figures: bool = False) -> None:
         return
     if figures:
         console.print(_table(comparison, columns, label_width or LABEL_WIDTH))
+        for group in comparison.groups:
+            if (found := OrthogonalityMap.of_run(group.runs[0])) is not None:
+                name = f"{group.name}, " if len(comparison.groups) > 1 else ""
+                _print_line(console, f"{name}{found.introduction}")
+                console.print(_map_table(found))
     for column, group in enumerate(comparison.groups):
         remarks = comparison.remarks(column)
         if remarks and len(comparison.groups) > 1:
@@ -81,7 +87,7 @@ def print_comparison(comparison: Comparison, *, figures: bool = False) -> None:
 
 
 def write_report(comparison: Comparison, folder: Path) -> tuple[list[Path], str | None]:
-    """Write ``report.md``, ``curves.png`` and a picture of each of the first runs, ``health-1.png`` and so on.
+    """Write ``report.md``, ``curves.png`` and pictures of the first runs, ``health-1.png``, ``orthogonality-1.png``.
 
     A file is replaced only when its successor is complete.
 
@@ -103,14 +109,20 @@ def write_report(comparison: Comparison, folder: Path) -> tuple[list[Path], str 
         for column, picture in enumerate(pictures[:SIDE_BY_SIDE]):
             with replaced(folder / picture) as unfinished:
                 draw_picture(comparison.groups[column].runs[0], comparison.health(column), unfinished)
+        maps: dict[int, str] = {}
+        for column, _ in enumerate(pictures[:SIDE_BY_SIDE]):
+            if (found := OrthogonalityMap.of_run(comparison.groups[column].runs[0])) is not None:
+                maps[column] = f"orthogonality-{column + 1}.png"
+                with replaced(folder / maps[column]) as unfinished:
+                    draw_map(comparison.groups[column].name, found, unfinished)
         with replaced(folder / PAGE) as unfinished:
             plot = None if no_plot else PLOT
-            unfinished.write_text(markdown(comparison, plot, pictures[:SIDE_BY_SIDE]), encoding="utf-8")
+            unfinished.write_text(markdown(comparison, plot, pictures[:SIDE_BY_SIDE], maps), encoding="utf-8")
     except OSError as error:
         raise ReportFileError(
             f"cannot write the report to '{folder}': {error.strerror}; --output names another folder"
         ) from error
-    drawn = [] if no_plot else [PLOT, *pictures[:SIDE_BY_SIDE]]
+    drawn = [] if no_plot else [PLOT, *pictures[:SIDE_BY_SIDE], *maps.values()]
     return [folder / name for name in (PAGE, *drawn)], no_plot
 
 
@@ -166,7 +178,9 @@ def _title(comparison: Comparison) -> str:
     return f"{runs}, by {printable(comparison.metric.tag)}" if comparison.metric else runs
 
 
-def markdown(comparison: Comparison, plot: str | None, pictures: Sequence[str] = ()) -> str:
+def markdown(
+    comparison: Comparison, plot: str | None, pictures: Sequence[str] = (), maps: Mapping[int, str] | None = None
+) -> str:
     """Return the report as Markdown, with links to the plot and to the pictures of the first runs, if there are any."""
     groups = comparison.groups
     names = [as_markdown(group.name) for group in groups]
@@ -188,6 +202,9 @@ def markdown(comparison: Comparison, plot: str | None, pictures: Sequence[str] =
         remarks = comparison.remarks(column)
         lines += ["", *(f"- {as_markdown(remark)}" for remark in remarks)] if remarks else []
         lines += ["", f"![{name} in one picture]({pictures[column]})"] if column < len(pictures) else []
+        if (found := OrthogonalityMap.of_run(group.runs[0])) is not None:
+            lines += ["", found.as_text()]
+            lines += ["", f"![orthogonality of each operator]({maps[column]})"] if maps and column in maps else []
     return "\n".join(lines) + "\n"
 
 
@@ -241,6 +258,17 @@ def _table(comparison: Comparison, columns: range, label_width: int) -> Table:
     table.add_section()
     verdicts = map(comparison.verdict, columns)
     table.add_row("verdict", "ok", *(Text(verdict, COLOURS[verdict]) for verdict in verdicts))
+    return table
+
+
+def _map_table(found: OrthogonalityMap) -> Table:
+    table = Table()
+    table.add_column("operator", overflow="fold")
+    for depth in found.depths:
+        table.add_column(depth, justify="right", no_wrap=True)
+    for operator in found.operators:
+        cells = (found.cells.get((operator, depth)) for depth in found.depths)
+        table.add_row(Text(printable(operator)), *("–" if cell is None else written(cell) for cell in cells))
     return table
 
 

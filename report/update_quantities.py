@@ -1,6 +1,30 @@
-"""Entries of the table of quantities: the size of updates."""
+"""Entries of the table of quantities: the size of updates, and their orthogonality by operator."""
 
 from lightning_muon.report.quantity import Chart, Line, Panel, Quantity
+
+# With the orthogonality error, whose shape over the model they are.
+OF_OPERATORS = (
+    Quantity(
+        tag="operator_error/<operator>",
+        monitor="OrthogonalityMonitor",
+        meaning="orthogonality error of what has the same place in each layer, such as `attention.q`: mean over depth"
+        " and experts, blocks of fused projections apart",
+        unit="none; 0 is orthogonal",
+        usual="alike for all operators",
+        advice="look at the map, text and picture orthogonality_map, for the layers in which it is large",
+        chart=Chart("Updates", 13, "Orthogonality error of each operator: alike", r"operator_error/.+"),
+    ),
+    Quantity(
+        tag="needed_steps/<operator>",
+        monitor="OrthogonalityMonitor",
+        meaning="steps of the method after which the smallest singular value σ of each matrix is in the healthy range,"
+        " abs(σ² − 1) ≤ 0.7: the largest over depth and experts",
+        unit="steps",
+        usual="few more than are taken; 13 at most with the classic coefficients, where float32 resolves no more",
+        advice="take more steps, or the preset optimizer/polar_express, if the operator's error is large too",
+        chart=Chart("Updates", 14, "Steps that each operator's polar factor needs", r"needed_steps/.+"),
+    ),
+)
 
 OF_UPDATES = (
     Quantity(

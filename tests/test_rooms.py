@@ -32,6 +32,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "report.quantities",
         "report.charts",  # which charts the page has
         "report.health",  # how a run is judged, while it goes on as when it is over
+        "report.orthogonality_map",
         "report.picture",
         "report.quantity",
         "report.replaced",
@@ -42,6 +43,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         # Facts that the callbacks share with the optimizer, whatever the optimizer:
         "optim.routing.repeated",  # which modules are the blocks of a model
         "optim.routing.wrapped_names",  # names of parameters without the prefixes of wrappers
+        "optim.polar.needed_steps",  # how many steps a method needs
         "optim.update.matrix_layout",  # where the matrices of a parameter are
         "optim.update.options",  # which options of a group its algorithm has
         "optim.update.state",  # which dtypes are half precision

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_muon.callbacks.measures.singular_values import lanczos
+from lightning_muon.callbacks.measures.sources import Place
 from lightning_muon.callbacks.measures.weight_steps import ROUNDINGS, StepOptions
 from lightning_muon.callbacks.sampling import SampledParameter
 from lightning_muon.callbacks.shards import whole
@@ -80,7 +81,7 @@ def torch_scale(group: Mapping[str, Any], weight: Tensor) -> float:
 class FactorBatch(NamedTuple):
     """Measurements of b polar factors, on their device."""
 
-    owners: list[str]  # the parameter of each factor
+    places: list[Place]  # the parameter of each factor, and which of its matrices
     errors: Tensor  # (b,), see orthogonality_error
     tridiagonals: Tensor  # (b, 2, k), see lanczos
 
@@ -89,14 +90,14 @@ class FactorMeter:
     """Measure polar factors, without synchronization; small ones of the same smaller side in one batch."""
 
     def __init__(self) -> None:
-        self._waiting: defaultdict[tuple[torch.device, int], list[tuple[list[str], Tensor]]] = defaultdict(list)
+        self._waiting: defaultdict[tuple[torch.device, int], list[tuple[list[Place], Tensor]]] = defaultdict(list)
         self._measured: list[FactorBatch] = []
 
-    def add(self, owners: list[str], factors: Tensor) -> None:
-        """Add factors (b, m, n), which may change afterwards, and the parameter of each."""
+    def add(self, places: list[Place], factors: Tensor) -> None:
+        """Add factors (b, m, n), which may change afterwards, and the place of each."""
         grams = gram_matrices(factors)
         waiting = self._waiting[grams.device, grams.shape[-1]]
-        waiting.append((owners, grams))
+        waiting.append((places, grams))
         if sum(grams.numel() for _, grams in waiting) >= POOLED_ELEMENTS:
             self._measure(waiting)
 
@@ -107,14 +108,14 @@ class FactorMeter:
         measured, self._measured = self._measured, []
         return measured
 
-    def _measure(self, waiting: list[tuple[list[str], Tensor]]) -> None:
+    def _measure(self, waiting: list[tuple[list[Place], Tensor]]) -> None:
         if not waiting:
             return
-        owners = [owner for some, _ in waiting for owner in some]
+        places = [place for some, _ in waiting for place in some]
         grams = torch.cat([grams for _, grams in waiting]) if len(waiting) > 1 else waiting[0][1]
         waiting.clear()
         tridiagonals = lanczos(grams)  # before the error, which changes the matrices
-        self._measured.append(FactorBatch(owners, orthogonality_error(grams), tridiagonals))
+        self._measured.append(FactorBatch(places, orthogonality_error(grams), tridiagonals))
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@
 - ``newton_schulz``: from matrix products alone: Newton–Schulz, the same on the Gram matrix, Polar Express
 - ``quintics``: the coefficients of their polynomials, each with its source
 - ``exact``: QDWH, ZOLO-PD and the singular value decomposition, to working precision
-- ``options``: checks of the methods' options
+- ``needed_steps``: how many of their steps lift a small singular value
+- ``options``: defaults and checks of the methods' options
 - ``user_function``: functions given by themselves or by import path
 """

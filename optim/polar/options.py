@@ -1,6 +1,10 @@
-"""Checks of numbers among the options of the methods."""
+"""The options of the methods: their defaults, and checks of numbers among them."""
 
+import inspect
+from collections.abc import Callable
+from functools import cache
 from math import isfinite
+from typing import Any
 
 # Below, it lies far under the rounding of float64, and its powers leave the range.
 SMALLEST_LOWER_BOUND = 1e-30
@@ -23,3 +27,9 @@ def check_lower_bound(value: object) -> None:
     """Raise a ValueError if the lower bound of singular values is not a number between 10⁻³⁰ and 1."""
     if not isinstance(value, int | float) or not SMALLEST_LOWER_BOUND < value < 1:
         raise ValueError(f"lower_bound must lie between {SMALLEST_LOWER_BOUND:g} and 1, got {value!r}")
+
+
+@cache
+def defaults_of(method: Callable[..., Any]) -> dict[str, Any]:
+    """Return the options of a method with their defaults."""
+    return {p.name: p.default for p in list(inspect.signature(method).parameters.values())[1:]}

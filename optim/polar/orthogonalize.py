@@ -1,6 +1,5 @@
 """Dispatch to the polar-factor methods: checks, working precision, compilation."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -11,7 +10,7 @@ from torch import Tensor
 from lightning_muon.optim.polar.exact import qdwh, svd, zolo_pd
 from lightning_muon.optim.polar.newton_schulz import gram_newton_schulz, newton_schulz, polar_express
 from lightning_muon.optim.polar.normalize import normalize
-from lightning_muon.optim.polar.options import check_lower_bound, check_whole
+from lightning_muon.optim.polar.options import check_lower_bound, check_whole, defaults_of
 from lightning_muon.optim.polar.quintics import quintics
 from lightning_muon.optim.polar.user_function import check_keywords, check_names, name_of, resolve_function
 
@@ -168,7 +167,7 @@ def check_method(method: Orthogonalizer, options: Mapping[str, Any]) -> None:
         return
     if not options.keys() - {"dtype"}:
         return
-    defaults = _defaults(chosen.function)
+    defaults = defaults_of(chosen.function)
     check_names(label, ("dtype", *defaults), options)
     values = {**defaults, **options}
     # The methods check their options too, but only when the matrix may already have been overwritten.
@@ -185,12 +184,6 @@ def _find(method: Orthogonalizer) -> _Method:
         return _METHODS[method]
     function = resolve_function(method, "orthogonalizer", get_args(OrthogonalizerName))
     return _Method(function, tuple(_DTYPES), _FP32, _FP32, _FP32, is_users=True)
-
-
-@cache
-def _defaults(function: Callable[..., Tensor]) -> dict[str, Any]:
-    """Return the options of a method with their defaults."""
-    return {p.name: p.default for p in list(inspect.signature(function).parameters.values())[1:]}
 
 
 def _check_returned(factor: object, batch: Tensor, function: Callable[..., Tensor]) -> None:

@@ -36,7 +36,7 @@ class Everywhere(Transport):
         self, weight: "DTensor", here: MuonParameter, moving: Tensor, options: MuonOptions, hooks: Hooks
     ) -> None:
         is_first = not any(weight.device_mesh.get_coordinate() or ())
-        super().__init__([here], options, hooks if is_first else ())
+        super().__init__([here], options, hooks if is_first else Hooks())
         self.weight = weight
         self.moving = moving
 
@@ -46,9 +46,12 @@ class Everywhere(Transport):
         p = self.batch[0]
         matrices = p.layout.matrices(self._gathered(sources[0]))
         moving = self.moving.split(p.layout.counts(self.weight.shape))
+        shape = self.weight.shape
         factors = [
-            self.orthogonalize([p.name] * len(of_shape), of_shape, moves, fans, p.fans)
-            for of_shape, moves, fans in zip(matrices, moving, p.layout.fans(self.weight.shape), strict=True)
+            self.orthogonalize(([p.name] * len(firsts), firsts), of_shape, moves, fans, p.fans)
+            for of_shape, moves, fans, firsts in zip(
+                matrices, moving, p.layout.fans(shape), p.layout.firsts(shape), strict=True
+            )
         ]
         numbers = None
         if self.needs_norms:

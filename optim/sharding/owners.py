@@ -130,7 +130,7 @@ class Owners(Transport):
         """Orthogonalize the units that this rank owns, matrices of one shape as one batch."""
         owned = self.bucket.owned
         as_parameters = [
-            replace(self.batch[m], layout=u.layout, weight=elements.view(u.shape), momentum=None)
+            replace(self.batch[m], layout=u.layout, weight=elements.view(u.shape), momentum=None, start=u.start)
             for (m, u), elements in zip(owned, units, strict=True)
         ]
         moves = {id(p): of_unit for p, of_unit in zip(as_parameters, moving, strict=True)}

@@ -170,6 +170,7 @@ def _owned_units(bucket: Bucket, parameters: Sequence[MuonParameter]) -> Iterato
             weight=_of_unit(p.weight, unit),
             gradient=None if p.gradient is None else _of_unit(p.gradient, unit),
             mean_squares=None if p.mean_squares is None else p.mean_squares[first_neuron : neurons[member]],
+            start=unit.start,
         )
         yield _OwnedUnit(member, as_parameter, slice(first, elements[member]))
 

@@ -47,7 +47,7 @@ class Here(Transport):
         ``moving`` says which matrices of each batch move, shape (b,); the factors of others are zero.
         """
         factors = [
-            self.orthogonalize(self._names(batch, shape), of_shape, moves, fans, batch[0].fans)
+            self.orthogonalize(self._places(batch, shape), of_shape, moves, fans, batch[0].fans)
             for (batch, shape, fans), of_shape, moves in zip(self._shapes(), matrices, moving, strict=True)
         ]
         if self.needs_norms:
@@ -141,8 +141,12 @@ class Here(Transport):
         for batch, of_batch in zip(self.batches, self._fans, strict=True):
             yield from ((batch, shape, fans) for shape, fans in enumerate(of_batch))
 
-    def _names(self, batch: Sequence[MuonParameter], shape: int) -> list[str]:
-        return [p.name for p in batch for _ in range(p.layout.counts(p.weight.shape)[shape])] if self.hooks else []
+    def _places(self, batch: Sequence[MuonParameter], shape: int) -> tuple[list[str], list[int]]:
+        """Return for the hooks the name of the parameter of each matrix of a shape, and its first element there."""
+        if not self.hooks:
+            return [], []
+        found = [(p.name, first) for p in batch for first in p.firsts[shape]]
+        return [name for name, _ in found], [first for _, first in found]
 
 
 def magnitude_of_each(tensors: Sequence[Tensor]) -> Sequence[Tensor]:

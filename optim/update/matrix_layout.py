@@ -129,6 +129,32 @@ class MatrixLayout:
             return [stack * self.blocks]
         return [stack * self.split_sizes.count(size) for size in dict.fromkeys(self.split_sizes)]
 
+    def firsts(self, shape: Sequence[int]) -> list[list[int]]:
+        """Return, for each batch of :meth:`matrices`, the place of each first element in the flat parameter.
+
+        By it a matrix is known, also where a rank has only some of the parameter's: see :meth:`place_of`.
+        """
+        stack, rows, columns = self._sizes(shape)
+        found: dict[int, list[int]] = {}
+        start = 0
+        for size, number in self._runs(shape):
+            of_size = found.setdefault(size, [])
+            of_size += [start + size * block for block in range(number)]
+            start += size * number
+        step = 1 if self._cuts_columns else columns
+        return [
+            [entry * rows * columns + start * step for entry in range(stack) for start in starts]
+            for starts in found.values()
+        ]
+
+    def place_of(self, first: int, shape: Sequence[int]) -> tuple[int, int]:
+        """Return of a matrix, given its first element, the place in the stack, and of the block in the entry."""
+        _, rows, columns = self._sizes(shape)
+        entry, rest = divmod(first, rows * columns)
+        one = replace(self, stacked=False).firsts(shape[self.stacked :])
+        starts = sorted(start for of_shape in one for start in of_shape)
+        return entry, starts.index(rest)
+
     def count(self, shape: Sequence[int]) -> int:
         """Return the number of matrices in a parameter of this shape."""
         return 1 if self._is_single else sum(self.counts(shape))

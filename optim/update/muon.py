@@ -32,7 +32,23 @@ class OrthogonalizeHook(Protocol):
         """Take the polar factors (b, m, n) of a batch, and the name of the parameter of each."""
 
 
-Hooks = Sequence[OrthogonalizeHook]
+class SourceHook(Protocol):
+    """A function that takes what is orthogonalized, see ``MuonAdamW.register_orthogonalize_pre_hook``."""
+
+    def __call__(self, names: list[str], firsts: list[int], matrices: Tensor, /) -> None:
+        """Take the matrices (b, m, n) of a batch, and of each the parameter and its first element there."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Functions that see each batch of matrices: ``before`` it is orthogonalized, and ``after``."""
+
+    before: Sequence[SourceHook] = ()
+    after: Sequence[OrthogonalizeHook] = ()
+
+    def __bool__(self) -> bool:
+        """Return whether there are any."""
+        return bool(self.before or self.after)
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,7 @@ class MuonParameter:
         momentum: The moving average M of gradients, or of polar factors with ``polar_first``; ``None`` without one.
         mean_squares: With ``neuron_beta``, the moving average of the mean square of each neuron's step, shape
             (neurons,); the mean is over the elements of this rank.
+        start: Where some matrices of a parameter are updated by themselves, their first element in it.
     """
 
     name: str
@@ -59,6 +76,12 @@ class MuonParameter:
     gradient: Tensor | None
     momentum: Average | None
     mean_squares: Tensor | None = None
+    start: int = 0
+
+    @property
+    def firsts(self) -> list[list[int]]:
+        """The first element of each matrix in the whole parameter, for each shape."""
+        return [[self.start + first for first in of_shape] for of_shape in self.layout.firsts(self.weight.shape)]
 
 
 class Transport(ABC):
@@ -67,7 +90,7 @@ class Transport(ABC):
     Args:
         batch: The parameters.
         options: The options of their group.
-        hooks: Functions that are called with the polar factors that this rank computes.
+        hooks: Functions that are called with what this rank orthogonalizes, and with the polar factors.
     """
 
     def __init__(self, batch: Sequence[MuonParameter], options: MuonOptions, hooks: Hooks) -> None:
@@ -148,12 +171,17 @@ class Transport(ABC):
         return self.options["update_scale"] == "nuclear_norm" and self.options["fixed_norm"] is None
 
     def orthogonalize(
-        self, names: list[str], matrices: Tensor, moving: Tensor, fans: tuple[int, int], reference: tuple[int, int]
+        self,
+        places: tuple[list[str], list[int]],
+        matrices: Tensor,
+        moving: Tensor,
+        fans: tuple[int, int],
+        reference: tuple[int, int],
     ) -> Tensor:
         """Return the polar factors of matrices (b, m, n), after the hooks.
 
         Args:
-            names: The name of each matrix for the hooks.
+            places: For the hooks, the name of the parameter of each matrix, and its first element there.
             matrices: The matrices.
             moving: Whether each of them moves, shape (b,); the factors of others are zero.
             fans: Fan-out and fan-in of the matrices.
@@ -161,6 +189,8 @@ class Transport(ABC):
                 the factors are multiplied by the ratio of the scales.
         """
         options = self.options
+        for before in self.hooks.before:
+            before(*places, matrices)
         # The result of Nesterov's look-ahead is a copy. It may be overwritten unless the nuclear norm still needs it.
         is_copy = options["nesterov"] and not options["polar_first"] and not self.needs_norms
         factors = orthogonalize(
@@ -173,8 +203,8 @@ class Transport(ABC):
             mask=moving,
             **options["orthogonalizer_options"],
         )
-        for hook in self.hooks:
-            hook(names, factors)
+        for after in self.hooks.after:
+            after(places[0], factors)
         if fans == reference:
             return factors
         own, of_parameter = (scale_factor(options["update_scale"], *f) for f in (fans, reference))

@@ -75,7 +75,10 @@ def test_charts_are_those_that_the_run_has_tags_for(
         "Largest weight, a small multiple of the RMS",
         *("Orthogonality error", "Layer output RMS", "Weight RMS"),
     ]
-    assert titles["Updates"] == ["Weight decay", "Singular values of the update"]
+    assert titles["Updates"] == [
+        *("Weight decay", "Singular values of the update"),
+        *("Orthogonality error of each operator", "Steps that each operator's polar factor needs"),
+    ]
     # Each tag is on at most one chart, and those of the monitors that change are all on one.
     tags = [
         tag

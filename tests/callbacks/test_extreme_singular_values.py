@@ -106,21 +106,20 @@ def test_small_and_large_ones_come_out_in_their_places() -> None:
     batches = [torch.randn(shape) / max(shape) ** 0.5 for shape in shapes]
     meter = FactorMeter()
     for place, batch in enumerate(batches):
-        meter.add([f"{place}.{index}" for index in range(len(batch))], batch)
+        meter.add([(str(place), index) for index in range(len(batch))], batch)
         batch_copy = batch.clone()
         batch.zero_()  # the optimizer goes on to use the memory
         batches[place] = batch_copy
     measured = meter.finish()
     assert not meter.finish()
     assert len(measured) == 3  # of the smaller sides 5, 7 and 500
-    owners = [owner for one in measured for owner in one.owners]
-    assert sorted(owners) == sorted(f"{place}.{i}" for place, batch in enumerate(batches) for i in range(len(batch)))
+    places = [place for one in measured for place in one.places]
+    assert sorted(places) == sorted((str(place), i) for place, batch in enumerate(batches) for i in range(len(batch)))
     for one in measured:
-        for owner, error, extremes in zip(
-            one.owners, one.errors, extreme_singular_values(one.tridiagonals), strict=True
+        for (name, index), error, extremes in zip(
+            one.places, one.errors, extreme_singular_values(one.tridiagonals), strict=True
         ):
-            place, index = map(int, owner.split("."))
-            squares = torch.linalg.svdvals(batches[place][index].double()).square()
+            squares = torch.linalg.svdvals(batches[int(name)][index or 0].double()).square()
             assert float(error) == pytest.approx(float((squares - 1).square().mean().sqrt()), rel=1e-5)
             assert float(extremes[1]) == pytest.approx(float(squares[0].sqrt()), abs=1e-2)
 
