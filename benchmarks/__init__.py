@@ -5,7 +5,7 @@
 - ``matrix_problems``: the matrix problems of the PolarGrad paper, learning rates swept
 - ``traffic``: bytes and collectives of a step on several processes
 - ``monitors``: the cost of the monitors in the demo
-- ``unhealthy_run``: the demo healthy, unhealthy, and with ``AutoWeightDecay``
+- ``sick_runs``: the demo healthy, sick in three ways, and steered by ``AutoWeightDecay``; the pictures of the docs
 - ``variants``: the demo with variants of the recipe, each with several seeds
 - ``embedded_text``: optimizers compared by the same rules, learning rates over widths, schedules, precisions; hours
 - ``routing_corpus``: how often routing is right on architectures that nobody here wrote

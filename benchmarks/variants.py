@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.demo import SMALL, generate
 from benchmarks.record import RESULTS, report
-from benchmarks.unhealthy_run import train
+from benchmarks.sick_runs import train
 from lightning_muon.report import read_run
 
 SEEDS = (42, 43, 44)

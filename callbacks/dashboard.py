@@ -35,8 +35,8 @@ from lightning_muon.report.tags import tag_of
 class MuonDashboard(Callback, Listener):
     """Lay out TensorBoard so that each page shows at one look how a run is.
 
-    - **Verdict**: ``at_a_glance/health``, up to 1 where the run is healthy and above 2 where it is bad, and a line of
-      this scale for each quantity, ``verdict/<quantity>``, judged as ``report`` does, from all that the monitors log.
+    - **Verdict**: ``at_a_glance/health``, up to 1 where the run is healthy and above 2 where it is bad, and the same
+      scale for each quantity, ``by_quantity/<quantity>``, judged as ``report`` does, from all that the monitors log.
       Beside it are copies of loss and speed, in the group that a logger shows first. With matplotlib there is the run
       in one picture: ``health.png`` in its folder, and in the loggers.
     - **Custom Scalars**: health, loss, speed and learning rate first, then the charts of each quantity. A chart appears

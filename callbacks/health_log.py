@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -55,6 +55,7 @@ class HealthLog:
         self._drawn_at, self._drawing_took = time.monotonic(), 1.0
         self._drawn_in: int | None = None
         self._speed: float | None = None
+        self._judged = 0
 
     def hear(self, step: int, scalars: Mapping[str, float]) -> None:
         """Take scalars of a monitor by name."""
@@ -90,14 +91,11 @@ class HealthLog:
             scalars = {f"{VERDICT}/{name}": severity for name, severity in severities.items()}
             if health.severity is not None:
                 scalars[HEALTH] = health.severity
-            limits = {
-                f"{LIMITS}/{entry.name}": float(entry.healthy.bound)
-                for entry in QUANTITIES
-                if entry.limit_is_drawn and entry.name in severities and entry.healthy.bound is not None
-            }
+            self._judged += 1
+            if is_over or self._judged & (self._judged - 1) == 0:
+                scalars |= LINES | _limits(severities)
             # When the run is over, the current batch is one that there is not.
-            step = max(0, logged_step(trainer) - is_over)
-            write_scalars(trainer, {**scalars, **LINES, **limits}, step)
+            write_scalars(trainer, scalars, max(0, logged_step(trainer) - is_over))
         told = (health.verdict, tuple(one.line.label for one in health.unhealthy))
         if told != self._told and (health.severity is not None or is_over):
             self._told = told
@@ -134,6 +132,19 @@ class HealthLog:
             _send(trainer, self._folder / MAP, MAP_TAG)
         self._drawn_at = time.monotonic()
         self._drawing_took = self._drawn_at - began
+
+
+def _limits(quantities: Iterable[str]) -> dict[str, float]:
+    """Return the ends of healthy ranges that are lines in the charts of some quantities.
+
+    They are written after 1, 2, 4, 8, … logs and at the end: TensorBoard leaves outliers out of a chart, and among
+    many points on the limits a sick run would be one.
+    """
+    return {
+        f"{LIMITS}/{entry.name}": float(entry.healthy.bound)
+        for entry in QUANTITIES
+        if entry.limit_is_drawn and entry.name in quantities and entry.healthy.bound is not None
+    }
 
 
 def as_text(health: RunHealth) -> str:
@@ -180,4 +191,4 @@ def _send(trainer: Trainer, path: Path, tag: str) -> None:
         elif isinstance(logger, WandbLogger):
             logger.log_image(tag, [str(path)], step=step)
         elif isinstance(logger, MLFlowLogger):
-            logger.experiment.log_artifact(logger.run_id, str(path))
+            logger.experiment.log_artifact(logger.run_id, str(path), GLANCE)

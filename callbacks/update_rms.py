@@ -32,6 +32,7 @@ class UpdateRMSMonitor(StepMonitor):
       can share a learning rate (Liu et al., "Muon is Scalable for LLM Training", 2025, arXiv:2502.16982, section 2.2).
     - ``effective_lr/<group>``: :math:`\eta \cdot` ``update_rms``, by how much a step changes a weight, which can be
       compared between groups and optimizers.
+    - ``rate_ratio``: the largest ratio of these between a group that Muon updates and another.
     - ``angular_update/<group>``: :math:`\eta \lVert U \rVert / \lVert W \rVert`, mean of the sample: about the angle in
       radians, by which a step turns a matrix.
     - ``angular_equilibrium/<group>``: where it comes to rest if gradients are noise, :math:`\sqrt{2 \eta\lambda (1 -
@@ -148,8 +149,11 @@ class UpdateRMSMonitor(StepMonitor):
         scalars |= {f"update_rms/{label}": rms for label, rms in of_groups.items()}
         for tag, named in (("parameter_update_rms", of_parameters), ("parameter_angular_update", angles)):
             scalars |= {f"{tag}/{name}": value for name, value in named.items() if self._chosen.takes(name)}
+        apart = ratios(moves[True], moves[False])
+        if apart:
+            scalars["rate_ratio"] = max(apart.values())
         log_scalars(trainer, scalars)
-        self._limits["update_rms"].watch(trainer, ratios(moves[True], moves[False]))
+        self._limits["update_rms"].watch(trainer, apart)
 
     @override
     def make_limits(self) -> dict[str, Limit]:

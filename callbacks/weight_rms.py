@@ -1,8 +1,8 @@
 """The size of weights and of layer outputs, and how far bfloat16 could resolve the updates of the weights."""
 
 import math
-from collections.abc import Generator, Iterable, Sequence
-from typing import Literal
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_muon.callbacks.arguments import NameChoice, check_whole, some
+from lightning_muon.callbacks.decay.target_decay import PLANNED_LRS
 from lightning_muon.callbacks.limits import Limit, advice
 from lightning_muon.callbacks.logging import warn
 from lightning_muon.callbacks.matrices import frozen_names, muon_groups, muon_matrices
@@ -30,6 +31,7 @@ from lightning_muon.optim.update.state import HALF
 
 BLOCKS = "blocks"
 BF16 = torch.finfo(torch.bfloat16)
+VANISHING = 0.1  # of the peak of the learning rate
 
 # Names, shards, and measurements: norms of weights, updates and gradients, and numbers of lost updates.
 UpdateNorms = tuple[list[str], list[Shard], list[Tensor]]
@@ -69,7 +71,8 @@ class WeightRMSMonitor(StepMonitor):
             ``"blocks"`` for the repeated layers of the model. What matches nothing is warned of.
         max_weight_rms: Warn if the RMS of a matrix is larger. Default: never.
         max_output_rms: Warn if the RMS of an output is larger. Default: never.
-        max_lost_updates: Warn if weights in bfloat16 lose a larger fraction of their updates. Null: never.
+        max_lost_updates: Warn if weights in bfloat16 lose a larger fraction of their updates, while the learning rate
+            is at least a tenth of its peak. Null: never.
         min_doublings_to_overflow: Warn if the largest weight has fewer doublings left. Null: never.
         as_if_bf16: Log what bfloat16 would lose of float32 weights too: what ``bf16-true`` would cost.
 
@@ -202,7 +205,13 @@ class WeightRMSMonitor(StepMonitor):
         }
         bits = [8 * matrices[name].itemsize for name, _ in present]
         self.log_summary(trainer, quantities, **({"weight_bits": min(bits)} if bits else {}))
-        in_bf16 = {name for name, matrix in matrices.items() if matrix.dtype == torch.bfloat16}
+        in_bf16 = {
+            name
+            for labelled in muon_groups(trainer.optimizers)
+            if not is_vanishing(labelled.group)
+            for name, matrix in labelled.named_parameters(self._names)
+            if matrix.dtype == torch.bfloat16
+        }
         really_lost = {name: lost for name, lost in quantities["lost_updates"].items() if name in in_bf16}
         limited = {**quantities, "lost_updates": really_lost, "doublings_to_overflow": room}
         for quantity, limit in self._limits.items():
@@ -248,6 +257,12 @@ def doublings_to_overflow(largest: float) -> float:
     if math.isfinite(largest) and largest > 0:
         return math.log2(BF16.max) - math.log2(largest)
     return math.inf if largest == 0 else math.nan if math.isnan(largest) else -math.inf
+
+
+def is_vanishing(group: Mapping[str, Any]) -> bool:
+    """Return whether a schedule has a group's learning rate near zero: bfloat16 then loses updates in any run."""
+    lr = float(group.get("lr", 1.0))
+    return lr < VANISHING * max([lr, *(float(group[key]) for key in PLANNED_LRS if key in group)])
 
 
 def count_lost(weight: Tensor, update: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The curves of runs: one panel for each quantity, one colour for each group of runs that differ in their seed."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -10,6 +11,7 @@ from lightning_muon.report.quantity import Panel
 
 COLOURED = 10  # groups: matplotlib has as many colours, then they repeat
 _LEGEND_WIDTH = 130  # characters
+_TITLE_WIDTH = 68
 STYLES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dash-dotted"}
 
 
@@ -59,13 +61,16 @@ def draw_curves(groups: Sequence[Group], path: Path) -> str | None:
                 )
         if (bound := BOUNDS[panel]) is not None:
             axis.axhline(bound, color="grey", linestyle=":", linewidth=1)
-        axis.set_title(_title(panel, styles), fontsize=10)
+        axis.set_title(textwrap.fill(_title(panel, styles), _TITLE_WIDTH), fontsize=10)
         axis.set_yscale(panel.scale)
         axis.set_xlabel("step", fontsize=9)
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    names = [group.name.replace("$", r"\$") for group in groups]  # between two of them is mathematics
+    # Settings that are too long to be read: the names of the runs.
+    longest = max(len(group.name) for group in groups)
+    names = [group.name if longest <= _LEGEND_WIDTH else group.runs[0].name for group in groups]
+    names = [name.replace("$", r"\$") for name in names]  # between two of them is mathematics
     handles = [Line2D([], [], color=f"C{number}", label=name) for number, name in enumerate(names)]
     columns = max(1, min(4, _LEGEND_WIDTH // (max(map(len, names)) + 8)))  # with the line before a name
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_muon.report.plain_text import printable
+from lightning_muon.report.plain_text import from_markdown, printable
 from lightning_muon.report.quantities import LOSS, OTHER_LOSS, QUANTITIES, VALIDATION_LOSS, matching
 from lightning_muon.report.quantity import Range
 from lightning_muon.report.run_log import RunLog
@@ -17,6 +17,7 @@ NO_MATPLOTLIB = "no picture without matplotlib: pip install matplotlib"
 _PANELS = 6
 _MOST_POINTS = 40  # at which the run so far is judged again
 _MOST_LINES = 6  # with a name in one panel
+_HEAD_LINES = 5
 _WIDTH = 150  # characters in a line of the head
 _BETWEEN_NAMES = 0.055  # of the height of the panel
 _COLOURS = {"ok": "#2e7d32", "watch": "#ef6c00", "bad": "#c62828"}
@@ -39,10 +40,10 @@ def draw_picture(run: RunLog, health: RunHealth, path: Path) -> str | None:
         from matplotlib.figure import Figure  # noqa: PLC0415 - optional; and without pyplot, which changes a process
     except ModuleNotFoundError:
         return NO_MATPLOTLIB
-    figure = Figure(figsize=(12, 8))
-    _draw_head(figure, run, health)
+    figure = Figure(figsize=(12, 8.5))
+    top = _draw_head(figure, run, health)
     axes = figure.subplots(
-        2, 3, gridspec_kw={"top": 0.79, "bottom": 0.06, "left": 0.05, "right": 0.985, "hspace": 0.32}
+        2, 3, gridspec_kw={"top": top, "bottom": 0.055, "left": 0.05, "right": 0.985, "hspace": 0.32}
     )
     places = iter(axes.flat)
     _draw_losses(next(places), run)
@@ -68,21 +69,32 @@ def draw_picture(run: RunLog, health: RunHealth, path: Path) -> str | None:
     return None
 
 
-def _draw_head(figure: Any, run: RunLog, health: RunHealth) -> None:
-    """Draw the verdict on its colour, what to do, and how far the run is."""
+def _draw_head(figure: Any, run: RunLog, health: RunHealth) -> float:
+    """Draw the verdict on its colour, what to do, and how far the run is; return where the panels may begin."""
     from matplotlib.patches import Rectangle  # noqa: PLC0415
 
     colour = _COLOURS.get(health.verdict, _OTHER)
-    figure.add_artist(Rectangle((0, 0.945), 1, 0.055, color=colour, transform=figure.transFigure))
-    headline = textwrap.shorten(_plain(health.headline), 105, placeholder=" …")
-    figure.text(0.015, 0.973, headline, color="white", fontsize=15, weight="bold", va="center")
+    figure.add_artist(Rectangle((0, 0.9), 1, 0.1, color=colour, transform=figure.transFigure))
+    verdict, _, what = health.headline.partition(": ")
+    # A card of TensorBoard shows a third of the size: there the verdict is still read.
+    figure.text(0.015, 0.967, _plain(verdict), color="white", fontsize=26, weight="bold", va="center")
+    reason = textwrap.shorten(_plain(what), 110, placeholder=" …")
+    figure.text(0.015, 0.921, reason, color="white", fontsize=14, va="center")
     lines = [_plain(", ".join(_facts(run)))]
-    said: set[str] = set()
-    for one in health.unhealthy:
-        if one.line.advice and one.name not in said:
-            lines += textwrap.wrap(_plain(f"{one.name}: {one.line.advice}"), _WIDTH)[:2]
-            said.add(one.name)
-    figure.text(0.015, 0.935, "\n".join(lines[:5]), fontsize=10.5, va="top", linespacing=1.35)
+    for name, advice in _advice(run, health).items():
+        left = _HEAD_LINES - len(lines)
+        if left > 0:
+            lines += textwrap.wrap(_plain(f"{name}: {advice}"), _WIDTH, max_lines=min(2, left), placeholder=" …")
+    figure.text(0.015, 0.889, "\n".join(lines), fontsize=10.5, va="top", linespacing=1.35)
+    return 0.85 - 0.0235 * len(lines)
+
+
+def _advice(run: RunLog, health: RunHealth) -> dict[str, str]:
+    """Return what to do about each quantity that is not healthy; of warnings, what the last one says."""
+    said = {one.name: one.line.advice for one in reversed(health.unhealthy) if one.line.advice}
+    if any(one.name == "warnings" for one in health.unhealthy):
+        said["warnings"] = [from_markdown(text) for _, text in (run.texts or {}).get("warnings", [])][-1]
+    return {one.name: said[one.name] for one in health.unhealthy if one.name in said}
 
 
 def _facts(run: RunLog) -> list[str]:
@@ -124,7 +136,8 @@ def _draw_verdict(axis: Any, run: RunLog, health: RunHealth) -> None:
         axis.text(last, height, label, color=f"C{number}", fontsize=8.5, va="center")
     axis.set_ylim(0, max(top, height + top * _BETWEEN_NAMES))
     if steps:
-        axis.set_xlim(steps[0], steps[-1] + 0.8 * (steps[-1] - steps[0] or 1))  # room for the names
+        axis.set_xlim(steps[0], steps[-1] + (steps[-1] - steps[0] or 1))  # room for the names
+        axis.set_xticks([tick for tick in axis.get_xticks() if steps[0] <= tick <= steps[-1]])
     _finish(axis, "each quantity: 1 is its limit, above 2 is bad")
 
 

@@ -191,7 +191,7 @@ class Quantity:
 
     @property
     def limit_is_drawn(self) -> bool:
-        """Whether its chart has the end of the healthy range as a line: where that does not flatten the others."""
+        """Whether its chart has the end of the healthy range as a line, where that does not flatten the others."""
         return self.healthy.bound is not None and self.chart is not None and (not self.panel or self.panel.shows_bound)
 
     @property

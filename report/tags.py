@@ -1,16 +1,17 @@
 """Under which tags values and texts are logged.
 
 A quantity has a name in the table, such as ``weight_rms/max``. Its tag is in one namespace, ``watch/weight_rms/max``,
-so that loggers show all of them behind the losses of ``train/`` and ``val/``, and behind ``verdict/``. What one should
-see first is in ``at_a_glance/``, which sorts before them: TensorBoard opens only the first two groups. Runs that were
-logged before there was a namespace have the names as tags, and are read all the same.
+so that loggers show all of them behind the losses of ``train/`` and ``val/``. What one should see first is in
+``at_a_glance/`` and ``by_quantity/``, which sort before them: TensorBoard opens only the first two groups, and
+Lightning logs an ``epoch``. Runs that were logged before there was a namespace have the names as tags, and are read all
+the same.
 """
 
 import math
 from collections.abc import Callable
 
 WATCH = "watch"  # what the callbacks measure
-VERDICT = "verdict"  # the verdict on each quantity: it comes between the losses and WATCH
+VERDICT = "by_quantity"  # the verdict on each quantity
 LIMITS = "watch_limits"  # the ends of healthy ranges, as lines in the charts
 GLANCE = "at_a_glance"  # the verdict on the run, the picture, and copies of loss and speed
 

@@ -1,6 +1,11 @@
 """Entries of the table of quantities: the size of updates, and their orthogonality by operator."""
 
-from lightning_muon.report.quantity import Chart, Line, Panel, Quantity
+from lightning_muon.report.quantity import Chart, Line, Panel, Quantity, Range
+
+MOVE_ALIKE = (
+    "take update_scale: moonlight, with which Muon and AdamW share a learning rate, or set lr and adamw_lr so that both"
+    " move alike"
+)
 
 # With the orthogonality error, whose shape over the model they are.
 OF_OPERATORS = (
@@ -33,8 +38,7 @@ OF_UPDATES = (
         meaning="root mean square of a group's update, √mean(U²) with U = ((1 − ηλ)W − W′) / η",
         unit="that of the weights, per unit of the learning rate",
         usual="AdamW: 1 in its first step, then 0.1 to 0.3; Muon: 0.2 with Moonlight's scale, 1/√max(out, in) without",
-        advice="take update_scale: moonlight, with which Muon and AdamW share a learning rate, or set lr and adamw_lr"
-        " so that both move alike",
+        advice=MOVE_ALIKE,
         limit=10.0,  # between groups
         chart=Chart("Health", 8, "Update RMS: Muon's as large as AdamW's", r"update_rms/.+"),
         panel=Panel(8, "update RMS", ("update_rms/.+",)),
@@ -57,6 +61,22 @@ OF_UPDATES = (
         advice="as for update_rms",
         chart=Chart("Training", 5, "Effective learning rate: alike for all groups", r"effective_lr/.+"),
         report=(Line("effective learning rate of {group}, median", "effective_lr/.+"),),
+    ),
+    Quantity(
+        tag="rate_ratio",
+        monitor="UpdateRMSMonitor",
+        meaning="the largest ratio of the effective rates of a group that Muon updates and of another, the larger over"
+        " the smaller",
+        unit="none",
+        usual="1 to 5",
+        # At 100, one part of the model moves in a hundred steps as far as another in one.
+        healthy=Range("under 10", 10.0, bad=100.0, origin=1.0),
+        problem="the rates of two groups are far apart, and one part of the model hardly trains",
+        advice=MOVE_ALIKE,
+        chart=Chart("Health", 9, "Ratio of effective rates: healthy under 10", "rate_ratio"),
+        # The rates themselves: they say which group is behind.
+        panel=Panel(12, "effective learning rate", ("effective_lr/.+",), scale="log"),
+        report=(Line("ratio of the effective rates of two groups, median", "rate_ratio"),),
     ),
     Quantity(
         tag="angular_update/<group>",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lightning_muon.report.health import is_monitored, judge, measure, named_lines, too_short
+from lightning_muon.report.health import WORST_FIRST, is_monitored, judge, measure, named_lines, too_short
 from lightning_muon.report.quantities import matching
 from lightning_muon.report.quantity import WORST, Line, Verdict, best, late_growth, risen
 from lightning_muon.report.run_log import RunLog
@@ -49,7 +49,7 @@ class RunHealth:
 
     Attributes:
         verdict: The worst of its findings.
-        findings: The worst first.
+        findings: The worst first; of the same verdict, warnings last: the others say what is wrong.
         reason: Why it cannot be judged; empty if it can.
     """
 
@@ -62,7 +62,7 @@ class RunHealth:
         """The largest of the findings; ``None`` if the run cannot be judged."""
         if self.verdict in {"not measured", "too short to judge"} or not self.findings:
             return None
-        return self.findings[0].severity
+        return max(one.severity for one in self.findings)
 
     @property
     def unhealthy(self) -> list[Finding]:
@@ -117,7 +117,7 @@ def health_of(run: RunLog, *, is_over: bool = True, lines: Iterable[tuple[str, L
             severity = line.healthy.severity(value) if math.isfinite(value) else WORST
         since = None if verdict == "ok" else _since(name, line, run, verdict)
         findings.append(Finding(name, line, value, verdict, severity or 0.0, since))
-    findings.sort(key=lambda one: (one.verdict == "ok", -one.severity))
+    findings.sort(key=lambda one: (WORST_FIRST.index(one.verdict), one.name == "warnings", -one.severity))
     worst = findings[0].verdict if findings else "ok"
     if worst == "bad":
         return RunHealth("bad", findings)

@@ -16,9 +16,9 @@ from benchmarks import (
     optimizer_step,
     orthogonalization,
     routing_corpus,
+    sick_runs,
     traffic,
     turns,
-    unhealthy_run,
     variants,
 )
 from benchmarks.matrix_problems import __main__ as matrix_problems
@@ -173,13 +173,18 @@ def test_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["gain"] for row in rows] == [f"{losses[0][0] - values[0]:+.4f}" for values in losses]
 
 
-@pytest.mark.slow  # ten seconds; the preset is tested in tests/template
-def test_unhealthy_run(tmp_path: Path) -> None:
-    unhealthy_run.main(["--quick", "--results", str(tmp_path)])
-    healthy, sick, held = record(tmp_path / "unhealthy_run-cpu.json")["rows"]
-    assert sick["weight RMS, largest, peak"] > 3 * healthy["weight RMS, largest, peak"]
-    assert sick["output RMS, largest, peak"] > 100 * healthy["output RMS, largest, peak"]
-    assert set(held) == set(sick) == {"run", *unhealthy_run.FIGURES}
+@pytest.mark.slow  # half a minute: five runs that are long enough to be judged
+def test_sick_runs(tmp_path: Path) -> None:
+    """Each preset of configs/experiment is judged by what it is for."""
+    sick_runs.main(["--quick", "--results", str(tmp_path), "--images", str(tmp_path / "images")])
+    rows = {row["run"]: row for row in record(tmp_path / "sick_runs-cpu.json")["rows"]}
+    assert rows.keys() == sick_runs.RUNS.keys()
+    assert rows["healthy"]["verdict"] in {"ok", "watch: warnings"}
+    assert rows["large_weights"]["verdict"] in {"watch: output_rms", "bad: output_rms"}  # bad a few steps later
+    assert rows["lost_rank"]["verdict"].endswith(": orthogonality_error")
+    assert rows["rates_apart"]["verdict"] == "bad: rate_ratio"
+    assert rows["steered"]["weight RMS, mean, final"] < rows["large_weights"]["weight RMS, mean, final"] / 3
+    assert {path.stem for path in (tmp_path / "images").iterdir()} == {"curves", *(f"health-{name}" for name in rows)}
 
 
 @pytest.mark.filterwarnings("ignore")

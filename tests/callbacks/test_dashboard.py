@@ -258,7 +258,7 @@ def test_other_loggers_get_the_verdict_and_nothing_else(
     fit(regression(MuonAdamW), callbacks=monitors()[:-1], logger=plain)
     fit(regression(MuonAdamW), callbacks=monitors(), logger=watched)
     written, expected = (read_run(Path(log.log_dir), "run").scalars for log in (watched, plain))
-    assert {name: values for name, values in written.items() if not name.startswith("verdict/")} == expected
+    assert {name: values for name, values in written.items() if not name.startswith("by_quantity/")} == expected
     second = TensorBoardLogger(tmp_path / "second", default_hp_metric=False)
     trainer = fit(regression(MuonAdamW), callbacks=monitors(), logger=[watched, tensorboard, second])
     for logger in (tensorboard, second):

@@ -24,12 +24,12 @@ Module = Callable[..., LightningModule]
 WEIGHTS = {"weight_rms", "weight_absmax", "doublings_to_overflow", "bf16_headroom", "lost_updates"}
 WEIGHTS |= {"output_rms", "weight_bits"}
 UPDATES = {"orthogonality_error", "singular_value_min", "singular_value_max", "update_rms"}
-UPDATES |= {"effective_lr", "angular_update", "angular_equilibrium", "operator_error", "needed_steps"}
+UPDATES |= {"effective_lr", "rate_ratio", "angular_update", "angular_equilibrium", "operator_error", "needed_steps"}
 GRADIENTS = {f"{what}_{how}" for what in ("gradient", "momentum") for how in ("condition_log10", "stable_rank")}
 ALL = WEIGHTS | UPDATES | GRADIENTS | {"weight_decay", "optimizer_share", "optimizer_state", "throughput"}
 
 
-VERDICTS = {"at_a_glance", "verdict", "watch_limits"}  # by the dashboard, of what the others log
+VERDICTS = {"at_a_glance", "by_quantity", "watch_limits"}  # by the dashboard, of what the others log
 
 
 def monitors() -> list[Callback]:
@@ -80,7 +80,14 @@ def test_a_gradient_scaler(regression: Module, fit: Fit, scaled: Any) -> None:
 
 def test_adamw_on_the_same_groups(regression: Module, fit: Fit) -> None:
     trainer = compare(lambda: regression(torch.optim.AdamW), fit)
-    of_muon = {"orthogonality_error", "singular_value_min", "singular_value_max", "operator_error", "needed_steps"}
+    of_muon = {
+        "rate_ratio",
+        "orthogonality_error",
+        "singular_value_min",
+        "singular_value_max",
+        "operator_error",
+        "needed_steps",
+    }
     assert quantities(watched(trainer)) == ALL - of_muon
 
 

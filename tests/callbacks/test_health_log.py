@@ -49,9 +49,9 @@ def test_the_last_verdict_is_that_of_the_report(
     assert (health.verdict == "bad") == (expected == "bad")
     assert scalars["at_a_glance/health"][-1][1] == pytest.approx(health.severity, rel=1e-5)
     for name, severity in health.severities().items():
-        assert scalars[f"verdict/{name}"][-1][1] == pytest.approx(severity, rel=1e-5, abs=1e-6), name
+        assert scalars[f"by_quantity/{name}"][-1][1] == pytest.approx(severity, rel=1e-5, abs=1e-6), name
     assert scalars["at_a_glance/health"][-1][1] == max(
-        scalars[f"verdict/{name}"][-1][1] for name in health.severities()
+        scalars[f"by_quantity/{name}"][-1][1] for name in health.severities()
     )
     assert texts[-1].startswith("## ")
     assert health.verdict in texts[-1]
@@ -62,6 +62,10 @@ def test_the_last_verdict_is_that_of_the_report(
             or "raise `weight_decay`" in texts[-1]
             or "raise weight_decay" in texts[-1]
         )
+    # Of a line two ends are enough; many points would hide what is far from it, as TensorBoard leaves out outliers.
+    limit = scalars["watch_limits/health_bad"]
+    assert limit[-1] == (scalars["at_a_glance/health"][-1][0], 2.0)
+    assert len(limit) < len(scalars["by_quantity/weight_rms"]) / 2
     # The first group of every logger: the verdict, and copies of the losses.
     assert [value for _, value in scalars["at_a_glance/loss"]] == [value for _, value in scalars["train/loss"]]
     assert [value for _, value in scalars["at_a_glance/val_loss"]] == [value for _, value in scalars["val/loss"]]
@@ -72,7 +76,7 @@ def test_every_logger_gets_the_verdict(regression: Module, fit: Fit, tmp_path: P
     fit(regression(MuonAdamW), callbacks=monitors(), logger=logger, **LONG)
     with (Path(logger.log_dir) / "metrics.csv").open() as file:
         found = list(csv.DictReader(file))
-    assert {"at_a_glance/health", "verdict/weight_rms", "verdict/orthogonality_error"} <= set(found[0])
+    assert {"at_a_glance/health", "by_quantity/weight_rms", "by_quantity/orthogonality_error"} <= set(found[0])
     assert (Path(logger.log_dir) / "health.png").exists() == PLOTS
 
 

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,10 @@ from lightning_muon.callbacks.matrices import labelled_groups
 from lightning_muon.callbacks.measures.weight_steps import angular_equilibrium, some_rows
 from lightning_muon.callbacks.update_rms import ratios
 from lightning_muon.optim import MuonAdamW
+from lightning_muon.report import read_run
 from lightning_muon.report.charts import CHARTS
+from lightning_muon.report.quantities import matching
+from lightning_muon.report.verdict import health_of
 from tests.callbacks.watched import watched
 
 Fit = Callable[..., Trainer]
@@ -245,6 +249,28 @@ def test_no_warning_where_both_move_alike(
 ) -> None:
     fit(regression(partial(MuonAdamW, lr=lr, adamw_lr=LR)), callbacks=[UpdateRMSMonitor(max_ratio=max_ratio)])
     assert not [one for one in recwarn if "UpdateRMSMonitor" in str(one.message)]
+
+
+@pytest.mark.parametrize(("adamw_lr", "verdict"), [(LR, "ok"), (LR / 1000, "bad")])
+def test_rates_that_are_far_apart_are_judged(
+    regression: Module, fit: Fit, tensorboard: TensorBoardLogger, adamw_lr: float, verdict: str
+) -> None:
+    options = {"max_epochs": 8, "limit_val_batches": 1, "log_every_n_steps": 5}  # long enough to be judged
+    monitor = UpdateRMSMonitor(max_ratio=None)  # no warning
+    trainer = fit(
+        regression(partial(MuonAdamW, lr=LR, adamw_lr=adamw_lr)), callbacks=[monitor], logger=tensorboard, **options
+    )
+    tensorboard.finalize("success")
+    run = read_run(Path(str(trainer.log_dir)), "run")
+    for step, ratio in run.scalars["rate_ratio"]:
+        rates = {tag.partition("/")[2]: dict(run.scalars[tag]) for tag in matching(run.scalars, "effective_lr/.+")}
+        others = [of_group[step] / rates["matrix"][step] for group, of_group in rates.items() if group != "matrix"]
+        assert ratio == pytest.approx(max(max(one, 1 / one) for one in others), rel=1e-5)
+    health = health_of(run)
+    assert health.verdict == verdict
+    if verdict == "bad":
+        assert health.unhealthy[0].name == "rate_ratio"
+        assert "adamw_lr" in health.unhealthy[0].line.advice
 
 
 def test_ratios_name_the_larger_first() -> None:

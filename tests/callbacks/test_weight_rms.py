@@ -111,6 +111,23 @@ def test_in_bf16_lost_updates_are_seen(regression: Module, fit: Fit, recwarn: py
     assert "and 1 more, over max_lost_updates=0.5. Keep the weights in float32" in warned[0]
 
 
+def test_no_warning_where_a_schedule_ends(regression: Module, fit: Fit, recwarn: pytest.WarningsRecorder) -> None:
+    """There every run in bfloat16 loses its updates, and nothing is wrong."""
+
+    def late(groups: Any) -> torch.optim.Optimizer:
+        optimizer = MuonAdamW(groups, lr=5e-4, weight_decay=0.0)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = 0.02  # a schedule sets it
+        return optimizer
+
+    module = regression(late)
+    for name in MATRICES:
+        torch.nn.init.ones_(module.get_parameter(name))
+    trainer = fit(module, precision="bf16-true", callbacks=[WeightRMSMonitor()])
+    assert float(watched(trainer)["lost_updates/max"]) == 1.0
+    assert not [one for one in recwarn if "has rounded away" in str(one.message)]
+
+
 def test_the_sample_is_bounded_and_the_rest_is_still_measured(regression: Module, fit: Fit) -> None:
     monitor = WeightRMSMonitor(sample=1, per_parameter=True, as_if_bf16=True)
     trainer = fit(regression(MuonAdamW), callbacks=[monitor])

@@ -70,7 +70,7 @@ def test_a_loggers_prefix_changes_nothing(
     # The verdict on a whole run is not compared: that on the share of time depends on the load of the machine.
     assert [health.is_monitored(run) for run in (plain, prefixed)] == [True, True]
     # Whatever a monitor logs is known as such, so that its prefix is found.
-    users = {"train/loss", "val/loss", "epoch", "hp_metric", "optimizer_share", "weight_bits"}
+    users = {"train/loss", "val/loss", "epoch", "hp_metric", "optimizer_share", "weight_bits", "rate_ratio"}
     assert quantities.matching(plain.scalars, rf"({quantities.NAMES})/.+") == [
         tag for tag in plain.scalars if tag not in users
     ]
@@ -169,6 +169,10 @@ def test_curves_are_drawn_whatever_losses_and_groups_are_called(
         "loss: validation solid, others dashed": {"val_loss": "-", "train_loss": "--"},
         "weight decay: group_0 solid": {"weight_decay/group_0": "-"},
         "update RMS: group_0 solid, group_0-1 dashed": {"update_rms/group_0": "-", "update_rms/group_0-1": "--"},
+        "effective learning rate: group_0 solid, group_0-1 dashed": {
+            "effective_lr/group_0": "-",
+            "effective_lr/group_0-1": "--",
+        },
     }
     axes = axes_of([run], tmp_path, monkeypatch)
     assert set(axes) == set(expected)

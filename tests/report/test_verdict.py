@@ -1,6 +1,7 @@
 """The verdict on a run: one scale for all quantities, since when it holds, and names old and new."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,14 @@ def test_since_when_and_what_to_do() -> None:
         "bad since step 124: weight RMS, largest in the last quarter: 7 (healthy: under 1)"
     )
     assert "raise weight_decay" in health.unhealthy[0].line.advice
+
+
+def test_a_warning_is_not_the_headline_where_a_quantity_says_what_is_wrong() -> None:
+    run = replace(run_of(weight_rms__max=[1.2] * 5), texts={"warnings": [(30, "the weights are large")]})
+    health = health_of(run)
+    assert [one.name for one in health.unhealthy] == ["weight_rms", "warnings"]
+    assert health.headline.startswith("watch since step 24: weight RMS")
+    assert health.severity == max(health.severities().values()) == 1.5  # that of a warning
 
 
 def test_the_verdict_is_that_of_the_report() -> None:
