@@ -106,7 +106,7 @@ def test_without_matplotlib_one_line_says_so(
         return own(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):  # which --quiet of another test has raised
         trainer = fit(regression(MuonAdamW), callbacks=monitors(), logger=tensorboard, limit_val_batches=1)
     said = [record.message for record in caplog.records if "matplotlib" in record.message]
     assert said == ["MuonDashboard: no picture without matplotlib: pip install matplotlib"]

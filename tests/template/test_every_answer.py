@@ -124,7 +124,7 @@ def test_chosen_presets_are_the_defaults_of_the_program(bake: Bake, tmp_path: Pa
         return content
 
     default = config()
-    assert default["model"]["optimizer"]["init_args"].items() >= {"lr": 1.0, "orthogonalizer": "qdwh"}.items()
+    assert default["model"]["optimizer"]["init_args"].items() >= {"lr": 0.2, "orthogonalizer": "qdwh"}.items()
     assert default["trainer"]["logger"]["class_path"].endswith(".CSVLogger")
     assert default["trainer"]["strategy"]["class_path"].endswith(".FSDP2Strategy")
     other = config("--config=configs/optimizer/moonlight.yaml", "--config=configs/strategy/ddp.yaml")
