@@ -7,6 +7,7 @@ stand in files of their own.
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from lightning_muon.report.attention_quantities import OF_ATTENTION
 from lightning_muon.report.quantity import (
@@ -390,4 +391,10 @@ def quantity(name: str) -> Quantity:
 
 def matching(tags: Iterable[str], pattern: str) -> list[str]:
     """Return the tags that a pattern matches as a whole, each once, in their order."""
-    return [tag for tag in dict.fromkeys(tags) if re.fullmatch(pattern, tag)]
+    return [*_matching(tuple(tags), pattern)]
+
+
+@lru_cache(maxsize=512)  # a run is judged at each log by the same tags
+def _matching(tags: tuple[str, ...], pattern: str) -> tuple[str, ...]:
+    whole = re.compile(pattern)
+    return tuple(tag for tag in dict.fromkeys(tags) if whole.fullmatch(tag))

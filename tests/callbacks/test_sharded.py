@@ -14,8 +14,8 @@ BROKEN = "net.2.weight"
 SPREAD = [
     (2, ("ddp", "fsdp", "adamw_fsdp2", "foreign_fsdp2")),
     pytest.param(3, ("ddp_sharded_state", "fsdp2", "foreign_ddp"), marks=pytest.mark.slow),
-    (4, ("hsdp",)),
-    # The other pairs, and the one above, take half a minute.
+    pytest.param(4, ("hsdp",), marks=pytest.mark.slow),
+    # All but the first take half a minute.
     pytest.param(2, ("ddp_sharded_state", "fsdp2"), marks=pytest.mark.slow),
     pytest.param(3, ("ddp", "fsdp", "foreign_fsdp2"), marks=pytest.mark.slow),
 ]

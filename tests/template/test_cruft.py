@@ -39,7 +39,8 @@ def status(project: Path) -> dict[str, str]:
     return {line[3:]: line[:2].strip() for line in lines}
 
 
-@pytest.mark.parametrize("task", [TASKS[0], *(pytest.param(task, marks=pytest.mark.slow) for task in TASKS[1:])])
+@pytest.mark.slow  # 5 s each
+@pytest.mark.parametrize("task", TASKS)
 def test_edits_of_the_owner_and_of_later_versions_meet(
     run: Run, tmp_path: Path, checkout: Path, repository_url: str, commit: Commit, task: str
 ) -> None:

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from lightning_muon.strategies import consolidate_checkpoint
@@ -42,7 +43,14 @@ trainer:
         class_path: lightning_muon.strategies.BlockWrapPolicy
       state_dict_type: sharded
 """
-PRESETS = ("ddp", "fsdp2", "hsdp", "fsdp")
+# Where a run is saved, its preset, and from where it goes on.
+PLAN = [
+    *((name, name, None) for name in ("ddp", "fsdp2", "hsdp", "fsdp")),
+    ("fsdp resumed", "fsdp", "fsdp"),
+    ("fsdp2 from one", "fsdp2", "one"),
+    ("hsdp from fsdp2", "hsdp", "fsdp2"),
+    ("fsdp2 from fsdp", "fsdp2", "fsdp"),
+]
 
 
 def fit(folder: str, *arguments: str) -> list[str]:
@@ -71,17 +79,20 @@ def by_name(file: Path) -> dict[str, Any]:
     return values
 
 
-def test_each_strategy_trains_and_resumes_as_one_device(baked_project: Path, tmp_path: Path) -> None:
+# All of them take 20 s; tests/strategies has every pair outside of a project.
+@pytest.mark.parametrize(
+    "plan",
+    [[run for run in PLAN if run[0] in {"ddp", "fsdp2", "fsdp2 from one"}], pytest.param(PLAN, marks=pytest.mark.slow)],
+)
+def test_each_strategy_trains_and_resumes_as_one_device(
+    baked_project: Path, tmp_path: Path, plan: list[tuple[str, str, str | None]]
+) -> None:
     project = shutil.copytree(baked_project, tmp_path / "a project")
     (project / "small.yaml").write_text(CONFIG)
     (project / "configs" / "strategy" / "fsdp.yaml").write_text(FSDP_ON_CPU)
     call(project, *fit("one", "--data.batch_size=8", "--data.val_samples=16"))
 
     half = ["--data.batch_size=4", "--data.val_samples=16", "--trainer.devices=2"]
-    # Where a run is saved, its preset, and from where it goes on.
-    plan: list[tuple[str, str, str | None]] = [(name, name, None) for name in PRESETS]
-    plan += [("fsdp resumed", "fsdp", "fsdp"), ("fsdp2 from one", "fsdp2", "one"), ("hsdp from fsdp2", "hsdp", "fsdp2")]
-    plan += [("fsdp2 from fsdp", "fsdp2", "fsdp")]
     runs = []
     for folder, preset, start in plan:
         options = [f"--ckpt_path={checkpoint(start, 2)}"] if start else []
