@@ -14,7 +14,12 @@ from torch import Tensor, nn
 # The methods of a callback that Lightning calls in a step. The first runs once; in it, monitors register hooks.
 HOOKS = ("on_train_start", "on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end")
 # The methods by which monitors register hooks on an optimizer.
-REGISTER = ("register_step_pre_hook", "register_step_post_hook", "register_orthogonalize_hook")
+REGISTER = (
+    "register_step_pre_hook",
+    "register_step_post_hook",
+    "register_orthogonalize_pre_hook",
+    "register_orthogonalize_hook",
+)
 # Number of steps that a logged step is compared with.
 NEIGHBOURS = 8
 COLUMNS = ["monitor", "ms in 10 steps", "% of the steps' time", "95 % interval"]
