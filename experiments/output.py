@@ -15,7 +15,7 @@ from lightning_muon.experiments.plots import draw_horizons, draw_tuning
 from lightning_muon.experiments.ratio import Interval
 from lightning_muon.experiments.standings import NO_DIFFERENCE, Standing, ratio_text, sentence, standings
 from lightning_muon.report.plain_text import markdown as as_markdown
-from lightning_muon.report.plain_text import printable
+from lightning_muon.report.plain_text import printable, table_row
 from lightning_muon.report.render import COLOURS
 from lightning_muon.report.replaced import replaced
 
@@ -92,8 +92,8 @@ def markdown(outcome: Outcome, plots: Sequence[str] = ()) -> str:
     page += [as_markdown(sentence(outcome))]
     for title, (header, cells) in _tables(outcome).items():
         aligned = ("---:" if name in _FIGURES else "---" for name in header)
-        page += ["", f"## {title}", "", _row(*map(as_markdown, header)), _row(*aligned)]
-        page += [_row(as_markdown(line.name), *cells(line)[1:]) for line in lines]
+        page += ["", f"## {title}", "", table_row(*map(as_markdown, header)), table_row(*aligned)]
+        page += [table_row(as_markdown(line.name), *cells(line)[1:]) for line in lines]
         if legend := _legend(outcome, title):
             page += ["", as_markdown(legend)]
     if notes := list(_notes(lines)):
@@ -166,7 +166,3 @@ def _settings(settings: Mapping[str, float]) -> str:
 
 def _notes(lines: Sequence[Standing]) -> list[tuple[str, str]]:
     return [(line.name, note) for line in lines for note in line.notes]
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"

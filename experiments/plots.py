@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lightning_muon.experiments.outcome import Finalist, Outcome, TuningRun
+from lightning_muon.report.plain_text import figure_text
 
 BASELINE_COLOUR = "0.15"
 # Okabe and Ito's colours, which colour-blind readers tell apart, and four more; without black, which the baseline has.
@@ -71,7 +72,7 @@ def draw_horizons(outcome: Outcome, path: Path) -> bool:
         gone = [_label(finalist) for finalist in outcome if finalist.runs and finalist.name not in lines]
         remarks = [("above the picture: ", beyond), ("without a loss: ", gone)]
         text = "\n".join(start + ", ".join(names) for start, names in remarks if names)
-        axis.annotate(_text(text), (0.99, 0.99), xycoords="axes fraction", ha="right", va="top", fontsize=8)
+        axis.annotate(figure_text(text), (0.99, 0.99), xycoords="axes fraction", ha="right", va="top", fontsize=8)
     return True
 
 
@@ -101,7 +102,9 @@ def draw_tuning(outcome: Outcome, path: Path) -> bool:
                     for rates, values in _sweeps(other.tuning):
                         axis.plot(rates, values, color="0.88", linewidth=0.9, zorder=0)
             _draw_search(axis, finalist, colour[finalist.name], top)
-            axis.set_title(_text(finalist.name), loc="left", fontsize=10, color=colour[finalist.name], weight="bold")
+            axis.set_title(
+                figure_text(finalist.name), loc="left", fontsize=10, color=colour[finalist.name], weight="bold"
+            )
         axes[0].set_xscale("log")
         axes[0].set_ylim(bottom, top)
         for unused in axes[len(finalists) :]:
@@ -182,7 +185,7 @@ def _label(finalist: Finalist) -> str:
 def _draw_target(axis: Any, target: float, outcome: Outcome) -> None:
     """Draw the loss that the others are to reach."""
     axis.axhline(target, color=BASELINE_COLOUR, linewidth=0.9, linestyle=(0, (2, 3)), zorder=0)
-    text, place = f"final loss of {_text(outcome.baseline)}", (outcome.horizons[0], target)
+    text, place = f"final loss of {figure_text(outcome.baseline)}", (outcome.horizons[0], target)
     axis.annotate(text, place, (0, -4), textcoords="offset points", va="top", fontsize=8, color=BASELINE_COLOUR)
 
 
@@ -203,7 +206,7 @@ def _label_ends(axis: Any, ends: Mapping[str, tuple[tuple[float, float], str]], 
         leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6, "shrinkA": 1, "shrinkB": 3}
         leader["relpos"] = (0, 0.5)
         axis.annotate(
-            _text(label),
+            figure_text(label),
             end,
             (1.045, height),
             textcoords="axes fraction",
@@ -217,7 +220,14 @@ def _label_ends(axis: Any, ends: Mapping[str, tuple[tuple[float, float], str]], 
         end, colour = ends[label]
         clear = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
         axis.annotate(
-            _text(label), end, (6, 0), textcoords="offset points", va="center", fontsize=9, color=colour, bbox=clear
+            figure_text(label),
+            end,
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=colour,
+            bbox=clear,
         )
 
 
@@ -253,11 +263,6 @@ def _style(axis: Any) -> None:
     axis.grid(color="0.93", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.tick_params(labelsize=8)
-
-
-def _text(name: str) -> str:
-    """Return a name as matplotlib shows it: between two dollar signs would be mathematics."""
-    return name.replace("$", r"\$")
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_muon.report.picture import NO_MATPLOTLIB
-from lightning_muon.report.plain_text import code, printable
+from lightning_muon.report.picture import NO_MATPLOTLIB, new_figure
+from lightning_muon.report.plain_text import code, figure_text, table_row
 from lightning_muon.report.quantities import quantity
 from lightning_muon.report.run_log import RunLog
 
@@ -57,11 +57,11 @@ class OrthogonalityMap:
         """Return the map as a table in Markdown, from which :meth:`of_text` reads it."""
         depths = self.depths
         lines = [self.introduction, ""]
-        lines += [_row("operator", *depths), _row("---", *["---:"] * len(depths))]
+        lines += [table_row("operator", *depths), table_row("---", *["---:"] * len(depths))]
         for operator in self.operators:
             cells = (self.cells.get((operator, depth)) for depth in depths)
             lines.append(
-                _row(code(operator).replace("|", "¦"), *("–" if cell is None else written(cell) for cell in cells))
+                table_row(code(operator).replace("|", "¦"), *("–" if cell is None else written(cell) for cell in cells))
             )
         return "\n".join(lines)
 
@@ -104,10 +104,6 @@ def draw_map(name: str, found: OrthogonalityMap, path: Path) -> str | None:
     Returns:
         Why there is no picture, for the user; ``None`` if there is one.
     """
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - optional; and without pyplot, which changes a process
-    except ModuleNotFoundError:
-        return NO_MATPLOTLIB
     limit = quantity("orthogonality_error").healthy.bound or 1.0
     operators, depths = found.operators, found.depths
     errors = [[found.cells.get((o, d), (None, None))[0] for d in depths] for o in operators]
@@ -123,8 +119,10 @@ def draw_map(name: str, found: OrthogonalityMap, path: Path) -> str | None:
     width = min(max(3.2, 0.5 * len(depths) + 1), 10)
     height = min(max(1.2, 0.3 * len(operators)), 14)
     size = (len(panels) * width + 0.085 * labels + 1, height + 1.5)
-    figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(_plain(f"{name}, step {found.step}: what each operator's update is like"), fontsize=11)
+    figure = new_figure(size, layout="constrained")
+    if figure is None:
+        return NO_MATPLOTLIB
+    figure.suptitle(figure_text(f"{name}, step {found.step}: what each operator's update is like"), fontsize=11)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (title, values, write, centre, end) in zip(axes, panels, strict=True):
         _draw_panel(axis, values, write, centre, end)
@@ -132,7 +130,7 @@ def draw_map(name: str, found: OrthogonalityMap, path: Path) -> str | None:
         axis.set_xlabel("depth", fontsize=9)
         every = -(-len(depths) // 24)
         axis.set_xticks(range(0, len(depths), every), depths[::every], fontsize=8)
-    axes[0].set_yticks(range(len(operators)), [_plain(operator) for operator in operators], fontsize=8.5)
+    axes[0].set_yticks(range(len(operators)), [figure_text(operator) for operator in operators], fontsize=8.5)
     figure.savefig(path, dpi=100)
     return None
 
@@ -157,11 +155,3 @@ def _draw_panel(axis: Any, values: list[Any], write: str, limit: float | None, e
             if value is not None and is_labelled:
                 colour = "white" if is_dark and limit is not None else "black"
                 axis.text(column, row, write.format(value), ha="center", va="center", fontsize=8, color=colour)
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _plain(text: str) -> str:
-    return printable(text).replace("$", r"\$")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_muon.report.plain_text import from_markdown, printable
+from lightning_muon.report.plain_text import figure_text, from_markdown
 from lightning_muon.report.quantities import LOSS, OTHER_LOSS, QUANTITIES, VALIDATION_LOSS, matching
 from lightning_muon.report.quantity import Range
 from lightning_muon.report.run_log import RunLog
@@ -36,11 +36,9 @@ def draw_picture(run: RunLog, health: RunHealth, path: Path) -> str | None:
     Returns:
         Why there is no picture, for the user; ``None`` if there is one.
     """
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - optional; and without pyplot, which changes a process
-    except ModuleNotFoundError:
+    figure = new_figure((12, 8.5))
+    if figure is None:
         return NO_MATPLOTLIB
-    figure = Figure(figsize=(12, 8.5))
     top = _draw_head(figure, run, health)
     axes = figure.subplots(
         2, 3, gridspec_kw={"top": top, "bottom": 0.055, "left": 0.05, "right": 0.985, "hspace": 0.32}
@@ -69,6 +67,15 @@ def draw_picture(run: RunLog, health: RunHealth, path: Path) -> str | None:
     return None
 
 
+def new_figure(size: tuple[float, float], **options: Any) -> Any:
+    """Return an empty figure of a size in inches; ``None`` without matplotlib."""
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 - optional; and without pyplot, which changes a process
+    except ModuleNotFoundError:
+        return None
+    return Figure(figsize=size, **options)
+
+
 def _draw_head(figure: Any, run: RunLog, health: RunHealth) -> float:
     """Draw the verdict on its colour, what to do, and how far the run is; return where the panels may begin."""
     from matplotlib.patches import Rectangle  # noqa: PLC0415
@@ -77,14 +84,14 @@ def _draw_head(figure: Any, run: RunLog, health: RunHealth) -> float:
     figure.add_artist(Rectangle((0, 0.9), 1, 0.1, color=colour, transform=figure.transFigure))
     verdict, _, what = health.headline.partition(": ")
     # A card of TensorBoard shows a third of the size: there the verdict is still read.
-    figure.text(0.015, 0.967, _plain(verdict), color="white", fontsize=26, weight="bold", va="center")
-    reason = textwrap.shorten(_plain(what), 110, placeholder=" …")
+    figure.text(0.015, 0.967, figure_text(verdict), color="white", fontsize=26, weight="bold", va="center")
+    reason = textwrap.shorten(figure_text(what), 110, placeholder=" …")
     figure.text(0.015, 0.921, reason, color="white", fontsize=14, va="center")
-    lines = [_plain(", ".join(_facts(run)))]
+    lines = [figure_text(", ".join(_facts(run)))]
     for name, advice in _advice(run, health).items():
         left = _HEAD_LINES - len(lines)
         if left > 0:
-            lines += textwrap.wrap(_plain(f"{name}: {advice}"), _WIDTH, max_lines=min(2, left), placeholder=" …")
+            lines += textwrap.wrap(figure_text(f"{name}: {advice}"), _WIDTH, max_lines=min(2, left), placeholder=" …")
     figure.text(0.015, 0.889, "\n".join(lines), fontsize=10.5, va="top", linespacing=1.35)
     return 0.85 - 0.0235 * len(lines)
 
@@ -132,7 +139,7 @@ def _draw_verdict(axis: Any, run: RunLog, health: RunHealth) -> None:
         _draw_line(axis, lines[name], number, "")
         last, value = lines[name][-1]
         height = max(value, height + top * _BETWEEN_NAMES)
-        label = f" {_plain(name)}{' (' + format(value, '.1f') + ')'}"
+        label = f" {figure_text(name)}{' (' + format(value, '.1f') + ')'}"
         axis.text(last, height, label, color=f"C{number}", fontsize=8.5, va="center")
     axis.set_ylim(0, max(top, height + top * _BETWEEN_NAMES))
     if steps:
@@ -159,11 +166,13 @@ def _draw_lines(axis: Any, run: RunLog, tags: Sequence[str], title: str, limit: 
 def _draw_line(axis: Any, logged: Sequence[tuple[int, float]], number: int, name: str) -> None:
     steps, values = zip(*logged, strict=True)
     marker = "o" if len(steps) == 1 else ""
-    axis.plot(steps, values, color=f"C{number}", linewidth=1.6, marker=marker, markersize=4, label=_plain(name) or "_")
+    axis.plot(
+        steps, values, color=f"C{number}", linewidth=1.6, marker=marker, markersize=4, label=figure_text(name) or "_"
+    )
 
 
 def _finish(axis: Any, title: str) -> None:
-    axis.set_title(_plain(title), fontsize=10.5)
+    axis.set_title(figure_text(title), fontsize=10.5)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[1]:
@@ -174,8 +183,3 @@ def _does_not_matter(name: str, run: RunLog) -> bool:
     """Return whether a quantity is about bfloat16 weights, and the run's have 32 bits."""
     bits = run.values("weight_bits")
     return name in {"bf16_headroom", "lost_updates"} and bool(bits) and min(bits) > 16
-
-
-def _plain(text: str) -> str:
-    """Return a text that matplotlib does not take for mathematics."""
-    return printable(text).replace("$", r"\$")

@@ -47,3 +47,13 @@ def code_block(text: str, language: str) -> str:
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     lines = "\n".join(map(printable, text.rstrip().split("\n")))
     return f"{fence}{language}\n{lines}\n{fence}"
+
+
+def table_row(*cells: str) -> str:
+    """Return a line of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
+
+
+def figure_text(text: str) -> str:
+    """Return a text that matplotlib shows as it is: between two dollar signs would be mathematics."""
+    return printable(text).replace("$", r"\$")

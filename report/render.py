@@ -19,7 +19,7 @@ from lightning_muon.report.health import Figure
 from lightning_muon.report.orthogonality_map import OrthogonalityMap, draw_map, written
 from lightning_muon.report.overview import broken, fitting, group_speed, overview
 from lightning_muon.report.picture import draw_picture
-from lightning_muon.report.plain_text import code, printable
+from lightning_muon.report.plain_text import code, printable, table_row
 from lightning_muon.report.plain_text import markdown as as_markdown
 from lightning_muon.report.quantities import OWN_LOSS, matching
 from lightning_muon.report.quantity import best
@@ -189,8 +189,13 @@ def markdown(
     else:
         table = overview(comparison)
         aligned = ("---:" if place in table.right else "---" for place in range(len(table.titles)))
-        lines = [f"# {as_markdown(_title(comparison))}", "", _row(*map(as_markdown, table.titles)), _row(*aligned)]
-        lines += [_row(*map(_plain_cell, row)) for row in table.rows]
+        lines = [
+            f"# {as_markdown(_title(comparison))}",
+            "",
+            table_row(*map(as_markdown, table.titles)),
+            table_row(*aligned),
+        ]
+        lines += [table_row(*map(_plain_cell, row)) for row in table.rows]
         lines += ["", "## Health"]
         for start in range(0, len(groups), SIDE_BY_SIDE):
             lines += ["", *_health(comparison, range(start, min(start + SIDE_BY_SIDE, len(groups))))]
@@ -213,13 +218,13 @@ def _health(comparison: Comparison, columns: range) -> list[str]:
     names = (as_markdown(comparison.groups[column].name) for column in columns)
     verdicts = (f"**{comparison.verdict(column)}**" for column in columns)
     return [
-        _row("quantity", "healthy", *names),
-        _row("---", "---", *["---:"] * len(columns)),
+        table_row("quantity", "healthy", *names),
+        table_row("---", "---", *["---:"] * len(columns)),
         *(
-            _row(as_markdown(line.label), line.healthy.words, *(str(figures[column] or "–") for column in columns))
+            table_row(as_markdown(line.label), line.healthy.words, *(str(figures[column] or "–") for column in columns))
             for line, figures in comparison.lines
         ),
-        _row("**verdict**", "ok", *verdicts),
+        table_row("**verdict**", "ok", *verdicts),
     ]
 
 
@@ -279,7 +284,3 @@ def _cell(figure: Figure | None) -> Text:
 def _plain_cell(text: str) -> str:
     """Return a text for a cell; at its beginning a number is none of a list."""
     return text if _NUMBER.fullmatch(text) else as_markdown(text)
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -77,10 +77,9 @@ def by_seed(trials: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> 
 def compared(own: Mapping[int, Any], reference: Mapping[int, Any], words: str) -> dict[str, str]:
     """Return the columns of a loss, and of how much more it is than another of the same seeds."""
     more = [own[seed]["value"] - reference[seed]["value"] for seed in own]
-    is_reference = any(own[seed] is reference[seed] for seed in own)
     return {
         "val/loss": _interval([trial["value"] for trial in own.values()]),
-        f"more than {words}": "" if is_reference else _interval(more),
+        f"more than {words}": "" if own == reference else _interval(more),
     }
 
 
