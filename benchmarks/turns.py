@@ -22,6 +22,7 @@ REGISTER = (
 )
 # Number of steps that a logged step is compared with.
 NEIGHBOURS = 8
+IN_LOGGED_STEPS = "in logged steps, by the steps' length"
 COLUMNS = ["monitor", "ms in 10 steps", "% of the steps' time", "95 % interval"]
 
 
@@ -30,6 +31,9 @@ class Spent:
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.in_other_steps = 0.0  # seconds of all monitors in the steps that are not logged
+        self.counts = True  # whether time is counted: some hooks run in turns without monitors too
+        self.is_logged = False
         self._owner: str | None = None
 
     @contextmanager
@@ -43,7 +47,10 @@ class Spent:
             yield
         finally:
             self._owner = None
-            self.seconds[owner] += time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            if self.counts:
+                self.seconds[owner] += seconds
+                self.in_other_steps += 0.0 if self.is_logged else seconds
 
     def timed(self, function: Callable[..., Any], owner: str) -> Callable[..., Any]:
         """Wrap a function so that its time is added to ``owner``."""
@@ -113,11 +120,14 @@ class Turns(Callback):
             self.steps.append(Step(self._watching, is_logged, now - self._end))
         elif steps == 0:
             self.spent.seconds.clear()
+            self.spent.in_other_steps = 0.0
         if steps >= 0 and steps % self.turn == 0:
             # The order is with, without, without, with, so that a linear drift of the machine cancels.
             self._watching = steps // self.turn % 4 in {0, 3}
             without = [callback for callback in self._all if callback not in self.monitors]
             trainer.callbacks = self._all if self._watching else without  # type: ignore[attr-defined]
+        self.spent.counts = self._watching
+        self.spent.is_logged = (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         self._end = time.perf_counter()
 
     def longer_by(self, watching: bool) -> list[float]:
@@ -151,7 +161,11 @@ class Step(NamedTuple):
 
 
 def rows(turns: Turns) -> list[dict[str, Any]]:
-    """Return one row per monitor from its own time, and one for all from the difference of the turns."""
+    """Return one row per monitor from its own time, and what all cost in logged steps and in the others.
+
+    In logged steps it is the difference between the turns, because monitors also slow down what comes after them. In
+    the others it is their own time, which is too much by what the step then finds in the cache.
+    """
     steps = sum(step.watching for step in turns.steps)
     step = statistics.median(step.seconds for step in turns.steps if not step.is_logged)
     found: list[dict[str, Any]] = []
@@ -161,8 +175,10 @@ def rows(turns: Turns) -> list[dict[str, Any]]:
     with_them, without = turns.longer_by(True), turns.longer_by(False)
     a_step = len(with_them) / steps
     low, high = (100 * a_step * bound / step for bound in interval(with_them, without))
-    paired = _row("all, by the steps' length", a_step * (trimmed_mean(with_them) - trimmed_mean(without)), step)
-    found.append({**paired, "95 % interval": f"{low:.2f} … {high:.2f}"})
+    longer, others = a_step * (trimmed_mean(with_them) - trimmed_mean(without)), turns.spent.in_other_steps / steps
+    found.append({**_row(IN_LOGGED_STEPS, longer, step), "95 % interval": f"{low:.2f} … {high:.2f}"})
+    found.append(_row("in the other steps, by their own time", others, step))
+    found.append(_row("both together", longer + others, step))
     found.append({"monitor": "the steps themselves", "ms in 10 steps": 1e4 * step, "% of the steps' time": 100.0})
     return found
 

@@ -70,15 +70,19 @@ def entry_norms(tensors: Iterable[Tensor]) -> Tensor:
     batches: defaultdict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
     for index, tensor in enumerate(tensors):
         batches[tensor.device, tensor.dtype].append(index)
+    if len(batches) == 1:
+        return _norms_alike(tensors)
     norms = torch.empty(len(tensors), device=tensors[0].device if tensors else None)
-    for (_, dtype), members in batches.items():
-        # Half precision is too narrow for the sum of squares.
-        widened = torch.float32 if dtype in HALF else None
-        found = torch.stack(torch._foreach_norm([tensors[i] for i in members], dtype=widened))
-        if len(batches) == 1:
-            return found.float()
-        norms[members] = found.to(norms.device, torch.float32)
+    for members in batches.values():
+        norms[members] = _norms_alike([tensors[i] for i in members]).to(norms.device)
     return norms
+
+
+def _norms_alike(tensors: list[Tensor]) -> Tensor:
+    """Return the norms of tensors on one device and in one precision, at least one."""
+    # Half precision is too narrow for the sum of squares.
+    widened = torch.float32 if tensors[0].dtype in HALF else None
+    return torch.stack(torch._foreach_norm(tensors, dtype=widened)).float()
 
 
 def largest_entries(tensors: Iterable[Tensor]) -> Tensor:

@@ -29,7 +29,7 @@ from benchmarks.gpu.subject import (
     make_tokens,
     read_config,
 )
-from benchmarks.turns import Turns, rows
+from benchmarks.turns import IN_LOGGED_STEPS, Turns, rows
 from lightning_muon.optim import MuonAdamW, route_parameters
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -134,7 +134,7 @@ def _cost(measuring: Measuring) -> dict[str, Any]:
         trainer.fit(module)
     found = {row["monitor"]: row for row in rows(turns)}
     # On a GPU the time inside a monitor contains waiting for the step itself: only the length of steps counts.
-    paired, step = found["all, by the steps' length"], found["the steps themselves"]
+    paired, step = found[IN_LOGGED_STEPS], found["the steps themselves"]
     return {
         "step ms": step["ms in 10 steps"] / 10,
         "monitors, ms in 10 steps": paired["ms in 10 steps"],
