@@ -13,7 +13,7 @@ from lightning_muon.callbacks.logging import log_text, logged_step, write_scalar
 from lightning_muon.callbacks.record import Record
 from lightning_muon.report.health import named_lines
 from lightning_muon.report.orthogonality_map import OrthogonalityMap, draw_map
-from lightning_muon.report.picture import draw_picture
+from lightning_muon.report.picture import PICTURE, draw_picture
 from lightning_muon.report.plain_text import code, markdown, printable
 from lightning_muon.report.quantities import LEARNING_RATE, LOSS, OTHER_LOSS, QUANTITIES, VALIDATION_LOSS, matching
 from lightning_muon.report.quantity import Line
@@ -22,7 +22,6 @@ from lightning_muon.report.run_log import RunLog, RunLogError, read_run
 from lightning_muon.report.tags import GLANCE, HEALTH, LIMITS, VERDICT, tag_of
 from lightning_muon.report.verdict import RunHealth, health_of
 
-PICTURE = "health.png"
 PICTURE_TAG = f"{GLANCE}/picture"
 MAP = "orthogonality.png"
 MAP_TAG = tag_of("orthogonality_map")

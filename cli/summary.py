@@ -13,6 +13,7 @@ from rich.table import Table
 
 from lightning_muon import report
 from lightning_muon.cli.output import program_name, python, quoted
+from lightning_muon.report.picture import PICTURE
 from lightning_muon.report.plain_text import printable
 from lightning_muon.report.tags import is_ours
 
@@ -25,7 +26,7 @@ def print_summary(trainer: Trainer, model: LightningModule) -> None:
     - The metrics at the end, of the validation if there are any, and the best value of those that checkpoints follow.
     - Why it ended early.
     - The verdict on its health, with what to do, from what a ``TensorBoardLogger`` or ``CSVLogger`` wrote.
-    - Its folder, its checkpoints, and commands to look at it and to predict.
+    - Its folder, its checkpoints, its picture, and commands to look at it and to predict.
     """
     if not trainer.is_global_zero:
         return
@@ -78,6 +79,8 @@ def _lines(trainer: Trainer, model: LightningModule) -> Iterator[str]:
             yield f"look:       {python()} -m mlflow ui --backend-store-uri {quoted(logger._tracking_uri)}"
     if folders:
         yield f"report:     {program_name()} report {quoted(str(folders[0]))}"
+        if (picture := folders[0] / PICTURE).is_file():
+            yield f"picture:    {picture}"
     if profile := _profile_of(trainer):
         yield f"profile:    {profile}"
     if checkpoint and is_overridden("predict_step", model):

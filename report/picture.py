@@ -12,6 +12,7 @@ from lightning_muon.report.quantity import Range
 from lightning_muon.report.run_log import RunLog
 from lightning_muon.report.verdict import RunHealth, course
 
+PICTURE = "health.png"  # in the folder of a run
 NO_MATPLOTLIB = "no picture without matplotlib: pip install matplotlib"
 
 _PANELS = 6
