@@ -76,6 +76,7 @@ def test_the_end_says_how_good_how_healthy_where_and_what_next(
     logger = "{class_path: TensorBoardLogger, init_args: {save_dir: logs, name: null, default_hp_metric: false}}"
     best = "{class_path: ModelCheckpoint, init_args: {monitor: val/loss, save_last: true}}"
     options = [f"--trainer.logger={logger}", "--trainer.enable_checkpointing=true", f"--trainer.callbacks+={best}"]
+    options.append("--trainer.callbacks+=MuonDashboard")
     trainer = run("fit", *options, "--trainer.val_check_interval=2").trainer
     output = capsys.readouterr().out
     [checkpoint] = trainer.checkpoint_callbacks
@@ -88,6 +89,7 @@ def test_the_end_says_how_good_how_healthy_where_and_what_next(
     assert lines["checkpoint"].strip() == "logs/version_0/checkpoints/last.ckpt"
     assert Path(lines["best"].strip()).exists()
     assert lines["report"].endswith("tiny.py report logs/version_0")
+    assert lines["picture"].strip() == "logs/version_0/health.png"
 
 
 def test_the_end_names_no_measurements(run: RunTiny, capsys: pytest.CaptureFixture[str]) -> None:
