@@ -31,6 +31,7 @@ class StoppedBySignal(SystemExit):
 
     def __init__(self, signum: int) -> None:
         super().__init__(exit_code(signum))
+        self.args = (signum,)  # from which a copy is made: torch.distributed.checkpoint sends errors to all ranks
         self.signum = signum
         SignalReceiver._ending = True
 

@@ -1,6 +1,8 @@
 """`StopOnSignal` in any Lightning project; what ranks agree on. Signals to whole runs are in tests/cli."""
 
+import pickle
 import random
+import signal
 import threading
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ from torch.distributed import HashStore
 
 from lightning_muon.callbacks import StopOnSignal
 from lightning_muon.callbacks.stopping.agreement import Agreement, Gate
+from lightning_muon.callbacks.stopping.receiver import SignalReceiver, StoppedBySignal
 from tests.processes import launch, run_module
 
 pytestmark = pytest.mark.timeout(90)
@@ -69,6 +72,13 @@ def test_a_step_costs_no_broadcast() -> None:
     """Lightning's own, before each batch, is switched off."""
     program = HERE / "signalled_training.py"
     assert launch(program, "broadcasts", 2, "StopOnSignal", process_group=False) == [0, 0]
+
+
+def test_the_exit_code_is_the_same_on_another_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.distributed.checkpoint pickles an exception that comes while it saves, and raises it on all ranks."""
+    monkeypatch.setattr(SignalReceiver, "_ending", False)
+    sent = pickle.loads(pickle.dumps(StoppedBySignal(signal.SIGTERM)))
+    assert (sent.code, sent.signum) == (143, signal.SIGTERM)
 
 
 @pytest.mark.parametrize("grace", [0, -1, float("inf"), float("nan"), True, "5"])

@@ -20,11 +20,17 @@ QUICK = {
         "--trainer.devices=1",
         "--trainer.enable_progress_bar=false",
     ],
-    "sweep": ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.accelerator=cpu"],
+    "sweep": [
+        "--trainer.max_steps=1",
+        "--trainer.limit_train_batches=1",
+        "--trainer.limit_val_batches=1",
+        "--trainer.accelerator=cpu",
+    ],
     "compare": [
         "--seeds=2",
         "--tune=",
         "--trainer.max_steps=2",
+        "--trainer.limit_train_batches=2",
         "--trainer.limit_val_batches=1",
         "--trainer.accelerator=cpu",
     ],

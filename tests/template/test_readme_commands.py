@@ -32,6 +32,19 @@ class Net(nn.Sequential):
     def __init__(self, width: int = 8) -> None:
         super().__init__(LAYERS)
 """
+OF_COLUMNS = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, numbers: int, categories: list[int], outputs: int, width: int = 8) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(numbers + len(categories), width), nn.Linear(width, outputs))
+
+    def forward(self, numbers, categories):
+        return self.layers(torch.cat([numbers, categories], dim=1))
+"""
 # As `import lightning` is where it is not installed.
 WITHOUT_LIGHTNING = """
 import sys
@@ -69,7 +82,7 @@ def write_files(folder: Path, task: str) -> tuple[tuple[str, str], list[str]]:
         image.new("L", (8, 8)).save(folder / "new" / "one.png")
         return ("ImageModule", "ImageData"), ["--data.batch_size=8"]
     if task == "table":
-        (folder / "my_nets.py").write_text(NETS)
+        (folder / "my_nets.py").write_text(OF_COLUMNS)
         rows = [f"{i % 7},{i % 5},{i % 7 * 10 + i % 5}.5" for i in range(100)]
         (folder / "houses.csv").write_text("\n".join(["rooms,garden,price", *rows]))
         columns = ["rooms", "garden", *(f"x{i + 1}" for i in range(10))]  # of both tables

@@ -110,7 +110,7 @@ def test_it_learns_shows_and_predicts(run: Run, tmp_path: Path, capsys: pytest.C
     assert metrics["val/accuracy"] > 0.8
     assert metrics["val/top2_accuracy"] >= metrics["val/accuracy"]
     images = EventAccumulator(str(fitted.trainer.log_dir)).Reload()
-    assert images.Tags()["images"] == ["confusion", "worst_mistakes"]
+    assert {"confusion", "worst_mistakes"} <= set(images.Tags()["images"])
     assert images.Images("confusion")[-1].step == fitted.trainer.global_step
     checkpoint = next(tmp_path.rglob("last.ckpt"))
     capsys.readouterr()
