@@ -18,7 +18,7 @@ def assert_alike(world_size: int, cases: list[tuple[str, str, int, int]]) -> Non
     assert ranks[1:] == ranks[:-1]
     for (name, folder, _, step), found in zip(cases, ranks[0], strict=True):
         newest = f"epoch={step // 3 * 3 - 1}-step={step // 3 * 3}.ckpt"
-        # The first of which the rank has a part: of two rows a third rank has none, nor of those that FSDP1 gives others.
+        # The first of which the rank has a part: a third rank has none of two rows, and FSDP1 gives it later ones.
         spoilt = rf"RunGuard: in step {step} the norm of the gradient of (net.\d.weight|attention.in_proj_weight) is"
         assert re.match(spoilt, found["error"]), name
         assert f"'{folder}/{newest}' (after {step // 3 * 3} steps)" in found["error"], name

@@ -21,7 +21,7 @@ QUICK = {
         "--trainer.enable_progress_bar=false",
     ],
     "sweep": [
-        "--trainer.max_steps=1",
+        "--trainer.max_steps=3",  # images are validated every third epoch
         "--trainer.limit_train_batches=1",
         "--trainer.limit_val_batches=1",
         "--trainer.accelerator=cpu",
@@ -29,8 +29,8 @@ QUICK = {
     "compare": [
         "--seeds=2",
         "--tune=",
-        "--trainer.max_steps=2",
-        "--trainer.limit_train_batches=2",
+        "--trainer.max_steps=6",
+        "--trainer.limit_train_batches=1",
         "--trainer.limit_val_batches=1",
         "--trainer.accelerator=cpu",
     ],

@@ -15,9 +15,8 @@ Run = Callable[..., MuonCLI]
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # QKClip refuses a model with QK-norm, which bounds the logits by itself, and one without attention.
-PRESETS = sorted(
-    path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "strategy" and path.stem != "qk_clip"
-)
+OTHERS = {"strategy", "qk_clip"}
+PRESETS = sorted(path for path in CONFIGS.rglob("*.yaml") if OTHERS.isdisjoint({path.parent.name, path.stem}))
 # Presets of different folders go together: the first of each folder, the second of each, … Those for debugging stand
 # alone, because they turn others off.
 FOLDERS = sorted({path.parent for path in PRESETS} - {CONFIGS / "debug"})
