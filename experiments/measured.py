@@ -30,9 +30,7 @@ def outcome(folder: Path, name: str, code: int, metric: str) -> Result:
         return Result("failed", steps=log.steps, message=f"{said or f'exit code {code}'} (see {folder / OUTPUT})")
     logged = log.scalars.get(metric, [])
     if code == 0 and not logged:
-        tags = [tag for tag in log.scalars if "loss" in tag or tag.startswith("val")]
-        others = f"; it logged {', '.join(tags)}" if tags else ""
-        return Result("failed", steps=log.steps, message=f"the run logged no {metric}{others}")
+        return Result("failed", steps=log.steps, message=f"the run logged no {metric}{_why_none(log, metric)}")
     value = logged[-1][1] if logged else math.nan
     finals = {tag: values[-1][1] for tag, values in log.scalars.items() if values}
     figures = {tag: final for tag, final in finals.items() if math.isfinite(final) and is_summary(tag)}
@@ -48,6 +46,18 @@ def outcome(folder: Path, name: str, code: int, metric: str) -> Result:
         figures,
         said if code == WENT_BAD else f"not finite: {', '.join(broken)}" if broken else "",
     )
+
+
+def _why_none(log: RunLog, metric: str) -> str:
+    """Say what a run has logged instead of a metric, or that it has ended before a validation."""
+    tags = [tag for tag in log.scalars if "loss" in tag or tag.startswith("val")]
+    others = f"; it logged {', '.join(tags)}" if tags else ""
+    if metric.startswith("val") and not any(tag.startswith("val") for tag in tags):
+        others += (
+            f"; in its {log.steps} steps there was no validation: train longer, or set trainer.val_check_interval or"
+            " trainer.check_val_every_n_epoch"
+        )
+    return others
 
 
 def curve_of(folder: Path, metric: str) -> list[tuple[int, float]]:

@@ -198,12 +198,16 @@ def go_badly(command: list[str]) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif lr == 0.04:
         raise ValueError(3)
+    elif lr == 0.05:
+        writer = EventFileWriter(str(folder_of(command)))
+        write_scalar(writer, "train/loss", 7, 1.0)
+        writer.close()
     else:
         train(command)
 
 
 def test_how_runs_end_is_told_apart(tmp_path: Path) -> None:
-    records = run_study(tmp_path, {}, plan_of(5), go_badly)
+    records = run_study(tmp_path, {}, plan_of(6), go_badly)
     told = {one.trial.options["lr"]: (one.result.status, one.result.message) for one in records}
     assert told[0.01][0] == "diverged"
     assert told[0.02] == ("diverged", "not finite: val/loss")
@@ -211,7 +215,9 @@ def test_how_runs_end_is_told_apart(tmp_path: Path) -> None:
     assert told[0.03][1].startswith("ended by signal 9, as when memory is out")
     assert told[0.04][0] == "failed"
     assert told[0.04][1].startswith("ValueError: 3 (see ")
-    assert told[0.05] == ("finished", "")
+    assert told[0.05][0] == "failed"
+    assert told[0.05][1].startswith("the run logged no val/loss; it logged train/loss; in its 8 steps there was no valid")
+    assert told[0.06] == ("finished", "")
 
 
 def tell_share(command: list[str]) -> None:
