@@ -216,7 +216,7 @@ def test_how_runs_end_is_told_apart(tmp_path: Path) -> None:
     assert told[0.04][0] == "failed"
     assert told[0.04][1].startswith("ValueError: 3 (see ")
     assert told[0.05][0] == "failed"
-    assert told[0.05][1].startswith("the run logged no val/loss; it logged train/loss; in its 8 steps there was no valid")
+    assert told[0.05][1].startswith("the run logged no val/loss; it logged train/loss; in its 8 steps there was no v")
     assert told[0.06] == ("finished", "")
 
 
