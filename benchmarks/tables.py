@@ -20,6 +20,7 @@ from lightning_muon.report import QUANTITIES
 from lightning_muon.report.tags import tag_of
 
 DOCS = Path(__file__).parents[1] / "docs"
+EMBEDDED_TEXT = Path(__file__).parent / "embedded_text"
 TABLE = re.compile(
     r"(?P<head><!-- table: (?P<record>\S+)(?: \| where: (?P<where>[^|]*?))? \| columns: (?P<columns>.*?) -->\n)"
     r".*?(?P<end><!-- end of table -->)",
@@ -42,9 +43,11 @@ def filled(text: str, results: Path = RESULTS) -> str:
 
 def _table(match: re.Match[str], results: Path) -> str:
     path = results / f"{match['record']}.json"
-    module = match["record"].partition("-")[0]
+    name = match["record"].partition("-")[0]
+    package = "benchmarks.embedded_text" if (EMBEDDED_TEXT / f"{name}.py").exists() else "benchmarks"
+    command = f"python -m {package}.{name}"
     if not path.exists():
-        raise ValueError(f"{path} is missing: run python -m benchmarks.{module}")
+        raise ValueError(f"{path} is missing: run {command}")
     record = json.loads(path.read_text())
     wanted = dict(pair.split("=") for pair in (match["where"] or "").split())
     rows = [row for row in record["rows"] if all(shown(row.get(key)) == value for key, value in wanted.items())]
@@ -57,8 +60,7 @@ def _table(match: re.Match[str], results: Path) -> str:
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1)]
     lines += [[shown(row.get(column)) for column in columns] for row in rows]
     table = _markdown(lines)
-    command = record.get("command", f"python -m benchmarks.{module}")
-    return f"{table}\n<sub>`{command}`, {record['date']}, {_machine(record['machine'])}</sub>\n"
+    return f"{table}\n<sub>`{record.get('command', command)}`, {record['date']}, {_machine(record['machine'])}</sub>\n"
 
 
 def _quantity_table(monitor: str) -> str:

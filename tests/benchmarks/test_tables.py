@@ -43,6 +43,8 @@ def test_a_table_is_replaced_by_the_record(results: Path) -> None:
 def test_what_is_missing_is_named(results: Path) -> None:
     with pytest.raises(ValueError, match=r"pace-cpu\.json is missing: run python -m benchmarks\.pace"):
         filled(PAGE.replace("speed", "pace"), results)
+    with pytest.raises(ValueError, match=r"run python -m benchmarks\.embedded_text\.schedules"):
+        filled(PAGE.replace("speed", "schedules"), results)
     with pytest.raises(ValueError, match=r"no row with .*float32.* has a column 'seconds'"):
         filled(PAGE.replace("; ms", "; seconds"), results)
 
