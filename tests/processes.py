@@ -25,7 +25,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-_REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[1]
 _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
@@ -272,7 +272,7 @@ def _main(
     os.environ.update({name: value for name, value in environment.items() if not name.startswith("PYTEST_")})
     os.chdir(folder)
     # A generated project has a folder ``tests`` of its own.
-    sys.path[:] = [*map(str, path), *(entry for entry in sys.path if entry not in ("", str(_REPOSITORY)))]
+    sys.path[:] = [*map(str, path), *(entry for entry in sys.path if entry not in ("", str(REPOSITORY)))]
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
     torch.set_num_threads(1)

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
-from sharded_monitors import FSDPOnCPU, Uneven
+from sharded_monitors import Uneven
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -17,6 +17,7 @@ from lightning_muon.callbacks import NonFiniteError, RunGuard
 from lightning_muon.optim import MuonAdamW
 from lightning_muon.optim.sharding.dtensor import local_tensor
 from lightning_muon.strategies import FSDP2Strategy
+from tests.on_ranks import FSDPOnCPU
 
 STEPS = 12
 

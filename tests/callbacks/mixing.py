@@ -6,16 +6,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import DataLoader
 
 from lightning_muon.callbacks import GradientMonitor, OrthogonalityMonitor
 from lightning_muon.optim import MuonAdamW, route_parameters
-from lightning_muon.report.tags import name_of
 from lightning_muon.strategies import FSDP2Strategy
+from tests.callbacks.watched import Logged
+from tests.on_ranks import FSDPOnCPU, fit
 
 WIDTH, EXPERTS, STEPS, BATCH = 8, 4, 4, 8
 LR, MOMENTUM = 0.01, 0.9
@@ -104,27 +104,6 @@ class Mixing(LightningModule):
         return DataLoader(list(mine), batch_size=None)  # type: ignore[arg-type]
 
 
-class FSDPOnCPU(FSDPStrategy):
-    """Lightning refuses FSDP without a GPU, but only to the class itself."""
-
-    mixed_precision_config = None
-
-    def _setup_model(self, model: nn.Module) -> nn.Module:
-        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), **self.kwargs)
-
-
-class Read(Callback):
-    """What is logged in each step."""
-
-    def __init__(self) -> None:
-        self.steps: list[dict[str, float]] = []
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        found = {name_of(tag): float(value) for tag, value in trainer.callback_metrics.items()}
-        kept = ("operator_error", "needed_steps", "expert_balance")
-        self.steps.append({name: value for name, value in found.items() if name.startswith(kept)})
-
-
 WAYS: dict[str, tuple[Callable[[], Strategy | str], Callable[..., Any]]] = {
     "one": (lambda: "auto", muon),
     "ddp": (lambda: DDPStrategy(process_group_backend="gloo"), muon),
@@ -139,21 +118,10 @@ def find(*ways: str) -> dict[str, list[dict[str, float]]]:
     found = {}
     for way in ways:
         strategy, make_optimizer = WAYS[way]
-        read = Read()
-        trainer = Trainer(
-            accelerator="cpu",
-            devices=1 if strategy() == "auto" else torch.distributed.get_world_size(),
-            strategy=strategy(),
-            max_steps=STEPS,
-            callbacks=[OrthogonalityMonitor(1), GradientMonitor(1, per_parameter=True), read],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-        trainer.fit(Mixing(make_optimizer))
-        found[way] = read.steps
+        logged = Logged("operator_error", "needed_steps", "expert_balance")
+        callbacks = [OrthogonalityMonitor(1), GradientMonitor(1, per_parameter=True), logged]
+        fit(Mixing(make_optimizer), strategy, STEPS, callbacks)
+        found[way] = logged.steps
     return found
 
 

@@ -5,26 +5,17 @@ from typing import Any
 
 import torch
 from attending import Fused, NextToken, Plain
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from lightning.pytorch import Callback
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lightning_muon.callbacks import AttentionLogitMonitor, QKClip
-from lightning_muon.report.tags import name_of
 from lightning_muon.strategies import FSDP2Strategy
+from tests.callbacks.watched import Logged
+from tests.on_ranks import FSDPOnCPU, fit
 
 STEPS = 5
-
-
-class FSDPOnCPU(FSDPStrategy):
-    """Lightning refuses FSDP without a GPU, but only to the class itself."""
-
-    mixed_precision_config = None
-
-    def _setup_model(self, model: nn.Module) -> nn.Module:
-        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), **self.kwargs)
 
 
 class Net(nn.Module):
@@ -51,34 +42,9 @@ WAYS: dict[str, Callable[[], Strategy | str]] = {
 }
 
 
-class Read(Callback):
-    """What is logged in each step."""
-
-    def __init__(self) -> None:
-        self.steps: list[dict[str, float]] = []
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self.steps.append({name_of(tag): float(value) for tag, value in trainer.callback_metrics.items()})
-
-
-def fit(way: str, callbacks: list[Callback]) -> LightningModule:
-    strategy = WAYS[way]
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1 if strategy() == "auto" else torch.distributed.get_world_size(),
-        strategy=strategy(),
-        max_steps=STEPS,
-        log_every_n_steps=1,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+def fit_in(way: str, callbacks: list[Callback]) -> None:
     module = NextToken(Net, lambda net: torch.optim.SGD(net.parameters(), 0.5), steps=STEPS)
-    trainer.fit(module)
-    return module
+    fit(module, WAYS[way], STEPS, callbacks, log_every_n_steps=1)
 
 
 def find(*ways: str) -> dict[str, Any]:
@@ -86,14 +52,14 @@ def find(*ways: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for way in ways:
         monitor = AttentionLogitMonitor(per_parameter=True, queries=None, max_logit=None)
-        read = Read()
-        fit(way, [monitor, read])
-        found[way] = read.steps
-        read = Read()
+        logged = Logged()
+        fit_in(way, [monitor, logged])
+        found[way] = logged.steps
+        logged = Logged()
         try:
-            fit(way, [QKClip(0.1), monitor, read])
+            fit_in(way, [QKClip(0.1), monitor, logged])
         except MisconfigurationException as error:
             found[f"{way} clipped"] = str(error)
         else:
-            found[f"{way} clipped"] = read.steps
+            found[f"{way} clipped"] = logged.steps
     return found

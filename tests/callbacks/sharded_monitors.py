@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.data import DataLoader
-from watched import watched
 
 from lightning_muon.callbacks import (
     AutoWeightDecay,
@@ -29,6 +27,8 @@ from lightning_muon.callbacks.shards import whole
 from lightning_muon.optim import MuonAdamW, Rule, find_routes
 from lightning_muon.optim.routing.routing import grouped
 from lightning_muon.strategies import FSDP2Strategy
+from tests.callbacks.watched import watched
+from tests.on_ranks import FSDPOnCPU, fit
 
 STEPS, GLOBAL_BATCH = 6, 12
 
@@ -77,15 +77,6 @@ class Uneven(LightningModule):
         rows = torch.randn(STEPS, GLOBAL_BATCH, 3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         mine = rows.chunk(self.trainer.world_size, dim=1)[self.trainer.global_rank]
         return DataLoader(list(mine), batch_size=None)  # type: ignore[arg-type]
-
-
-class FSDPOnCPU(FSDPStrategy):
-    """Lightning refuses FSDP without a GPU, but only to the class itself."""
-
-    mixed_precision_config = None
-
-    def _setup_model(self, model: nn.Module) -> nn.Module:
-        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), **self.kwargs)
 
 
 class Metrics(Callback):
@@ -208,21 +199,9 @@ WAYS: dict[str, tuple[Callable[[], Strategy | str], Callable[..., Any]]] = {
 }
 
 
-def fit(way: str, callbacks: list[Callback], nan_at: int | None = None, **options: Any) -> None:
+def fit_in(way: str, callbacks: list[Callback], nan_at: int | None = None, **options: Any) -> None:
     strategy, make_optimizer = WAYS[way]
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1 if strategy() == "auto" else torch.distributed.get_world_size(),
-        strategy=strategy(),
-        max_steps=STEPS,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(Uneven(partial(make_optimizer, **options), nan_at))
+    fit(Uneven(partial(make_optimizer, **options), nan_at), strategy, STEPS, callbacks)
 
 
 def monitors(every: int, every_decision: int) -> list[Callback]:
@@ -238,7 +217,7 @@ def monitors(every: int, every_decision: int) -> list[Callback]:
 
 def run(way: str, nan_at: int | None = None) -> dict[str, list[dict[str, float]]]:
     metrics = Metrics()
-    fit(way, [*monitors(2, 1), metrics], nan_at)
+    fit_in(way, [*monitors(2, 1), metrics], nan_at)
     return {"logged": metrics.steps, "expected": metrics.expected}
 
 
@@ -246,7 +225,7 @@ def steer(way: str, options: dict[str, Any]) -> dict[str, list[dict[str, float]]
     """The decays that steer to a target, and the weights that came of it."""
     metrics = Metrics()
     auto = AutoWeightDecay(horizon=20, ramp_steps=2, bounds=(0.0, 50.0), every_n_steps=1, **options)
-    fit(way, [auto, metrics], lr=0.01)  # the end of bf16 headroom is among the weights
+    fit_in(way, [auto, metrics], lr=0.01)  # the end of bf16 headroom is among the weights
     kept = auto.state_dict()["sets"]
     sets = [{f"{key}/{name}": kept[name][key] for name in kept for key in ("decay", "growth", "rms")}]
     return {"logged": metrics.steps, "expected": metrics.expected, "sets": sets}
@@ -261,7 +240,7 @@ STEERED = {
 def collectives(way: str, callbacks: list[Callback]) -> Counter[str]:
     """How often each collective is called in a run."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        fit(way, callbacks)
+        fit_in(way, callbacks)
     # As key_averages() counts, which takes seconds for all the other events.
     names = (event.name() for event in profile.profiler.kineto_results.events())
     return Counter(name for name in names if name.startswith("c10d::"))

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from tests.processes import launch
+from tests.processes import REPOSITORY, launch
 
 PROGRAM = Path(__file__).with_name("sharded_attention.py")
 
 
 def test_the_same_logits_and_the_same_clip_on_every_rank() -> None:
     """Each rank sees half of each batch; under FSDP1 QK-clip says what to take instead."""
-    (alone,) = launch(PROGRAM, "find", 1, "one")
-    ranks = launch(PROGRAM, "find", 2, "ddp", "fsdp2", "fsdp")
+    (alone,) = launch(PROGRAM, "find", 1, "one", path=[REPOSITORY])
+    ranks = launch(PROGRAM, "find", 2, "ddp", "fsdp2", "fsdp", path=[REPOSITORY])
     assert len([tag for tag in alone["one"][-1] if "head_" in tag]) == 12
     assert len([tag for tag in alone["one"][1] if "head_" in tag]) == 8
     clips = [step["clipped_heads"] for step in alone["one clipped"]]

@@ -22,7 +22,7 @@ from lightning_muon.report.orthogonality_map import OrthogonalityMap, draw_map
 from lightning_muon.report.run_log import RunLog
 from tests.callbacks.mixing import EXPERTS, MOMENTUM, STEPS, Mixing, exact, muon
 from tests.callbacks.watched import watched
-from tests.processes import launch
+from tests.processes import REPOSITORY, launch
 
 Fit = Callable[..., Trainer]
 
@@ -137,9 +137,9 @@ def test_adamw_too_is_measured_for_its_experts(fit: Fit) -> None:
 
 def test_the_same_on_every_rank() -> None:
     """However a matrix is cut: its pieces, and its experts, are on other ranks."""
-    (alone,) = launch(PROGRAM, "find", 1, "one")
+    (alone,) = launch(PROGRAM, "find", 1, "one", path=[REPOSITORY])
     ways = ("ddp", "ddp_sharded_state", "fsdp2", "fsdp")
-    ranks = launch(PROGRAM, "find", 2, *ways)
+    ranks = launch(PROGRAM, "find", 2, *ways, path=[REPOSITORY])
     assert [sum(name.startswith("operator_error") for name in step) for step in alone["one"]] == [0, 0, 0, 8]
     for found in ranks:
         for way in ways:

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.processes import launch
+from tests.processes import REPOSITORY, launch
 
 PROGRAM = Path(__file__).with_name("guarded_training.py")
 
 
 def assert_alike(world_size: int, cases: list[tuple[str, str, int, int]]) -> None:
     """Run the cases, each a strategy, a folder, and the rank and the step of a NaN; all ranks must end alike."""
-    ranks = launch(PROGRAM, "run", world_size, world_size, cases)
+    ranks = launch(PROGRAM, "run", world_size, world_size, cases, path=[REPOSITORY])
     assert ranks[1:] == ranks[:-1]
     for (name, folder, _, step), found in zip(cases, ranks[0], strict=True):
         newest = f"epoch={step // 3 * 3 - 1}-step={step // 3 * 3}.ckpt"

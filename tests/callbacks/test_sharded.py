@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import launch
+from tests.processes import REPOSITORY, launch
 
 PROGRAM = Path(__file__).with_name("sharded_monitors.py")
 BROKEN = "net.2.weight"
@@ -29,7 +29,7 @@ Found = dict[str, dict[str, list[dict[str, float]]]]
 @cache
 def by_rank(world_size: int, *ways: str) -> list[Found]:
     """By rank, what sharded_monitors.py finds of each way."""
-    return launch(PROGRAM, "find", world_size, *ways)
+    return launch(PROGRAM, "find", world_size, *ways, path=[REPOSITORY])
 
 
 @pytest.fixture(scope="module")

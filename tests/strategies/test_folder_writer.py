@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_muon.strategies import AsyncAtomicCheckpointIO, check_whole
-from tests.processes import launch
+from tests.processes import REPOSITORY, launch
 
 Train = Callable[..., list[dict[str, Any]]]
 AssertEqual = Callable[..., None]
@@ -15,7 +15,7 @@ AssertEqual = Callable[..., None]
 
 def test_a_save_is_whole_on_all_ranks_or_on_none(tmp_path: Path) -> None:
     program = Path(__file__).with_name("folder_checks.py")
-    launch(program, "check_*", 2, folder=tmp_path, path=[Path(__file__).parents[2]])
+    launch(program, "check_*", 2, folder=tmp_path, path=[REPOSITORY])
 
 
 def test_saved_in_the_background_it_resumes(train: Train, tmp_path: Path, assert_equal: AssertEqual) -> None:

@@ -2,15 +2,13 @@
 
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -18,6 +16,7 @@ from lightning_muon.optim import MuonAdamW, route_parameters
 from lightning_muon.optim.sharding.dtensor import local_tensor
 from lightning_muon.strategies import FSDP2Strategy, follow_groups
 from tests.earlier_groups import earlier_groups
+from tests.on_ranks import FSDPOnCPU
 
 EPOCHS = 2
 MUON_ELEMENTS = 15 * 8 + 15 * 15
@@ -50,20 +49,7 @@ class Module(LightningModule):
             follow_groups(config.scheduler, config.scheduler.optimizer.param_groups)
 
 
-class FSDPOnCPU(FSDPStrategy):
-    """Lightning refuses FSDP without a GPU, but only to the class itself."""
-
-    def __init__(self) -> None:
-        super().__init__(auto_wrap_policy={nn.Linear}, state_dict_type="sharded")
-
-    def _setup_model(self, model: nn.Module) -> nn.Module:
-        construct = FullyShardedDataParallel.__init__
-
-        def on_cpu(wrapper: FullyShardedDataParallel, *args: Any, **options: Any) -> None:
-            construct(wrapper, *args, **{**options, "device_id": torch.device("cpu")})
-
-        with patch.object(FullyShardedDataParallel, "__init__", on_cpu):
-            return super()._setup_model(model)
+fsdp = partial(FSDPOnCPU, auto_wrap_policy={nn.Linear}, state_dict_type="sharded")
 
 
 def fit(strategy: Strategy | str, epochs: int = EPOCHS, checkpoint: str | None = None, **options: Any) -> Trainer:
@@ -146,7 +132,7 @@ def check_ddp() -> None:
 def check_earlier_groups_resume_exactly() -> None:
     options = {"adamw_lr": 0.004}
     ddp = partial(DDPStrategy, process_group_backend="gloo")
-    for strategy in (ddp, FSDPOnCPU, partial(FSDP2Strategy, blocks=["Linear"], process_group_backend="gloo")):
+    for strategy in (ddp, fsdp, partial(FSDP2Strategy, blocks=["Linear"], process_group_backend="gloo")):
         straight, resumed = resumes(strategy, earlier=True, **options)
         for key in ("name", "lr", "initial_lr", "param_names"):
             assert [[g[key] for g in t.optimizers[0].param_groups] for t in (straight, resumed)] == [
@@ -161,7 +147,7 @@ def check_ddp_hands_a_checkpoint_to_one_device() -> None:
 
 
 def check_fsdp() -> None:
-    straight, _ = resumes(FSDPOnCPU)
+    straight, _ = resumes(fsdp)
     one = fit("auto")
     everywhere: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everywhere, {plain(n): p.detach() for n, p in parameters(straight)})
@@ -174,7 +160,7 @@ def check_fsdp() -> None:
 
 def check_a_cycled_momentum() -> None:
     """Whatever a strategy makes of the groups it saves and loads, ``betas[0]`` and ``momentum`` stay one number."""
-    for strategy in (FSDPOnCPU, FSDP2Strategy):
+    for strategy in (fsdp, FSDP2Strategy):
         for trainer in resumes(strategy, cycle=True):
             group = trainer.optimizers[0].param_groups[0]
             assert group["algorithm"] == "muon"

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import launch
+from tests.processes import REPOSITORY, launch
 
 FOLDER = Path(__file__).parent
 
 
 def run_checks(file: str, world_size: int) -> None:
     """Run all checks of a file in this folder on so many processes."""
-    launch(FOLDER / file, "check_*", world_size, path=[FOLDER.parents[2]])
+    launch(FOLDER / file, "check_*", world_size, path=[REPOSITORY])
 
 
 # Three processes have uneven and empty shards; the others take another half a minute.
