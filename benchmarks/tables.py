@@ -80,7 +80,8 @@ def _markdown(lines: list[list[str]]) -> str:
 
 
 def _machine(machine: dict[str, Any]) -> str:
-    processor = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
+    processor = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores, {threads}"
     return f"{processor}, torch {machine['torch']}"
 
 

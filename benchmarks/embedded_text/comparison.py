@@ -34,14 +34,17 @@ class Size:
     arguments: Sequence[str] = ()
 
 
-# Without Shampoo, whose roots of all matrices in each step make a run many times as long.
-ALL = ("adamw", "moonlight", "soap", "polargrad", "fast", "adam", "normuon", "int8", "fixed_norm")
+SIX = ("adamw", "moonlight", "soap", "polargrad", "fast", "normuon")
 SIZES: Mapping[str, Size] = {
-    "1m": Size("a GPT of 0.85 million parameters", ALL, ("lr", "roles", "embedding", "head", "weight_decay")),
+    "1m": Size(
+        "a GPT of 0.85 million parameters",
+        (*SIX, "adam", "int8", "fixed_norm", "shampoo"),
+        ("lr", "roles", "embedding", "head", "weight_decay"),
+    ),
     # The rates of embedding and head keep the ratio of the presets: a tuning of half as many runs.
     "8m": Size(
         "a GPT of 7.5 million parameters",
-        ALL,
+        SIX,
         ("lr", "roles", "weight_decay"),
         arguments=("--model.net.dim=320", "--model.net.depth=6", "--model.net.heads=5"),
     ),
@@ -72,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     for run in (run for finalist in outcome["finalists"] for run in finalist["runs"]):
         del run["result"]["figures"]  # what the monitors logged stays in the folder of the study
     title = f"{size.words}, {' '.join(extra)}; tuned: {', '.join(tuned)}; {options.jobs} runs at a time"
-    record = write_record(options.results, f"comparison-{options.size}", title, folder, outcome)
+    record = write_record(options, f"comparison-{options.size}", title, folder, outcome)
     options.images.mkdir(parents=True, exist_ok=True)
     for plot in filter(Path.is_file, (folder / "study" / name for name in (HORIZONS, TUNING))):
         shutil.copyfile(plot, options.images / f"{record.stem}-{plot.name}".replace("_", "-"))

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     title = f"Precisions, {len(seeds)} seeds; losses with 95 % intervals, medians of what the monitors logged"
     print_table(title, rows, list(rows[0]))
-    write_record(options.results, "precisions", title, folder, {"seeds": seeds, "rows": rows})
+    write_record(options, "precisions", title, folder, {"seeds": seeds, "rows": rows})
 
 
 def _row(files: list[str], precision: str, trials: Sequence[Mapping[str, Any]], runs: Path) -> dict[str, Any]:

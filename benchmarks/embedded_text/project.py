@@ -97,14 +97,16 @@ def write_config(folder: Path, name: str, text: str) -> str:
     return str(path)
 
 
-def write_record(results: Path, name: str, title: str, folder: Path, content: dict[str, Any]) -> Path:
-    """Write ``<results>/<name>-<card or cpu>.json``, with machine, date and the hours of all runs together."""
+def write_record(options: argparse.Namespace, name: str, title: str, folder: Path, content: dict[str, Any]) -> Path:
+    """Write ``<options.results>/<name>-<card or cpu>.json``: machine, threads of a run, date, hours of all runs."""
     journal = Journal(folder / "study")
     with journal.locked():
         done = [record.result for record in journal.records() if record.result]
     hours = sum(result.steps * (result.seconds_per_step or 0.0) for result in done) / 3600
-    path = results / f"{name}-{card()}.json"
-    about = {"command": f"python -m {__package__}.{name.replace('-', ' --size ')}", "machine": machine()}
+    path: Path = options.results / f"{name}-{card()}.json"
+    on = machine()
+    on["threads"] = max(1, on["threads"] // options.jobs)  # runs at the same time share the cores
+    about = {"command": f"python -m {__package__}.{name.replace('-', ' --size ')}", "machine": on}
     about["date"] = datetime.now(timezone.utc).date().isoformat()
     write(path, {"title": title, **about, "runs": len(done), "hours of training": round(hours, 2), **content})
     print(f"record:     {path}")

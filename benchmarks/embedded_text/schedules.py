@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     title = f"Schedules of the learning rate, {len(SEEDS)} seeds; losses with 95 % intervals"
     print_table(title, rows, list(rows[0]))
-    write_record(options.results, "schedules", title, folder, {"seeds": SEEDS, "rows": rows})
+    write_record(options, "schedules", title, folder, {"seeds": SEEDS, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = [_row(optimizer, width, losses) for optimizer, width in losses]
     title = f"Loss over the learning rate at widths {', '.join(map(str, widths))}; {len(seeds)} seeds"
     print_table(title, rows, [key for key in rows[0] if key != "losses"])
-    record = write_record(options.results, "transfer", title, folder, {"seeds": seeds, "rows": rows})
+    record = write_record(options, "transfer", title, folder, {"seeds": seeds, "rows": rows})
     _draw(rows, options.images / f"{record.stem.replace('_', '-')}.png")
 
 
