@@ -179,7 +179,8 @@ class Running:
     def send(self, signum: int) -> None:
         """Send a signal, if it still runs."""
         if self.code is None:
-            os.kill(self._process.pid, signum)
+            with contextlib.suppress(ProcessLookupError):  # its end is not told yet
+                os.kill(self._process.pid, signum)
 
     def wait(self, timeout: float) -> int | None:
         """Wait for the end, but not longer than that many seconds; return the exit code."""

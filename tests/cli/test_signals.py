@@ -316,6 +316,31 @@ def test_handlers_are_given_back(run: Callable[..., MuonCLI]) -> None:
 # Real launches: each process imports torch and Lightning by itself, which takes 5 s of CPU.
 
 
+EXITING = """
+import os, time
+from lightning_muon.cli.signals import ending_quietly
+
+class Lasting:  # until the interpreter clears its modules
+    def __del__(self, write=os.write, sleep=time.sleep):
+        write(1, b"exiting\\n")
+        sleep(1)
+
+lasting = Lasting()
+with ending_quietly():
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_signal_to_an_interpreter_that_exits_keeps_the_exit_code() -> None:
+    with subprocess.Popen([sys.executable, "-c", EXITING], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in ("ready\n", "exiting\n"):
+            assert process.stdout.readline() == line
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 143
+
+
 @contextmanager
 def launched(*command: str) -> Iterator[subprocess.Popen[str]]:
     """Start a command in a process group of its own, with its output in the file ``output``."""
