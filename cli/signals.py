@@ -38,7 +38,7 @@ def ending_quietly() -> Iterator[None]:
 
 
 def _ignore(signums: Sequence[int]) -> None:
-    """Without this, an exiting interpreter gives signals their default action, which replaces the exit code."""
+    """Ignore signals, whose default action an exiting interpreter restores: it would change the exit code."""
     for signum in signums:
         signal.signal(signum, signal.SIG_IGN)
 

@@ -179,7 +179,7 @@ class Running:
     def send(self, signum: int) -> None:
         """Send a signal, if it still runs."""
         if self.code is None:
-            with contextlib.suppress(ProcessLookupError):  # its end is not told yet
+            with contextlib.suppress(ProcessLookupError):  # it has ended, but this is not reported yet
                 os.kill(self._process.pid, signum)
 
     def wait(self, timeout: float) -> int | None:

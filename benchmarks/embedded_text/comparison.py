@@ -34,17 +34,16 @@ class Size:
     arguments: Sequence[str] = ()
 
 
-SIX = ("adamw", "moonlight", "soap", "polargrad", "fast", "normuon")
 SIZES: Mapping[str, Size] = {
     "1m": Size(
         "a GPT of 0.85 million parameters",
-        (*SIX, "adam", "int8", "fixed_norm", "shampoo"),
+        ("adamw", "moonlight", "soap", "polargrad", "fast", "normuon", "adam", "int8", "fixed_norm", "shampoo"),
         ("lr", "roles", "embedding", "head", "weight_decay"),
     ),
     # The rates of embedding and head keep the ratio of the presets: a tuning of half as many runs.
     "8m": Size(
         "a GPT of 7.5 million parameters",
-        SIX,
+        ("adamw", "moonlight", "soap", "polargrad", "fast", "normuon"),
         ("lr", "roles", "weight_decay"),
         arguments=("--model.net.dim=320", "--model.net.depth=6", "--model.net.heads=5"),
     ),

@@ -104,9 +104,9 @@ def write_record(options: argparse.Namespace, name: str, title: str, folder: Pat
         done = [record.result for record in journal.records() if record.result]
     hours = sum(result.steps * (result.seconds_per_step or 0.0) for result in done) / 3600
     path: Path = options.results / f"{name}-{card()}.json"
-    on = machine()
-    on["threads"] = max(1, on["threads"] // options.jobs)  # runs at the same time share the cores
-    about = {"command": f"python -m {__package__}.{name.replace('-', ' --size ')}", "machine": on}
+    measured_on = machine()
+    measured_on["threads"] = max(1, measured_on["threads"] // options.jobs)  # runs at the same time share the cores
+    about = {"command": f"python -m {__package__}.{name.replace('-', ' --size ')}", "machine": measured_on}
     about["date"] = datetime.now(timezone.utc).date().isoformat()
     write(path, {"title": title, **about, "runs": len(done), "hours of training": round(hours, 2), **content})
     print(f"record:     {path}")

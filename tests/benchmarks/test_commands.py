@@ -27,7 +27,7 @@ from benchmarks.matrix_problems.problems import PROBLEMS, Problem
 from benchmarks.matrix_problems.stopped_polargrad import two_qdwh_steps
 from lightning_muon import callbacks
 from lightning_muon.optim.polar.orthogonalize import OrthogonalizerName
-from tests.processes import run_module
+from tests.processes import REPOSITORY, run_module
 
 
 def record(path: Path) -> dict[str, Any]:
@@ -101,9 +101,8 @@ def test_traffic(tmp_path: Path) -> None:
 
 @pytest.mark.slow  # seconds in a tiny form; the parts it measures have their own tests
 def test_saving_time(tmp_path: Path) -> None:
-    repository = Path(__file__).parents[2]
     arguments = ["--quick", "--results", str(tmp_path)]
-    run = run_module("benchmarks.saving_time", *arguments, folder=tmp_path, path=[repository])
+    run = run_module("benchmarks.saving_time", *arguments, folder=tmp_path, path=[REPOSITORY])
     assert run.returncode == 0, run.stderr
     rows = record(tmp_path / "saving_time-cpu.json")["rows"]
     assert len(rows) == 7

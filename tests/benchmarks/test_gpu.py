@@ -20,9 +20,7 @@ from benchmarks.gpu.subject import preset_names
 from benchmarks.gpu.training import contestants
 from benchmarks.orthogonalization import METHODS
 from benchmarks.tables import filled
-from tests.processes import run_module
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.processes import REPOSITORY, run_module
 
 
 @pytest.mark.slow  # a quarter of a minute, on a machine without a GPU

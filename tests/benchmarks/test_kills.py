@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import launch
+from tests.processes import REPOSITORY, launch
 
 
 @pytest.mark.parametrize(("kills", "subjects"), [(2, [2]), pytest.param(20, [0, 2, 3, 4], marks=pytest.mark.slow)])
 def test_killed_runs_end_as_the_others(kills: int, subjects: list[int], tmp_path: Path) -> None:
-    program, repository = Path(__file__).with_name("killed_runs.py"), Path(__file__).parents[2]
+    program = Path(__file__).with_name("killed_runs.py")
     steps = 12 if kills == 2 else 60
-    (rows,) = launch(program, "run", 1, kills, steps, subjects, folder=tmp_path, path=[repository], process_group=False)
+    (rows,) = launch(program, "run", 1, kills, steps, subjects, folder=tmp_path, path=[REPOSITORY], process_group=False)
     names = [
         "one file, atomic",
         "",

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from lightning_muon.cli import MuonCLI
-from tests.processes import run_module
+from tests.processes import REPOSITORY, run_module
 
 Run = Callable[..., MuonCLI]
 pytestmark = pytest.mark.timeout(60)
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = REPOSITORY / "configs"
 
 
 def line_of(run: Run, capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -281,7 +281,7 @@ def test_our_classes_have_short_names() -> None:
         "from tests.cli.conftest import TinyModule, TinyData; from lightning_muon.cli import main; "
         f"main(TinyModule, TinyData, args=['fit', *{arguments}, '--print_config'])"
     )
-    done = run_module("tiny", folder=Path.cwd(), path=[Path(__file__).parents[2]])
+    done = run_module("tiny", folder=Path.cwd(), path=[REPOSITORY])
     for path in (*(f"callbacks.{name}" for name in monitors), "optim.MuonAdamW"):
         assert f"class_path: lightning_muon.{path}" in done.stdout, done.stderr
 

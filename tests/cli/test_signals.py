@@ -313,9 +313,6 @@ def test_handlers_are_given_back(run: Callable[..., MuonCLI]) -> None:
     assert state() == before
 
 
-# Real launches: each process imports torch and Lightning by itself, which takes 5 s of CPU.
-
-
 EXITING = """
 import os, time
 from lightning_muon.cli.signals import ending_quietly
@@ -339,6 +336,9 @@ def test_a_signal_to_an_interpreter_that_exits_keeps_the_exit_code() -> None:
             assert process.stdout.readline() == line
             process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 143
+
+
+# Real launches: each process imports torch and Lightning by itself, which takes 5 s of CPU.
 
 
 @contextmanager

@@ -10,14 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import run_module
+from tests.processes import REPOSITORY, run_module
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def run(project: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

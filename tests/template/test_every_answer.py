@@ -17,14 +17,13 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.processes import run_module
+from tests.processes import REPOSITORY, run_module
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-REPOSITORY = Path(__file__).parents[2]
 PROMPTS = json.loads((REPOSITORY / "cookiecutter.json").read_text())
 TASKS, INCLUSIONS, INSTALLERS = PROMPTS["task"], PROMPTS["lightning_muon"], PROMPTS["installer"]
 # Every pair of a task with another answer.

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.processes import launch
+from tests.processes import REPOSITORY, launch
 
-REPOSITORY = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("images_training.py")
 
 
